@@ -1,0 +1,1 @@
+"""ldm_mini: latent diffusion models, small and finished."""

@@ -1,0 +1,79 @@
+"""What a network is conditioned on: one small record that every network of the package understands (LDM sec. 3.3)."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Cond:
+    """The condition of a batch of B samples. `Cond()` means: nothing.
+
+    concat:  (B, C, h, w) joined to the noisy latent on channels: images, maps, masks.
+    context: (B, M, D)    tokens read by cross attention: words, classes, boxes.
+    mask:    (B, M) bool  True where a context token may be attended to; None = everywhere.
+    vector:  (B, D)       one vector, added to the time embedding.
+    """
+
+    concat: Tensor | None = None
+    context: Tensor | None = None
+    mask: Tensor | None = None
+    vector: Tensor | None = None
+
+    def _map(self, function):
+        return Cond(**{f.name: None if (v := getattr(self, f.name)) is None else function(v) for f in fields(self)})
+
+    def to(self, *args, **kwargs) -> "Cond":
+        """Like `Tensor.to`; a dtype leaves the boolean mask boolean."""
+        return self._map(lambda v: v.to(*args, **kwargs).bool() if v.dtype == torch.bool else v.to(*args, **kwargs))
+
+    def __getitem__(self, index) -> "Cond":
+        """Some of the samples: `cond[:4]`."""
+        return self._map(lambda v: v[index])
+
+    @staticmethod
+    def stack(conds) -> "Cond":
+        """Several batches after each other, as guidance needs: B1 + B2 + ... samples. Shapes and parts must agree."""
+        return _combine(conds, lambda values: torch.cat(values, dim=0), "stack")
+
+    def where(self, keep: Tensor, other: "Cond") -> "Cond":
+        """This condition where `keep` (B,) bool is True, `other` elsewhere: condition dropout."""
+
+        def choose(pair):
+            own, its = pair
+            return torch.where(keep.view(-1, *[1] * (own.ndim - 1)), own, its)
+
+        return _combine([self, other], choose, "where")
+
+    @staticmethod
+    def join(conds) -> "Cond":
+        """Several conditions of the same samples as one: concat joins on channels, context on tokens, vectors add."""
+        conds = list(conds)
+        contexts = [c for c in conds if c.context is not None]
+        masks = None
+        if any(c.mask is not None for c in contexts):
+            masks = torch.cat([c.context.new_ones(c.context.shape[:2], dtype=torch.bool) if c.mask is None else c.mask
+                               for c in contexts], dim=1)
+        concats = [c.concat for c in conds if c.concat is not None]
+        vectors = [c.vector for c in conds if c.vector is not None]
+        return Cond(concat=torch.cat(concats, dim=1) if concats else None,
+                    context=torch.cat([c.context for c in contexts], dim=1) if contexts else None,
+                    mask=masks,
+                    vector=sum(vectors[1:], vectors[0]) if vectors else None)
+
+
+def _combine(conds, function, name) -> Cond:
+    """Apply `function` to each part's list of values; parts must be present in all conditions or in none."""
+    parts = {}
+    for part in ("concat", "context", "mask", "vector"):
+        values = [getattr(c, part) for c in conds]
+        missing = [v is None for v in values]
+        if all(missing):
+            continue
+        if any(missing) or len({v.shape[1:] for v in values}) > 1:
+            shapes = [None if v is None else tuple(v.shape) for v in values]
+            raise ValueError(f"Cond.{name}: the conditions disagree on `{part}`: shapes {shapes}. "
+                             "A conditioner's null() must have the same parts and shapes as its encode().")
+        parts[part] = function(values)
+    return Cond(**parts)
