@@ -1,0 +1,206 @@
+"""Attention (LDM sec. 3.3): softmax(Q K^T / sqrt(d)) V, and the blocks through which an image reads itself and its condition.
+
+Nothing here knows the order or the place of a token: no block adds a position code (notebook 13 asks why it works).
+"""
+
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v: every query takes a weighted mean of the values (LDM sec. 3.3).
+
+    q (B,H,N,d), k (B,H,M,d), v (B,H,M,e) -> (B,H,N,e). mask: bool, True = may be attended to; (B,M) for all queries
+    alike, or any shape that broadcasts to (B,H,N,M). A query that may attend to nothing gets zeros, not NaN.
+    """
+    if mask is None:
+        return F.scaled_dot_product_attention(q, k, v)
+    mask = _broadcast_mask(mask)
+    some = mask.any(dim=-1, keepdim=True)                                       # (B,1,1,1) or (B,H,N,1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask | ~some) * some
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The weights that `attention` uses but never shows: (B,H,N,M), rows sum to 1 (to 0 where nothing may be attended to)."""
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if mask is None:
+        return scores.softmax(dim=-1)
+    mask = _broadcast_mask(mask)
+    some = mask.any(dim=-1, keepdim=True)
+    return scores.masked_fill(~(mask | ~some), float("-inf")).softmax(dim=-1) * some
+
+
+def _broadcast_mask(mask: Tensor) -> Tensor:
+    if mask.dtype != torch.bool:
+        raise ValueError(f"attention: the mask must be bool with True = may be attended to, got {mask.dtype}.")
+    return mask[:, None, None, :] if mask.ndim == 2 else mask
+
+
+def head_layout(dim: int, num_heads: int | None = None, head_dim: int | None = None) -> tuple[int, int]:
+    """(number of heads, width of a head) from whichever is given: the paper fixes the one in some models, the other in others."""
+    if num_heads is None and head_dim is None:
+        raise ValueError("head_layout: give num_heads or head_dim.")
+    if num_heads is not None and head_dim is not None:
+        return num_heads, head_dim
+    given = head_dim if num_heads is None else num_heads
+    if dim % given:
+        raise ValueError(f"head_layout: a width of {dim} cannot be split into heads with "
+                         f"{'head_dim' if num_heads is None else 'num_heads'} = {given}; choose a divisor of {dim}.")
+    return (dim // head_dim, head_dim) if num_heads is None else (num_heads, dim // num_heads)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of tokens x to `context`; without a context, to themselves.
+
+    num_heads or head_dim (or both: the inner width is their product). qkv_bias: the image self-attention of the first
+    stage and of unconditional U-Nets has biases on q, k and v, the transformers have none.
+    """
+
+    def __init__(self, dim: int, context_dim: int | None = None, num_heads: int | None = 8, head_dim: int | None = None,
+                 qkv_bias: bool = False):
+        super().__init__()
+        self.num_heads, head_dim = head_layout(dim, num_heads, head_dim)
+        self.context_dim = context_dim
+        inner, source = self.num_heads * head_dim, dim if context_dim is None else context_dim
+        self.to_q = nn.Linear(dim, inner, bias=qkv_bias)
+        self.to_k = nn.Linear(source, inner, bias=qkv_bias)
+        self.to_v = nn.Linear(source, inner, bias=qkv_bias)
+        self.to_out = nn.Linear(inner, dim)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """x (B,N,dim), context (B,M,context_dim), mask (B,M) bool -> (B,N,dim)"""
+        context = x if context is None else context
+        q, k, v = (self._split(layer(tokens))                                   # (B,H,N,d), (B,H,M,d), (B,H,M,d)
+                   for layer, tokens in ((self.to_q, x), (self.to_k, context), (self.to_v, context)))
+        return self.to_out(rearrange(attention(q, k, v, mask), "b h n d -> b n (h d)"))
+
+    def weights(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Where each token of x looks: (B,H,N,M)."""
+        context = x if context is None else context
+        return attention_weights(self._split(self.to_q(x)), self._split(self.to_k(context)), mask)
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        return rearrange(tokens, "b n (h d) -> b h n d", h=self.num_heads)
+
+
+class FeedForward(nn.Module):
+    """The MLP of a transformer block with a GEGLU gate: values * GELU(gates), four times wider inside."""
+
+    def __init__(self, dim: int, mult: int = 4):
+        super().__init__()
+        self.proj = nn.Linear(dim, 2 * mult * dim)
+        self.out = nn.Linear(mult * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,N,dim) -> (B,N,dim)"""
+        values, gates = self.proj(x).chunk(2, dim=-1)
+        return self.out(values * F.gelu(gates))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention, feed-forward; each behind a LayerNorm and added to its input.
+
+    With context_dim None the second attention is a self-attention too.
+    """
+
+    def __init__(self, dim: int, context_dim: int | None = None, num_heads: int | None = 8, head_dim: int | None = None):
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.self_attn = Attention(dim, None, num_heads, head_dim)
+        self.cross_attn = Attention(dim, context_dim, num_heads, head_dim)
+        self.ff = FeedForward(dim)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """x (B,N,dim), context (B,M,context_dim), mask (B,M) bool -> (B,N,dim)"""
+        x = x + self.self_attn(self.norm1(x))
+        x = x + self.cross_attn(self.norm2(x), context, mask)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks on the pixels of a feature map, as tokens in reading order, that look at a context (LDM Tab. 16).
+
+    depth is 1 in the paper, 3 for layouts. The last projection starts at 0, so the whole starts as the identity.
+    """
+
+    def __init__(self, channels: int, num_heads: int | None = None, head_dim: int | None = 32, depth: int = 1,
+                 context_dim: int | None = None, groups: int = 32):
+        super().__init__()
+        heads, head_dim = head_layout(channels, num_heads, head_dim)
+        inner = heads * head_dim
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, inner)                               # a 1x1 convolution, written for tokens
+        self.blocks = nn.ModuleList(TransformerBlock(inner, context_dim, heads, head_dim) for _ in range(depth))
+        self.proj_out = _zeroed(nn.Linear(inner, channels))
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """x (B,C,h,w), context (B,M,context_dim), mask (B,M) bool -> (B,C,h,w)"""
+        h = self.proj_in(_to_tokens(self.norm(x)))                              # (B, h*w, inner)
+        for block in self.blocks:
+            h = block(h, context, mask)
+        return x + _to_image(self.proj_out(h), x)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over the pixels of a feature map: first stage (one head, eps 1e-6) and U-Nets without context (1e-5).
+
+    zero_init: the last projection starts at 0 (U-Net; not the first stage).
+    """
+
+    def __init__(self, channels: int, num_heads: int | None = 1, head_dim: int | None = None, groups: int = 32,
+                 eps: float = 1e-6, zero_init: bool = False):
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=eps)
+        self.attn = Attention(channels, None, num_heads, head_dim, qkv_bias=True)
+        if zero_init:
+            _zeroed(self.attn.to_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,C,h,w) -> (B,C,h,w)"""
+        return x + _to_image(self.attn(_to_tokens(self.norm(x))), x)
+
+
+def _to_tokens(x: Tensor) -> Tensor:
+    return rearrange(x, "b c h w -> b (h w) c")
+
+
+def _to_image(tokens: Tensor, like: Tensor) -> Tensor:
+    return rearrange(tokens, "b (h w) c -> b c h w", h=like.shape[2])
+
+
+def _zeroed(layer: nn.Module) -> nn.Module:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+@contextmanager
+def record_attention(net: nn.Module, cross_only: bool = True):
+    """Inside the `with`, every forward of `net` also records where its tokens look.
+
+    Yields {module name: [weights (B,H,N,M) of each call, on the CPU]}. With `cross_only`, only attention to a context.
+
+        with record_attention(unet) as maps:
+            unet(x, t, cond)
+        maps["up.3.attn.blocks.0.cross_attn"][0]
+    """
+    maps, hooks = {}, []
+
+    def recorder(name):
+        def hook(module, args, kwargs, output):
+            with torch.no_grad():
+                maps.setdefault(name, []).append(module.weights(*args, **kwargs).float().cpu())
+        return hook
+
+    for name, module in net.named_modules():
+        if isinstance(module, Attention) and (module.context_dim is not None or not cross_only):
+            hooks.append(module.register_forward_hook(recorder(name), with_kwargs=True))
+    try:
+        yield maps
+    finally:
+        for hook in hooks:
+            hook.remove()

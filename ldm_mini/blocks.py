@@ -1,0 +1,134 @@
+"""The blocks that every convolutional network of the paper is made of: residual block, down, up, time embedding.
+
+The same ResBlock serves the first stage (no time, eps 1e-6) and the U-Net (time added, eps 1e-5, last conv zero).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def group_norm(channels: int, groups: int = 32, eps: float = 1e-6) -> nn.GroupNorm:
+    """GroupNorm over `groups` groups (the paper's 32; about 16 channels per group is faster on a CPU).
+
+    Raises ValueError if `groups` does not divide `channels`.
+    """
+    if channels % groups:
+        raise ValueError(f"group_norm: {channels} channels cannot be split into {groups} equal groups. "
+                         f"Choose `groups` as a divisor, for instance {math.gcd(channels, groups)}.")
+    return nn.GroupNorm(groups, channels, eps=eps)
+
+
+def zeroed(module: nn.Module) -> nn.Module:
+    """The same module with all parameters set to 0: a residual branch that starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """t (B,) -> (B, dim) float32: [cos | sin] of t at dim/2 frequencies from 1 down to nearly 1/max_period.
+
+    The two halves are joined to make the code of t; the code itself is later added to features, not joined to them.
+    """
+    if dim % 2:
+        raise ValueError(f"timestep_embedding: dim must be even (half cosines, half sines), got {dim}.")
+    half = dim // 2
+    frequencies = torch.exp(-math.log(max_period) / half * torch.arange(half, dtype=torch.float32, device=t.device))
+    angles = t.float()[:, None] * frequencies                                   # (B, dim/2)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)                      # (B, dim)
+
+
+class TimeEmbedding(nn.Module):
+    """A time step as a learned vector: sinusoid, then Linear - SiLU - Linear. `time_dim` is 4 * dim in the paper."""
+
+    def __init__(self, dim: int, time_dim: int | None = None):
+        super().__init__()
+        self.dim = dim
+        time_dim = time_dim or 4 * dim
+        self.linear1 = nn.Linear(dim, time_dim)
+        self.linear2 = nn.Linear(time_dim, time_dim)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """t (B,) -> (B, time_dim)"""
+        code = timestep_embedding(t, self.dim).to(self.linear1.weight.dtype)
+        return self.linear2(F.silu(self.linear1(code)))
+
+
+class Downsample(nn.Module):
+    """Half the height and width by a 3x3 convolution of stride 2.
+
+    asymmetric: the first stage pads only right and bottom, the U-Net pads all sides. Their weights are not interchangeable.
+    """
+
+    def __init__(self, channels: int, asymmetric: bool = False):
+        super().__init__()
+        self.asymmetric = asymmetric
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if asymmetric else 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,C,h,w) -> (B,C,h/2,w/2)"""
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.asymmetric else x)
+
+
+class Upsample(nn.Module):
+    """Twice the height and width: every pixel repeated, then a 3x3 convolution (no checkerboard, unlike a strided one)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,C,h,w) -> (B,C,2h,2w)"""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class ResBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with the time embedding put in between the two halves.
+
+    time_dim:    width of the time embedding; None in the first stage, which knows no time.
+    scale_shift: the embedding scales and shifts the second norm instead of being added (LSUN-Churches model only).
+    resample:    "down" or "up" inside the block, on both branches, without weights (BigGAN style: Churches, inpainting).
+    zero_init:   last convolution starts at 0, so the block starts as its skip connection (U-Net; not the first stage).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, time_dim: int | None = None, groups: int = 32,
+                 eps: float = 1e-6, dropout: float = 0.0, scale_shift: bool = False, zero_init: bool = False,
+                 resample: str | None = None):
+        super().__init__()
+        if resample not in (None, "down", "up"):
+            raise ValueError(f'ResBlock: resample must be None, "down" or "up", got {resample!r}.')
+        if scale_shift and time_dim is None:
+            raise ValueError("ResBlock: scale_shift needs a time embedding; pass time_dim.")
+        self.scale_shift, self.resample = scale_shift, resample
+        self.norm1 = group_norm(in_channels, groups, eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_proj = None if time_dim is None else nn.Linear(time_dim, out_channels * (2 if scale_shift else 1))
+        self.norm2 = group_norm(out_channels, groups, eps)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        if zero_init:
+            zeroed(self.conv2)
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        """x (B,C,h,w), time (B,time_dim) -> (B,out_channels,h,w); h and w halved or doubled if `resample` says so."""
+        h = self._resize(F.silu(self.norm1(x)))
+        h = self.conv1(h)
+        if self.time_proj is None:
+            h = self.norm2(h)
+        else:
+            embedding = self.time_proj(F.silu(time))[:, :, None, None]          # (B, out or 2*out, 1, 1)
+            if self.scale_shift:
+                scale, shift = embedding.chunk(2, dim=1)
+                h = self.norm2(h) * (1 + scale) + shift
+            else:
+                h = self.norm2(h + embedding)
+        return self.shortcut(self._resize(x)) + self.conv2(self.dropout(F.silu(h)))
+
+    def _resize(self, x: Tensor) -> Tensor:
+        if self.resample == "down":
+            return F.avg_pool2d(x, 2)
+        return F.interpolate(x, scale_factor=2.0, mode="nearest") if self.resample == "up" else x
