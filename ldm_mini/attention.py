@@ -41,11 +41,11 @@ def _broadcast_mask(mask: Tensor) -> Tensor:
 
 
 def head_layout(dim: int, num_heads: int | None = None, head_dim: int | None = None) -> tuple[int, int]:
-    """(number of heads, width of a head) from whichever is given: the paper fixes the one in some models, the other in others."""
-    if num_heads is None and head_dim is None:
-        raise ValueError("head_layout: give num_heads or head_dim.")
+    """(number of heads, width of a head): the paper's models fix the one or the other. Both given: taken as they are."""
     if num_heads is not None and head_dim is not None:
         return num_heads, head_dim
+    if num_heads is None and head_dim is None:
+        num_heads = 8
     given = head_dim if num_heads is None else num_heads
     if dim % given:
         raise ValueError(f"head_layout: a width of {dim} cannot be split into heads with "
@@ -56,11 +56,11 @@ def head_layout(dim: int, num_heads: int | None = None, head_dim: int | None = N
 class Attention(nn.Module):
     """Multi-head attention of tokens x to `context`; without a context, to themselves.
 
-    num_heads or head_dim (or both: the inner width is their product). qkv_bias: the image self-attention of the first
+    num_heads or head_dim decides, 8 heads if neither (both: the inner width is their product). qkv_bias: the image self-attention of the first
     stage and of unconditional U-Nets has biases on q, k and v, the transformers have none.
     """
 
-    def __init__(self, dim: int, context_dim: int | None = None, num_heads: int | None = 8, head_dim: int | None = None,
+    def __init__(self, dim: int, context_dim: int | None = None, num_heads: int | None = None, head_dim: int | None = None,
                  qkv_bias: bool = False):
         super().__init__()
         self.num_heads, head_dim = head_layout(dim, num_heads, head_dim)
@@ -107,7 +107,7 @@ class TransformerBlock(nn.Module):
     With context_dim None the second attention is a self-attention too.
     """
 
-    def __init__(self, dim: int, context_dim: int | None = None, num_heads: int | None = 8, head_dim: int | None = None):
+    def __init__(self, dim: int, context_dim: int | None = None, num_heads: int | None = None, head_dim: int | None = None):
         super().__init__()
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.self_attn = Attention(dim, None, num_heads, head_dim)
@@ -127,7 +127,7 @@ class SpatialTransformer(nn.Module):
     depth is 1 in the paper, 3 for layouts. The last projection starts at 0, so the whole starts as the identity.
     """
 
-    def __init__(self, channels: int, num_heads: int | None = None, head_dim: int | None = 32, depth: int = 1,
+    def __init__(self, channels: int, num_heads: int | None = None, head_dim: int | None = None, depth: int = 1,
                  context_dim: int | None = None, groups: int = 32):
         super().__init__()
         heads, head_dim = head_layout(channels, num_heads, head_dim)
@@ -148,13 +148,14 @@ class SpatialTransformer(nn.Module):
 class AttentionBlock(nn.Module):
     """Self-attention over the pixels of a feature map: first stage (one head, eps 1e-6) and U-Nets without context (1e-5).
 
-    zero_init: the last projection starts at 0 (U-Net; not the first stage).
+    One head if neither num_heads nor head_dim is given. zero_init: the last projection starts at 0 (U-Net only).
     """
 
-    def __init__(self, channels: int, num_heads: int | None = 1, head_dim: int | None = None, groups: int = 32,
+    def __init__(self, channels: int, num_heads: int | None = None, head_dim: int | None = None, groups: int = 32,
                  eps: float = 1e-6, zero_init: bool = False):
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels, eps=eps)
+        num_heads = 1 if num_heads is None and head_dim is None else num_heads
         self.attn = Attention(channels, None, num_heads, head_dim, qkv_bias=True)
         if zero_init:
             _zeroed(self.attn.to_out)

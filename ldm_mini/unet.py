@@ -1,0 +1,177 @@
+"""The U-Net that predicts noise (LDM sec. 3.2, 3.3, Tab. 12-16): down, middle, up, with a skip from every block to its mirror."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import AttentionBlock, SpatialTransformer
+from .blocks import Downsample, ResBlock, TimeEmbedding, Upsample, group_norm, zeroed
+from .cond import Cond
+
+EPS = 1e-5                      # of all its GroupNorms but the spatial transformers' (1e-6)
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """One U-Net. Levels count from 0 (the latent's own size); each next level has half the height and width."""
+
+    in_channels: int                            # of the noisy latent
+    out_channels: int | None = None             # None: as many as in_channels
+    channels: int = 128                         # width of level 0 is channels * channel_mults[0]
+    channel_mults: tuple[int, ...] = (1, 2, 4)
+    num_res_blocks: int = 2                     # per level; the way up has one more
+    attn_levels: tuple[int, ...] = (1, 2)       # LEVEL INDICES with attention; the middle always has it
+    num_heads: int | None = None                # fixes the number of heads (Churches: 8; cin256-v2: 1) ...
+    head_dim: int = 32                          # ... else heads have this width (CelebA, cin256, text)
+    context_dim: int | None = None              # width of context tokens; None: plain self-attention, no transformers
+    transformer_depth: int = 1                  # blocks per spatial transformer; 3 for layouts
+    vector_dim: int | None = None               # width of a vector added to the time embedding (not in the paper's models)
+    concat_channels: int = 0                    # channels of cond.concat: super-resolution 3, inpainting 4
+    groups: int = 32                            # of every GroupNorm; small nets: about 16 channels per group
+    scale_shift: bool = False                   # time scales and shifts the norm instead of being added (Churches)
+    resblock_updown: bool = False               # residual blocks that resize, instead of a convolution (Churches, inpainting)
+    dropout: float = 0.0                        # inside residual blocks
+
+    def __post_init__(self):
+        for name in ("channel_mults", "attn_levels"):                           # lists, after a round trip through JSON
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        levels = len(self.channel_mults)
+        if bad := [level for level in self.attn_levels if not 0 <= level < levels]:
+            raise ValueError(f"UNetConfig: attn_levels {bad} do not exist. They are level indices 0 to {levels - 1} "
+                             f"(one per entry of channel_mults), not sizes or factors.")
+        if bad := [w for w in self.widths if w % self.groups]:
+            raise ValueError(f"UNetConfig: groups={self.groups} does not divide the widths {bad} (channels * channel_mults).")
+        attended = [self.widths[level] for level in self.attn_levels] + [self.widths[-1]]
+        split = self.num_heads or self.head_dim
+        if bad := [w for w in attended if w % split]:
+            raise ValueError(f"UNetConfig: widths {bad} cannot be split into heads with "
+                             f"{'num_heads' if self.num_heads else 'head_dim'} = {split}.")
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each level."""
+        return [self.channels * mult for mult in self.channel_mults]
+
+    @property
+    def min_factor(self) -> int:
+        """Height and width of the input must be multiples of this."""
+        return 2 ** (len(self.channel_mults) - 1)
+
+
+class Step(nn.ModuleList):
+    """A few layers in order, each given what it understands: h; and the time, or the context."""
+
+    def forward(self, h: Tensor, time: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+        """h (B,C,h,w), time (B,D), context (B,M,Dc), mask (B,M) -> (B,C',h',w')"""
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                h = layer(h, time)
+            elif isinstance(layer, SpatialTransformer):
+                h = layer(h, context, mask)
+            else:
+                h = layer(h)
+        return h
+
+
+class UNet(nn.Module):
+    """The paper's U-Net: net(x, t, cond) -> prediction of x's shape. A fresh one returns exactly 0.
+
+    `down` and `up` hold one Step per entry of the skip stack: the stem, each residual block, each downsampling.
+    """
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = c = config
+        self.time_dim = 4 * c.channels
+        self.time_embedding = TimeEmbedding(c.channels, self.time_dim)
+        self.vector_proj = None if c.vector_dim is None else nn.Linear(c.vector_dim, self.time_dim)
+
+        stem = nn.Conv2d(c.in_channels + c.concat_channels, c.channels, 3, padding=1)
+        self.down, width, skips = nn.ModuleList([Step([stem])]), c.channels, [c.channels]
+        for level, level_width in enumerate(c.widths):
+            for _ in range(c.num_res_blocks):
+                self.down.append(self._step(width, level_width, level in c.attn_levels))
+                width = level_width
+                skips.append(width)
+            if level < len(c.widths) - 1:
+                self.down.append(Step([self._resize(width, "down")]))
+                skips.append(width)
+
+        self.middle = Step([self._res(width, width), self._attn(width), self._res(width, width)])
+
+        self.up = nn.ModuleList()
+        for level, level_width in reversed(list(enumerate(c.widths))):
+            for i in range(c.num_res_blocks + 1):
+                self.up.append(self._step(width + skips.pop(), level_width, level in c.attn_levels))
+                width = level_width
+                if level > 0 and i == c.num_res_blocks:
+                    self.up[-1].append(self._resize(width, "up"))
+
+        self.norm_out = group_norm(width, c.groups, EPS)
+        self.conv_out = zeroed(nn.Conv2d(width, c.out_channels or c.in_channels, 3, padding=1))
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond = Cond()) -> Tensor:
+        """x (B,C,h,w), t (B,) int64, cond -> (B,out_channels,h,w)"""
+        check_inputs(self.config, x, t, cond)
+        time = self.time_embedding(t)                                           # (B, 4*channels)
+        if self.vector_proj is not None:
+            time = time + self.vector_proj(cond.vector)
+        h = x if cond.concat is None else torch.cat([x, cond.concat], dim=1)
+
+        hs = []
+        for step in self.down:
+            h = step(h, time, cond.context, cond.mask)
+            hs.append(h)
+        h = self.middle(h, time, cond.context, cond.mask)
+        for step in self.up:
+            h = torch.cat([h, hs.pop()], dim=1)                                 # last in, first out: sizes match
+            h = step(h, time, cond.context, cond.mask)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+    def _step(self, width_in: int, width: int, attended: bool) -> Step:
+        return Step([self._res(width_in, width)] + ([self._attn(width)] if attended else []))
+
+    def _res(self, width_in: int, width: int, resample: str | None = None) -> ResBlock:
+        c = self.config
+        return ResBlock(width_in, width, self.time_dim, c.groups, EPS, c.dropout, c.scale_shift, zero_init=True,
+                        resample=resample)
+
+    def _attn(self, width: int) -> nn.Module:
+        c = self.config
+        heads = {"num_heads": c.num_heads, "head_dim": None if c.num_heads else c.head_dim, "groups": c.groups}
+        if c.context_dim is None:
+            return AttentionBlock(width, eps=EPS, zero_init=True, **heads)
+        return SpatialTransformer(width, depth=c.transformer_depth, context_dim=c.context_dim, **heads)
+
+    def _resize(self, width: int, direction: str) -> nn.Module:
+        if self.config.resblock_updown:
+            return self._res(width, width, resample=direction)
+        return Downsample(width) if direction == "down" else Upsample(width)
+
+
+def check_inputs(c: UNetConfig, x: Tensor, t: Tensor, cond: Cond) -> None:
+    """Raise a ValueError that says what to change if x, t or cond do not fit the config."""
+    if x.ndim != 4 or x.shape[2] % c.min_factor or x.shape[3] % c.min_factor:
+        raise ValueError(f"UNet: x must be (B,C,h,w) with h and w multiples of {c.min_factor} ({len(c.channel_mults)} "
+                         f"levels halve it {len(c.channel_mults) - 1} times), got {tuple(x.shape)}.")
+    batch, joined = len(x), 0 if cond.concat is None else cond.concat.shape[1]
+    if x.shape[1] + joined != c.in_channels + c.concat_channels:
+        raise ValueError(f"UNet: x has {x.shape[1]} channels and cond.concat {joined}; the config wants in_channels="
+                         f"{c.in_channels} and concat_channels={c.concat_channels}.")
+    if joined and cond.concat.shape[2:] != x.shape[2:]:
+        raise ValueError(f"UNet: cond.concat is {tuple(cond.concat.shape[2:])} pixels but x is {tuple(x.shape[2:])}; resize it.")
+    if t.shape != (batch,) or t.is_floating_point():
+        raise ValueError(f"UNet: t must be one integer step per sample, shape ({batch},) and int64, got {tuple(t.shape)} "
+                         f"{t.dtype}. For a single step use torch.full(({batch},), step).")
+    for part, width in (("context", c.context_dim), ("vector", c.vector_dim)):
+        value = getattr(cond, part)
+        if (value is None) != (width is None):
+            found = "was given no" if value is None else "was given a"
+            raise ValueError(f"UNet: built with {part}_dim={width} but {found} cond.{part}. "
+                             f"Make the config's {part}_dim and the conditioner agree.")
+        if value is not None and (value.shape[0], value.shape[-1]) != (batch, width):
+            raise ValueError(f"UNet: cond.{part} must have batch {batch} and width {width}, got {tuple(value.shape)}.")
+    if cond.mask is not None and cond.context is not None and cond.mask.shape != cond.context.shape[:2]:
+        raise ValueError(f"UNet: cond.mask {tuple(cond.mask.shape)} must be (B,M) of cond.context {tuple(cond.context.shape)}.")
