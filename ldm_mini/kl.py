@@ -1,0 +1,95 @@
+"""The other bottleneck: a diagonal Gaussian per latent value, kept near N(0, 1) by a very small KL term (LDM sec. 3.1)."""
+
+import torch
+from torch import Tensor, nn
+
+
+class DiagonalGaussian:
+    """Independent normals, one per latent value: `mean`, `logvar`, `std`, each (B,C,h,w), float32 or finer.
+
+    moments (B,2C,h,w): the first half of the channels are means, the second log variances, clamped to [-30, 20].
+    """
+
+    def __init__(self, moments: Tensor):
+        if moments.ndim != 4 or moments.shape[1] % 2:
+            raise ValueError("DiagonalGaussian: expected (B, 2C, h, w), means and log variances joined on channels, "
+                             f"got {tuple(moments.shape)}.")
+        moments = moments.to(torch.promote_types(moments.dtype, torch.float32))
+        self.mean, logvar = moments.chunk(2, dim=1)
+        self.logvar = logvar.clamp(-30.0, 20.0)
+        self.std = torch.exp(0.5 * self.logvar)
+
+    def mode(self) -> Tensor:
+        """The most likely value, (B,C,h,w)."""
+        return self.mean
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """mean + std * noise, (B,C,h,w): the gradient passes through both (VAE, arXiv 1312.6114 sec. 2.4)."""
+        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        return self.mean + self.std * noise
+
+    def kl(self) -> Tensor:
+        """KL divergence from N(0, 1) in nats, per latent value: (B,C,h,w)."""
+        return 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar)
+
+
+class KLBottleneck(nn.Module):
+    """The bottleneck contract with a Gaussian inside: the encoder outputs its moments, the decoder reads a sample.
+
+    reduction says what `weight` multiplies, and it has to match the reconstruction loss beside it:
+    "mean": the mean over all latent values; goes with a mean over pixels.
+    "sum":  the sum over each latent, mean over the batch; goes with a sum over pixels. The released models use
+            1e-6 this way, which is `weight_for_means(1e-6, ...)` = 2.1e-8 with means at f=8. The default is thus stronger
+            than the paper's, and still so weak that the latent's scale is free: measure it (LDM appendix G).
+    """
+
+    moments_per_channel = 2
+
+    def __init__(self, latent_channels: int = 4, weight: float = 1e-6, reduction: str = "mean"):
+        super().__init__()
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f'KLBottleneck: reduction must be "mean" or "sum", got {reduction!r}.')
+        if weight < 0 or latent_channels < 1:
+            raise ValueError(f"KLBottleneck: needs weight >= 0 and latent_channels >= 1, got {weight} and {latent_channels}.")
+        self.latent_channels, self.weight, self.reduction = latent_channels, weight, reduction
+
+    def distribution(self, h: Tensor) -> DiagonalGaussian:
+        """h (B,2C,h,w) -> the posterior q(z | x)."""
+        if h.ndim != 4 or h.shape[1] != 2 * self.latent_channels:
+            raise ValueError(f"KLBottleneck: expected h of shape (B, {2 * self.latent_channels}, h, w), a mean and a log "
+                             f"variance for each of {self.latent_channels} channels, got {tuple(h.shape)}.")
+        return DiagonalGaussian(h)
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """h (B,2C,h,w) -> z (B,C,h,w), loss (). z is a sample in training, the mode in evaluation."""
+        posterior = self.distribution(h)
+        kl = posterior.kl()
+        loss = kl.mean() if self.reduction == "mean" else kl.sum() / len(kl)
+        z = posterior.sample() if self.training else posterior.mode()
+        return z.to(h.dtype), self.weight * loss
+
+    def latent(self, h: Tensor, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
+        """h (B,2C,h,w) -> z (B,C,h,w): the mode, as for an image that is a condition, or a sample, as for diffusion training."""
+        posterior = self.distribution(h)
+        return (posterior.sample(generator) if sample else posterior.mode()).to(h.dtype)
+
+    def to_decoder(self, z: Tensor) -> Tensor:
+        """z (B,C,h,w) -> itself: the decoder is used to noisy latents."""
+        return z
+
+    def to_config(self) -> dict:
+        """What `autoencoder.build_bottleneck` needs to build this again."""
+        return {"kind": "kl", "latent_channels": self.latent_channels, "weight": self.weight, "reduction": self.reduction}
+
+
+def weight_for_means(weight_for_sums: float, latent_shape, image_shape) -> float:
+    """The `weight` that makes the same compromise when both losses are means: times latent values over image values.
+
+    >>> round(weight_for_means(1e-6, (4, 32, 32), (3, 256, 256)), 10)
+    2.08e-08
+    """
+    return weight_for_sums * _product(latent_shape) / _product(image_shape)
+
+
+def _product(shape) -> int:
+    return torch.Size(shape).numel()
