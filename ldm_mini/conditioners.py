@@ -101,8 +101,7 @@ class TextConditioner(Conditioner):
 
     def null(self, batch: dict) -> Cond:
         """The same shapes from the empty caption, computed once."""
-        size = batch_size(batch)
-        return self._embed([""])._map(lambda value: value.expand(size, *value.shape[1:]))
+        return self._embed([""])[[0] * batch_size(batch)]
 
     def _embed(self, captions: list[str]) -> Cond:
         context, mask = self.text_transformer(captions)
@@ -144,7 +143,8 @@ class CombinedConditioner(Conditioner):
         cond = part.encode(batch)
         if not (self.training and self.p_drop_each):
             return cond
-        keep = torch.rand(batch_size(batch), device=next(self.parameters()).device) >= self.p_drop_each
+        device = next(value.device for value in vars(cond).values() if value is not None)
+        keep = torch.rand(batch_size(batch), device=device) >= self.p_drop_each
         return cond.where(keep, part.null(batch))
 
     @staticmethod
