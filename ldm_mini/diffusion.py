@@ -1,0 +1,112 @@
+"""What the network learns (LDM eq. 1, 2) and what a sampler hears of it.
+
+A network predicts the noise `eps`, the clean `x0`, or `v = alpha eps - sigma x0` (Salimans & Ho 2022): given x_t each of
+them tells the other two. A sampler never sees which one, nor guidance: it gets `denoise(x_t, t) -> (x0, eps)`.
+"""
+
+import torch
+from torch import Tensor
+
+PREDICTIONS = ("eps", "x0", "v")
+
+
+def prediction_target(prediction: str, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """What the network should output, (B, ...) like x0; alpha and sigma broadcast to it."""
+    _check(prediction)
+    return {"eps": lambda: eps, "x0": lambda: x0, "v": lambda: alpha * eps - sigma * x0}[prediction]()
+
+
+def to_x0_eps(prediction: str, out: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """The clean image and the noise that a network's output means, each (B, ...): solves x_t = alpha x0 + sigma eps."""
+    _check(prediction)
+    if prediction == "eps":
+        return (x_t - sigma * out) / alpha, out
+    if prediction == "x0":
+        return out, (x_t - alpha * out) / sigma
+    return alpha * x_t - sigma * out, sigma * x_t + alpha * out
+
+
+def diffusion_loss(net, schedule, x0, cond, prediction="eps", t=None, eps=None, generator=None, weight=None,
+                   reduce=True) -> Tensor:
+    """Mean squared error of the prediction at a random noise level (DDPM eq. 14, LDM eq. 1 and 2).
+
+    x0 (B, ...); t (B,) int64 and eps like x0 are drawn (from `generator`) unless given. Returns a scalar, or (B,) with
+    reduce=False. weight: (B,) signal-to-noise ratio -> (B,) factor, e.g. `lambda snr: snr.clamp(max=5) / snr` (min-SNR).
+    """
+    t = draw_timesteps(schedule, len(x0), x0.device, generator) if t is None else t
+    eps = draw_noise(x0, generator) if eps is None else eps
+    out = net(schedule.add_noise(x0, eps, t), t, cond)
+    target = prediction_target(prediction, x0, eps, schedule.alpha(t, x0.ndim), schedule.sigma(t, x0.ndim))
+    if out.shape != target.shape:
+        raise ValueError(f"the network returned {tuple(out.shape)} for a latent of {tuple(target.shape)}: "
+                         "set its out_channels to the latent's channels.")
+    per_sample = (out.float() - target.float()).square().flatten(1).mean(dim=1)  # B
+    if weight is not None:
+        per_sample = per_sample * weight(schedule.snr(t))
+    return per_sample.mean() if reduce else per_sample
+
+
+def make_denoiser(net, schedule, cond, null=None, guidance_scale=1.0, prediction="eps", clip_x0=None):
+    """Fold prediction, guidance and clipping into `denoise(x_t (B, ...), t (B,) int64) -> (x0, eps)`, both like x_t.
+
+    guidance_scale s: u + s (c - u) for the outputs c under `cond` and u under `null`, in one batched call (Ho & Salimans
+    2022; their w is s - 1). s = 1 is no guidance and needs no `null`. A negative prompt is simply another `null`.
+    clip_x0: keep x0 in [-clip_x0, clip_x0] and let eps agree; for pixels. Latents have no bounds.
+    """
+    _check(prediction)
+    guided = guidance_scale != 1
+    if guided and null is None:
+        raise ValueError(f"guidance_scale={guidance_scale} needs `null`, the condition that stands for none. "
+                         "Give conditioner.null(batch), or guidance_scale=1.")
+    both = cond.stack([null, cond]) if guided else cond
+
+    def denoise(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        if guided:
+            u, c = net(torch.cat([x_t, x_t]), torch.cat([t, t]), both).to(x_t.dtype).chunk(2)
+            out = u + guidance_scale * (c - u)
+        else:
+            out = net(x_t, t, both).to(x_t.dtype)
+        alpha, sigma = schedule.alpha(t, x_t.ndim), schedule.sigma(t, x_t.ndim)
+        x0, eps = to_x0_eps(prediction, out, x_t, alpha, sigma)
+        if clip_x0 is not None:
+            x0, eps = to_x0_eps("x0", x0.clamp(-clip_x0, clip_x0), x_t, alpha, sigma)
+        return x0, eps
+
+    return denoise
+
+
+def ideal_denoiser(points: Tensor, schedule):
+    """The denoiser that a perfect network would learn from a finite data set `points` (N, ...), in closed form.
+
+    Its x0 is the posterior mean E[x0 | x_t]: all points, weighted by how likely each of them led to x_t. With it a
+    sampler can be proved right before anything is trained.
+    """
+    flat = points.flatten(1)
+
+    def denoise(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = schedule.alpha(t, 2), schedule.sigma(t, 2)
+        distance = torch.cdist(x_t.flatten(1) / alpha, flat, compute_mode="donot_use_mm_for_euclid_dist")  # B N
+        weights = torch.softmax(-0.5 * (distance * alpha / sigma).square(), dim=1)  # subtracts the largest exponent first
+        x0 = (weights @ flat).view_as(x_t)
+        return to_x0_eps("x0", x0, x_t, schedule.alpha(t, x_t.ndim), schedule.sigma(t, x_t.ndim))
+
+    return denoise
+
+
+def draw_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Standard normal noise shaped like `like`; drawn where `generator` is, then moved, so that a CPU generator gives
+    the same noise, hence the same picture, on every device."""
+    if generator is None:
+        return torch.randn_like(like)
+    return torch.randn(like.shape, generator=generator, device=generator.device).to(like)
+
+
+def draw_timesteps(schedule, batch: int, device, generator: torch.Generator | None = None) -> Tensor:
+    """Uniform timesteps, (batch,) int64 on `device`; drawn where `generator` is."""
+    where = device if generator is None else generator.device
+    return torch.randint(schedule.num_steps, (batch,), generator=generator, device=where).to(device)
+
+
+def _check(prediction: str) -> None:
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"prediction must be one of {PREDICTIONS}, got {prediction!r}.")
