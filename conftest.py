@@ -1,0 +1,21 @@
+"""Test settings: one thread, and notebooks compared strictly in this environment against this checkout."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+NBVAL_DEFAULT_TIMEOUT = 2000  # seconds for one cell: nbval's own, far too patient
+
+# Before anything imports torch; notebook kernels inherit both. Two threads on a busy machine can be ten times
+# slower than one, and change the last digits.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
+def pytest_configure(config):
+    """`pytest --nbval` needs no further options: the running Python is the kernel, patterns and time limit are set."""
+    option = config.option
+    option.nbval_current_env = option.nbval_kernel_name is None
+    option.nbval_sanitize_with = option.nbval_sanitize_with or str(ROOT / "tests" / "nbval_sanitize.cfg")
+    if option.nbval_cell_timeout == NBVAL_DEFAULT_TIMEOUT:
+        option.nbval_cell_timeout = 300
