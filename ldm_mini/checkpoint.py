@@ -51,10 +51,8 @@ def write_json(path, value) -> None:
 def read_json(path):
     """The value in a JSON file; CheckpointError if it is missing or no JSON."""
     try:
-        return json.loads(_read(path))
-    except ValueError as error:
-        if isinstance(error, CheckpointError):
-            raise
+        return json.loads(_read(path).decode())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is damaged, it holds no JSON: {error}. Fetch or write it again.") from None
 
 
@@ -110,12 +108,12 @@ def save_weights(folder, tensors: dict, half=(), shard_bytes: int = SHARD_BYTES)
         filled += size
     many = len(shards) > 1
     files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)] if many else [WEIGHTS]
-    for file, shard in zip(files, shards):
+    for file, shard in zip(files, shards, strict=True):
         save_safetensors(folder / file, shard)
     if many:
         total = sum(v.numel() * v.element_size() for v in tensors.values())
-        write_json(folder / INDEX, {"metadata": {"total_size": total},
-                                    "weight_map": {name: file for file, shard in zip(files, shards) for name in shard}})
+        weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
         files.append(INDEX)
     for old in folder.glob("model*.safetensors*"):  # of an earlier save with another number of shards
         if old.name not in files and re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", old.name):
@@ -126,7 +124,7 @@ def save_weights(folder, tensors: dict, half=(), shard_bytes: int = SHARD_BYTES)
 def load_weights(folder, expected=None) -> dict:
     """{name: CPU tensor} of a folder that `save_weights`, or any Hugging Face library, wrote. Errors: CheckpointError.
 
-    `expected`, if given, is a {name: tensor} whose names and shapes the file must have, such as a module's state_dict().
+    `expected`, if given, is a {name: tensor} whose names and shapes it must have, such as a module's state_dict().
     """
     folder = Path(folder)
     where = folder / INDEX
@@ -147,12 +145,6 @@ def load_weights(folder, expected=None) -> dict:
     return tensors
 
 
-def weight_files(folder) -> list[str]:
-    """Names of the files that hold a folder's weights, the index included."""
-    index = Path(folder) / INDEX
-    return [INDEX, *sorted(set(read_json(index)["weight_map"].values()))] if index.is_file() else [WEIGHTS]
-
-
 # ----------------------------------------------------------------------------------------------------- training state
 
 
@@ -160,8 +152,8 @@ def save_training_state(folder, step: int, state: dict, keep: int = 2) -> Path:
     """Write the folder `folder/step-00001000` whole, then delete all but the newest `keep`. Returns its path.
 
     state: {part: state}, for example {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ...};
-    a state is any nesting of dicts, lists and tuples of tensors, numbers, strings, booleans and None. Each part's tensors
-    go to `<part>.safetensors`, all else to `state.json`. The state of Python's, NumPy's and torch's random numbers joins.
+    a state is any nesting of dicts, lists and tuples of tensors, numbers, strings, booleans and None. Each part's
+    tensors go to `<part>.safetensors`, all else to `state.json`, and `rng_state()` joins as the part "rng".
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}.")
@@ -210,8 +202,8 @@ def latest(folder) -> Path | None:
 
 def rng_state() -> dict:
     """State of the random numbers of Python, NumPy, torch and every CUDA device, as tensors, numbers and strings."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
-    return {"python": random.getstate(), "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
+    kind, keys, *rest = np.random.get_state()
+    return {"python": random.getstate(), "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cond:
     """The condition of a batch of B samples. `Cond()` means: nothing.
 
@@ -31,6 +31,8 @@ class Cond:
     def __getitem__(self, index) -> "Cond":
         """Some of the samples: `cond[:4]`."""
         return self._map(lambda v: v[index])
+
+    __iter__ = None  # `for c in cond` would count up for ever on an empty one
 
     @staticmethod
     def stack(conds) -> "Cond":
@@ -65,7 +67,7 @@ class Cond:
 
 def _combine(conds, function, name) -> Cond:
     """Apply `function` to each part's list of values; parts must be present in all conditions or in none."""
-    parts = {}
+    conds, parts = list(conds), {}
     for part in ("concat", "context", "mask", "vector"):
         values = [getattr(c, part) for c in conds]
         missing = [v is None for v in values]

@@ -1,7 +1,7 @@
 """What the network learns (LDM eq. 1, 2) and what a sampler hears of it.
 
-A network predicts the noise `eps`, the clean `x0`, or `v = alpha eps - sigma x0` (Salimans & Ho 2022): given x_t each of
-them tells the other two. A sampler never sees which one, nor guidance: it gets `denoise(x_t, t) -> (x0, eps)`.
+A network predicts the noise `eps`, the clean `x0`, or `v = alpha eps - sigma x0` (Salimans & Ho 2022): given x_t each
+of them tells the other two. A sampler never sees which one, nor guidance: it gets `denoise(x_t, t) -> (x0, eps)`.
 """
 
 import torch
@@ -31,7 +31,7 @@ def diffusion_loss(net, schedule, x0, cond, prediction="eps", t=None, eps=None, 
     """Mean squared error of the prediction at a random noise level (DDPM eq. 14, LDM eq. 1 and 2).
 
     x0 (B, ...); t (B,) int64 and eps like x0 are drawn (from `generator`) unless given. Returns a scalar, or (B,) with
-    reduce=False. weight: (B,) signal-to-noise ratio -> (B,) factor, e.g. `lambda snr: snr.clamp(max=5) / snr` (min-SNR).
+    reduce=False. weight: signal-to-noise ratio (B,) -> factor (B,), e.g. min-SNR: `lambda snr: snr.clamp(max=5) / snr`.
     """
     t = draw_timesteps(schedule, len(x0), x0.device, generator) if t is None else t
     eps = draw_noise(x0, generator) if eps is None else eps
@@ -49,8 +49,8 @@ def diffusion_loss(net, schedule, x0, cond, prediction="eps", t=None, eps=None, 
 def make_denoiser(net, schedule, cond, null=None, guidance_scale=1.0, prediction="eps", clip_x0=None):
     """Fold prediction, guidance and clipping into `denoise(x_t (B, ...), t (B,) int64) -> (x0, eps)`, both like x_t.
 
-    guidance_scale s: u + s (c - u) for the outputs c under `cond` and u under `null`, in one batched call (Ho & Salimans
-    2022; their w is s - 1). s = 1 is no guidance and needs no `null`. A negative prompt is simply another `null`.
+    guidance_scale s: u + s (c - u) for the outputs c under `cond` and u under `null`, in one batched call (Ho &
+    Salimans 2022; their w is s - 1). s = 1 is no guidance and needs no `null`. A negative prompt is simply another `null`.
     clip_x0: keep x0 in [-clip_x0, clip_x0] and let eps agree; for pixels. Latents have no bounds.
     """
     _check(prediction)
@@ -86,7 +86,7 @@ def ideal_denoiser(points: Tensor, schedule):
     def denoise(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = schedule.alpha(t, 2), schedule.sigma(t, 2)
         distance = torch.cdist(x_t.flatten(1) / alpha, flat, compute_mode="donot_use_mm_for_euclid_dist")  # B N
-        weights = torch.softmax(-0.5 * (distance * alpha / sigma).square(), dim=1)  # subtracts the largest exponent first
+        weights = torch.softmax(-0.5 * (distance * alpha / sigma).square(), dim=1)  # B N; no exponential overflows
         x0 = (weights @ flat).view_as(x_t)
         return to_x0_eps("x0", x0, x_t, schedule.alpha(t, x_t.ndim), schedule.sigma(t, x_t.ndim))
 

@@ -24,9 +24,13 @@ class DiagonalGaussian:
         return self.mean
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """mean + std * noise, (B,C,h,w): the gradient passes through both (VAE, arXiv 1312.6114 sec. 2.4)."""
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
-        return self.mean + self.std * noise
+        """mean + std * noise, (B,C,h,w): the gradient passes through both (VAE, arXiv 1312.6114 sec. 2.4).
+
+        The noise is drawn where the generator is: a CPU generator gives the same sample on every device.
+        """
+        where = self.mean.device if generator is None else generator.device
+        noise = torch.randn(self.mean.shape, generator=generator, device=where, dtype=self.mean.dtype)
+        return self.mean + self.std * noise.to(self.mean.device)
 
     def kl(self) -> Tensor:
         """KL divergence from N(0, 1) in nats, per latent value: (B,C,h,w)."""

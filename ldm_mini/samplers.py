@@ -7,7 +7,7 @@ All samplers take
     denoise    x_t (B, ...), t (B,) int64 -> (x0, eps), both like x_t; see `diffusion.make_denoiser`
     z_T        (B, ...) standard normal noise
     steps      how many, 1 <= steps <= T, or the timesteps themselves: a descending sequence of integers
-    generator  where fresh noise comes from, if the sampler needs any; a CPU generator gives the same picture on any device
+    generator  source of fresh noise, if the sampler needs any; a CPU generator gives the same picture on every device
     spacing, offset   which timesteps `steps` means: see `NoiseSchedule.timesteps`
 and some `clean_end`: True ends at x0 itself; False stops at the noise level of t = 0, as LDM's released DDIM does
 (diffusers: set_alpha_to_one=False).
@@ -54,11 +54,12 @@ def ddim(denoise, z_T, schedule, steps=50, generator=None, *, eta=0.0, spacing="
 
 
 @torch.no_grad()
-def dpm_solver(denoise, z_T, schedule, steps=20, generator=None, *, order=2, spacing="trailing", offset=0, clean_end=True):
+def dpm_solver(denoise, z_T, schedule, steps=20, generator=None, *, order=2, spacing="trailing", offset=0,
+               clean_end=True):
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): good from about 15 steps. Order 1 is DDIM.
 
-    It solves the probability flow exactly but for x0(lambda), the network's x0 along lambda = log(alpha / sigma), which it
-    takes to be constant (order 1) or a line through the last two values (order 2).
+    It solves the probability flow exactly but for x0(lambda), the network's x0 along lambda = log(alpha / sigma), which
+    it takes to be constant (order 1) or a line through the last two values (order 2).
     """
     if order not in (1, 2):
         raise ValueError(f"order must be 1 or 2, got {order}.")
@@ -69,8 +70,8 @@ def dpm_solver(denoise, z_T, schedule, steps=20, generator=None, *, order=2, spa
         # 1. the network's x0, and the length of this step in lambda (infinite for a step to the clean image)
         x0, _ = denoise(x, t)
         h = (alpha_s / sigma_s).log() - (alpha_t / sigma_t).log()
-        # 2. extrapolate x0 to the middle of the step (algorithm 2), but not on the first step, nor on the last one if it
-        #    ends at the clean image or the steps are few ("lower order final" in the authors' code and diffusers)
+        # 2. extrapolate x0 to the middle of the step (algorithm 2), but not on the first step, nor on the last one if
+        #    it ends at the clean image or the steps are few ("lower order final" in the authors' code and diffusers)
         last = i == len(pairs) - 1 and (clean_end or len(pairs) < 15)
         D = x0
         if order == 2 and before is not None and not last:
@@ -109,7 +110,7 @@ def _walk(schedule, z_T: Tensor, steps, spacing: str, offset: int, clean_end: bo
     inside = all(isinstance(t, int) and 0 <= t < schedule.num_steps for t in timesteps)
     if not timesteps or not inside or timesteps != sorted(set(timesteps), reverse=True):
         raise ValueError(f"timesteps must be integers descending within {schedule.num_steps - 1}..0, got {timesteps}.")
-    for t, s in zip(timesteps, timesteps[1:] + [-1 if clean_end else 0]):
+    for t, s in zip(timesteps, timesteps[1:] + [-1 if clean_end else 0], strict=True):
         yield tuple(torch.full((len(z_T),), v, dtype=torch.int64, device=z_T.device) for v in (t, s))
 
 

@@ -22,7 +22,7 @@ def scaled_linear_betas(steps: int = 1000, start: float = 0.0015, end: float = 0
 
 
 def cosine_betas(steps: int = 1000) -> Tensor:
-    """Nichol & Dhariwal 2021, eq. 17: alphas_cumprod falls like a squared cosine, beta at most 0.999. (steps,) float64."""
+    """Nichol & Dhariwal 2021, eq. 17: alphas_cumprod falls like cos^2, each beta at most 0.999. (steps,) float64."""
     u = torch.arange(steps + 1, dtype=torch.float64) / steps
     alphas_cumprod = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
     return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(max=0.999)
@@ -78,12 +78,12 @@ class NoiseSchedule(nn.Module):
         return mean, (1 - alpha) * (1 - a_s) / (1 - a_t)
 
     def timesteps(self, steps: int, spacing: str = "leading", offset: int = 0) -> Tensor:
-        """The timesteps a sampler of `steps` steps visits: (steps,) int64, distinct, descending, for any 1 <= steps <= T.
+        """The timesteps that `steps` steps of a sampler visit: (steps,) int64, descending, for any 1 <= steps <= T.
 
         "leading" begins each of `steps` equal parts of 0..T-1, "trailing" ends each of them (so T - 1 is visited),
         "linspace" runs from T - 1 to 0. `offset` moves all of them up, as far as T - 1 allows.
-        Where `steps` divides T these are diffusers' numbers, and LDM's DDIM is ("leading", offset=1). Elsewhere LDM takes
-        too many steps and diffusers' "leading" starts below the top, from noise it never trained to be pure.
+        Where `steps` divides T these are diffusers' numbers, and LDM's DDIM is ("leading", offset=1). Elsewhere LDM
+        takes too many steps, and diffusers' "leading" starts too far below the top to be given pure noise.
         """
         T = self.num_steps
         if not 1 <= steps <= T or steps != int(steps):

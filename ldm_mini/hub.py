@@ -1,0 +1,129 @@
+"""Models in folders, as Hugging Face keeps them: `config.json` says what to build, `model.safetensors` has the weights.
+
+This is the one place that knows which classes a config names. A part of a class from elsewhere is named only: its
+weights are saved all the same, and who loads them passes the part.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from torch import nn
+
+from . import conditioners
+from .autoencoder import Autoencoder
+from .checkpoint import SHARD_BYTES, CheckpointError, load_weights, read_json, save_weights, write_json
+from .files import checksums, data_path
+from .unet import UNet, UNetConfig
+
+CONFIG = "config.json"
+NETS = {"UNet": (UNet, UNetConfig)}
+
+
+def save(folder, kind: str, module: nn.Module, config: dict, half=False, shard_bytes=SHARD_BYTES) -> Path:
+    """Write a module's weights and its config. half: parameters as float16; buffers stay as they are."""
+    folder = Path(folder)
+    save_weights(folder, module.state_dict(), dict(module.named_parameters()) if half else (), shard_bytes)
+    write_json(folder / CONFIG, {"format": f"ldm_mini.{kind}", **config})
+    return folder
+
+
+def read_config(folder, kind: str) -> dict:
+    """The config of a folder that `save` wrote for this kind of model. Raises CheckpointError for any other."""
+    config = read_json(Path(folder) / CONFIG)
+    if not isinstance(config, dict) or config.get("format") != f"ldm_mini.{kind}":
+        found = config.get("format", "no format of ldm_mini") if isinstance(config, dict) else "no config"
+        raise CheckpointError(f"{Path(folder) / CONFIG} describes no ldm_mini.{kind}: it says {found}.")
+    return config
+
+
+def find(name_or_folder) -> Path:
+    """The local folder of a model: a folder; else a bare name, which means shipped weights in `data/weights/`, checked
+    by hash; else "owner/name" on the Hugging Face Hub, downloaded once. Raises CheckpointError with what was tried."""
+    folder, name = Path(name_or_folder), str(name_or_folder)
+    if folder.is_dir():
+        return folder
+    if (f"weights/{name}/{CONFIG}") in checksums():
+        config = data_path("weights", name, CONFIG)
+        for file in (f for f in checksums() if f.startswith(f"weights/{name}/")):
+            data_path(*file.split("/"))
+        return config.parent
+    if name.count("/") != 1 or name.startswith((".", "/")) or name.endswith("/"):
+        shipped = sorted(f.split("/")[1] for f in checksums() if f.startswith("weights/") and f.endswith(f"/{CONFIG}"))
+        raise CheckpointError(f"there is no folder {name!r}, nor such shipped weights; shipped are {shipped}. "
+                              "A model on the Hugging Face Hub is named owner/name.")
+    from huggingface_hub import snapshot_download  # slow to import, hence only here
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # offline, not found, no access: its many classes differ between versions
+        raise CheckpointError(f"there is no folder {name!r}, and it could not be had from the Hugging Face Hub "
+                              f"({type(error).__name__}: {error}). Is there a network? Is the name right?") from error
+
+
+def describe_autoencoder(autoencoder) -> dict | None:
+    """JSON that `build_autoencoder` turns back into this first stage; only its class name if it is of another."""
+    return autoencoder.to_config() if type(autoencoder) is Autoencoder else _foreign(autoencoder)
+
+
+def build_autoencoder(described: dict | None) -> Autoencoder | None:
+    """A first stage with fresh weights; None for None, diffusion on pixels."""
+    _refuse_foreign(described, "autoencoder")
+    return None if described is None else Autoencoder.from_config(described)
+
+
+def describe_net(net: nn.Module) -> dict:
+    """JSON that `build_net` turns back into this network; only its class name if it is of another class."""
+    name = next((name for name, (kind, _) in NETS.items() if type(net) is kind), None)
+    return _foreign(net) if name is None else {"kind": name, "config": dataclasses.asdict(net.config)}
+
+
+def build_net(described: dict) -> nn.Module:
+    """A network with fresh weights."""
+    _refuse_foreign(described, "net")
+    if described["kind"] not in NETS:
+        raise CheckpointError(f"the network is a {described['kind']}, this version knows {list(NETS)}: pass net=.")
+    kind, config = NETS[described["kind"]]
+    return kind(config(**described["config"]))
+
+
+def describe_conditioner(conditioner) -> dict | None:
+    """JSON that `build_conditioner` turns back into this conditioner; its class name alone if it has no to_config."""
+    try:
+        return None if conditioner is None else conditioner.to_config()
+    except (NotImplementedError, AttributeError):
+        return _foreign(conditioner)
+
+
+def build_conditioner(described: dict | None):
+    """A conditioner with fresh weights; None for None, an unconditional model."""
+    _refuse_foreign(described, "conditioner")
+    try:
+        return None if described is None else conditioners.build_conditioner(described)
+    except ValueError as error:
+        raise CheckpointError(f"the conditioner of this checkpoint could not be built: {error} If it is of your own "
+                              "class, pass conditioner=.") from error
+
+
+def save_autoencoder(folder, autoencoder: Autoencoder, half=False, card: dict | None = None, shard_bytes=SHARD_BYTES) -> Path:
+    """A first stage alone, in a folder of its own."""
+    config = {"autoencoder": describe_autoencoder(autoencoder), "card": card or {}}
+    return save(folder, "Autoencoder", autoencoder, config, half, shard_bytes)
+
+
+def load_autoencoder(name_or_folder, autoencoder=None, device=None) -> nn.Module:
+    """A saved first stage, in evaluation mode. autoencoder: one of your own class, to be given its weights."""
+    folder = find(name_or_folder)
+    if autoencoder is None:
+        autoencoder = build_autoencoder(read_config(folder, "Autoencoder")["autoencoder"])
+    autoencoder.load_state_dict(load_weights(folder, autoencoder.state_dict()))
+    return autoencoder.eval().to(device)
+
+
+def _foreign(part) -> dict | None:
+    return None if part is None else {"class": type(part).__name__}
+
+
+def _refuse_foreign(described: dict | None, argument: str) -> None:
+    if described is not None and "class" in described:
+        raise CheckpointError(f"this checkpoint has a {described['class']}, which is no class of ldm_mini: build it as "
+                              f"it was and pass {argument}=.")

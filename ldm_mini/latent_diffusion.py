@@ -1,0 +1,258 @@
+"""Diffusion in the latent space of a frozen autoencoder (LDM sec. 3): put together by constructor argument, trained by
+`loss`, used by `sample`, kept by `save_pretrained` and `from_pretrained`."""
+
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from . import hub
+from .checkpoint import SHARD_BYTES, load_weights
+from .cond import Cond
+from .conditioners import batch_size
+from .diffusion import PREDICTIONS, diffusion_loss, draw_noise, make_denoiser
+from .samplers import SAMPLERS
+from .schedule import NoiseSchedule
+
+
+class LatentDiffusion(nn.Module):
+    """A first stage, a network on its latents, a noise schedule and, if there is one, a conditioner.
+
+    autoencoder:  encode(x, sample, generator) -> z, decode(z) -> x, config with latent_channels and downsample_factor;
+                  frozen here. None = no first stage: diffusion on pixels (LDM-1).
+    net:          net(x_t (B,C,h,w), t (B,), cond) -> (B,C,h,w).
+    conditioner:  encode(batch) -> Cond and null(batch) -> Cond; None = unconditional.
+    prediction:   what the net predicts: "eps", "x0" or "v".
+    p_uncond:     how often a sample's whole condition is dropped in training, which is what guidance needs.
+    scale_factor: multiplies the latents, so that they have unit variance: see `latent_scale`.
+    image_size:   (height, width) that `sample` makes; None = that of the first images it is trained on.
+    """
+
+    def __init__(self, autoencoder, net, schedule, conditioner=None, prediction: str = "eps", p_uncond: float = 0.1,
+                 scale_factor: float = 1.0, image_size=None):
+        super().__init__()
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"prediction must be one of {PREDICTIONS}, got {prediction!r}.")
+        if not 0 <= p_uncond < 1:
+            raise ValueError(f"p_uncond is a probability below 1, got {p_uncond}.")
+        if not 0 < float(scale_factor) < float("inf"):
+            raise ValueError(f"scale_factor must be positive, got {float(scale_factor)}: measure it with latent_scale.")
+        self.autoencoder, self.net, self.schedule, self.conditioner = autoencoder, net, schedule, conditioner
+        self.prediction, self.p_uncond = prediction, p_uncond
+        self.image_size = None if image_size is None else _pair(image_size)
+        self.register_buffer("scale_factor", torch.tensor(float(scale_factor)))
+        if autoencoder is not None:
+            autoencoder.requires_grad_(False).eval()
+
+    # ------------------------------------------------------------------------------------------------------- training
+
+    def loss(self, batch: dict, generator: torch.Generator | None = None) -> Tensor:
+        """The training loss of a batch, a scalar (LDM eq. 2, eq. 3 with a conditioner).
+
+        batch: "image" (B,3,H,W) in [-1,1], or "latent" (B,C,h,w), which is what autoencoder.encode gave (raw: it is
+        scaled here) and saves the encoder's time; and whatever the conditioner reads. `generator` makes it repeatable.
+        """
+        batch = self._move(batch)
+        if "latent" in batch:
+            z0 = batch["latent"] * self.scale_factor
+            height, width = (side * self._factor for side in z0.shape[-2:])
+        elif "image" in batch:
+            z0 = self.encode(batch["image"], sample=True, generator=generator)
+            height, width = batch["image"].shape[-2:]
+        else:
+            raise ValueError(f'a batch needs "image" or "latent", this one has {sorted(batch)}.')
+        if self.image_size is None:
+            self.image_size = (height, width)
+        cond = self._dropped_cond(batch, generator)
+        return diffusion_loss(self.net, self.schedule, z0, cond, self.prediction, generator=generator)
+
+    forward = loss  # what DistributedDataParallel calls
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Those of the network and the conditioner: never the first stage's."""
+        parts = [self.net] + ([] if self.conditioner is None else [self.conditioner])
+        return [p for part in parts for p in part.parameters() if p.requires_grad]
+
+    def train(self, mode: bool = True) -> "LatentDiffusion":
+        """As always, but the first stage stays in evaluation mode: it is finished."""
+        super().train(mode)
+        if self.autoencoder is not None:
+            self.autoencoder.eval()
+        return self
+
+    def _dropped_cond(self, batch: dict, generator) -> Cond:
+        """The batch's condition; with probability p_uncond a sample gets the null condition, in all parts at once."""
+        if self.conditioner is None:
+            return Cond()
+        cond = self.conditioner.encode(batch)
+        if self.p_uncond == 0:
+            return cond
+        where = self.device if generator is None else generator.device
+        keep = torch.rand(batch_size(batch), generator=generator, device=where) >= self.p_uncond
+        return cond.where(keep.to(self.device), self.conditioner.null(batch))
+
+    # ---------------------------------------------------------------------------------------------------- first stage
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
+        """Images (B,3,H,W) in [-1,1] -> scaled latents z0 (B,C,h,w). `sample` a KL posterior, not its mode."""
+        return _raw_latent(self.autoencoder, images, sample, generator) * self.scale_factor
+
+    @torch.no_grad()
+    def decode(self, z0: Tensor) -> Tensor:
+        """Scaled latents z0 (B,C,h,w) -> images (B,3,H,W), which may leave [-1,1] a little."""
+        z = z0 / self.scale_factor
+        return z if self.autoencoder is None else self.autoencoder.decode(z)
+
+    def latent_shape(self, size) -> tuple[int, int, int]:
+        """(C, h, w) of the latent of an image of `size`, a side or (height, width)."""
+        height, width = _pair(size)
+        if height % self._factor or width % self._factor or min(height, width) < 1:
+            raise ValueError(f"images of {height} x {width} cannot be: sides must be multiples of {self._factor}.")
+        channels = self.net.config.in_channels if self.autoencoder is None else self.autoencoder.config.latent_channels
+        return channels, height // self._factor, width // self._factor
+
+    @property
+    def _factor(self) -> int:
+        return 1 if self.autoencoder is None else self.autoencoder.config.downsample_factor
+
+    # ------------------------------------------------------------------------------------------------------- sampling
+
+    def denoiser(self, batch: dict | None = None, guidance_scale: float = 1.0, negative=None, clip_x0=None):
+        """`denoise(x_t, t) -> (x0, eps)` under a batch's condition, for any sampler. Without a conditioner, unguided.
+
+        negative: what to steer away from, a caption or a dict of batch keys, in place of "no condition".
+        """
+        if self.conditioner is None:
+            return make_denoiser(self.net, self.schedule, Cond(), prediction=self.prediction, clip_x0=clip_x0)
+        if batch is None:
+            raise ValueError('this model is conditional: sample({"caption": [...]}), with what its conditioner reads.')
+        batch, null = self._move(batch), None
+        if guidance_scale != 1 and negative is not None:
+            negative = {"caption": [negative] * batch_size(batch)} if isinstance(negative, str) else negative
+            null = self.conditioner.encode(self._move({**batch, **negative}))
+        elif guidance_scale != 1:
+            if self.p_uncond == 0:
+                raise ValueError("this model never learned the null condition (p_uncond=0): use guidance_scale=1, or "
+                                 "train with p_uncond=0.1.")
+            null = self.conditioner.null(batch)
+        return make_denoiser(self.net, self.schedule, self.conditioner.encode(batch), null, guidance_scale,
+                             self.prediction, clip_x0)
+
+    @torch.no_grad()
+    def sample(self, batch: dict | None = None, num: int | None = None, steps: int = 20, guidance_scale: float = 4.0,
+               sampler="dpm", generator: torch.Generator | None = None, seed: int | None = None, size=None,
+               progress: bool = False, negative=None, **options) -> Tensor:
+        """New images (B,3,H,W) in [-1,1], one per entry of `batch`, or `num` of them without a conditioner.
+
+        sampler: a name in samplers.SAMPLERS or such a function; `options` go to it (eta, order, spacing, ...).
+        seed:    or a CPU `generator`: the same noise, hence the same pictures, on every device.
+        size:    side or (height, width), default the size it was trained on; other sizes work for convolutional nets.
+        """
+        if sampler in SAMPLERS:
+            sampler = SAMPLERS[sampler]
+        elif not callable(sampler):
+            raise ValueError(f"sampler must be one of {list(SAMPLERS)}, or a function, got {sampler!r}.")
+        if seed is not None:
+            if generator is not None:
+                raise ValueError("give a seed or a generator, not both.")
+            generator = torch.Generator().manual_seed(seed)
+        num = batch_size(batch) if num is None and batch else num
+        if num is None or (batch and num != batch_size(batch)):
+            raise ValueError(f"how many? num={num}; it must be given without a batch, and agree with a batch.")
+        if size is None and self.image_size is None:
+            raise ValueError("the model was never trained, so it knows no image size: give sample(..., size=64).")
+        shape = (num, *self.latent_shape(self.image_size if size is None else size))
+        with _evaluating(self):
+            denoise = self.denoiser(batch, guidance_scale, negative, clip_x0=1.0 if self.autoencoder is None else None)
+            z_T = draw_noise(torch.empty(shape, device=self.device), generator)
+            path = sampler(denoise, z_T, self.schedule, steps=steps, generator=generator, **options)
+            *_, z0 = tqdm(path, total=steps if isinstance(steps, int) else len(steps), disable=not progress)
+            return self.decode(z0).clamp(-1, 1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.scale_factor.device
+
+    def _move(self, batch: dict) -> dict:
+        return {key: v.to(self.device) if isinstance(v, Tensor) else v for key, v in batch.items()}
+
+    # -------------------------------------------------------------------------------------------------------- on disk
+
+    def save_pretrained(self, folder, half=False, card: dict | None = None, shard_bytes=SHARD_BYTES) -> Path:
+        """Write config.json and model.safetensors (or shards of it with their index), as Hugging Face does.
+
+        half: store parameters as float16; buffers, the scale factor among them, stay as they are.
+        card: anything JSON that should stay with the weights: data, recipe, hardware, measures.
+        """
+        return hub.save(folder, "LatentDiffusion", self, {
+            "autoencoder": hub.describe_autoencoder(self.autoencoder), "net": hub.describe_net(self.net),
+            "schedule": self.schedule.config, "conditioner": hub.describe_conditioner(self.conditioner),
+            "prediction": self.prediction, "p_uncond": self.p_uncond, "scale_factor": self.scale_factor.item(),
+            "image_size": self.image_size, "card": card or {}}, half, shard_bytes)
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder, net=None, autoencoder=None, conditioner=None, device=None):
+        """A saved LatentDiffusion, in evaluation mode; `hub.find` says what names mean. Raises CheckpointError.
+
+        net, autoencoder, conditioner: parts of your own classes, which no config describes; they get their weights.
+        """
+        folder = hub.find(name_or_folder)
+        config = hub.read_config(folder, "LatentDiffusion")
+        ldm = cls(hub.build_autoencoder(config["autoencoder"]) if autoencoder is None else autoencoder,
+                  hub.build_net(config["net"]) if net is None else net,
+                  NoiseSchedule.from_config(config["schedule"]),
+                  hub.build_conditioner(config["conditioner"]) if conditioner is None else conditioner,
+                  **{name: config[name] for name in ("prediction", "p_uncond", "scale_factor", "image_size")})
+        ldm.load_state_dict(load_weights(folder, ldm.state_dict()))
+        return ldm.eval().to(device)
+
+
+def latent_scale(autoencoder, batches, limit: int = 64) -> float:
+    """1 / standard deviation of all values of all latents: the scale_factor that gives them unit variance (LDM app. G).
+
+    batches: images (B,3,H,W) or dicts with "image" or "latent"; the first `limit` of them are used (LDM used one).
+    One number for all channels; the latents are not centred.
+    """
+    device = next(autoencoder.parameters()).device
+    count = total = squares = 0.0
+    with torch.no_grad(), _evaluating(autoencoder):
+        for batch in islice(batches, limit):
+            if isinstance(batch, dict) and "latent" in batch:
+                z = batch["latent"]
+            else:
+                images = batch["image"] if isinstance(batch, dict) else batch
+                z = _raw_latent(autoencoder, images.to(device), sample=True)
+            z = z.cpu().double()
+            count, total, squares = count + z.numel(), total + z.sum().item(), squares + z.square().sum().item()
+    if count < 2 or squares * count <= total**2:
+        raise ValueError("latent_scale needs latents that vary: give at least one batch of different images.")
+    return float(((squares - total**2 / count) / (count - 1)) ** -0.5)
+
+
+def _raw_latent(autoencoder, images: Tensor, sample: bool, generator=None) -> Tensor:
+    """What the first stage's encoder gives, float32 and not scaled."""
+    if autoencoder is None:
+        return images.float()
+    return autoencoder.encode(images, sample=sample, generator=generator).float()
+
+
+@contextmanager
+def _evaluating(module: nn.Module):
+    """Evaluation mode inside, then every part's own mode again."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def _pair(size) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
