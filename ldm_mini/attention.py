@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -76,7 +75,7 @@ class Attention(nn.Module):
         context = x if context is None else context
         q, k, v = (self._split(layer(tokens))                                   # (B,H,N,d), (B,H,M,d), (B,H,M,d)
                    for layer, tokens in ((self.to_q, x), (self.to_k, context), (self.to_v, context)))
-        return self.to_out(rearrange(attention(q, k, v, mask), "b h n d -> b n (h d)"))
+        return self.to_out(attention(q, k, v, mask).transpose(1, 2).flatten(2))  # heads side by side: (B,N,H*d)
 
     def weights(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Where each token of x looks: (B,H,N,M)."""
@@ -84,7 +83,7 @@ class Attention(nn.Module):
         return attention_weights(self._split(self.to_q(x)), self._split(self.to_k(context)), mask)
 
     def _split(self, tokens: Tensor) -> Tensor:
-        return rearrange(tokens, "b n (h d) -> b h n d", h=self.num_heads)
+        return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)        # (B,N,H*d) -> (B,H,N,d)
 
 
 class FeedForward(nn.Module):
@@ -166,11 +165,11 @@ class AttentionBlock(nn.Module):
 
 
 def _to_tokens(x: Tensor) -> Tensor:
-    return rearrange(x, "b c h w -> b (h w) c")
+    return x.flatten(2).transpose(1, 2)                                         # (B,C,h,w) -> (B,h*w,C)
 
 
 def _to_image(tokens: Tensor, like: Tensor) -> Tensor:
-    return rearrange(tokens, "b (h w) c -> b c h w", h=like.shape[2])
+    return tokens.transpose(1, 2).unflatten(2, like.shape[2:])                  # (B,h*w,C) -> (B,C,h,w)
 
 
 def _zeroed(layer: nn.Module) -> nn.Module:
