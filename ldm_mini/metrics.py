@@ -1,0 +1,148 @@
+"""How good are the pictures: fidelity to one original, distance between two sets, agreement with boxes and maps."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _same_shape(name, a: Tensor, b: Tensor):
+    if a.shape != b.shape:
+        raise ValueError(f"{name}: shapes differ, {tuple(a.shape)} and {tuple(b.shape)}; compare image with image.")
+
+
+def psnr(x: Tensor, y: Tensor, data_range: float = 2.0) -> Tensor:
+    """Peak signal-to-noise ratio (B,) in dB of images (B, C, H, W); higher is better, inf if equal.
+
+    `data_range` is the width of the value range: 2 for images in [-1, 1]. Take the mean of dB over images, as most papers do.
+    """
+    _same_shape("psnr", x, y)
+    mse = (x.double() - y.double()).square().flatten(1).mean(1)
+    return 10 * torch.log10(data_range**2 / mse)
+
+
+def ssim(x: Tensor, y: Tensor, sigma: float = 1.5, window: int = 11) -> Tensor:
+    """Structural similarity (B,) of images (B, C, H, W) in [-1, 1]: 1 is equal, near 0 is unrelated (Wang et al. 2004, eq. 13).
+
+    Means, variances and the covariance are taken under a Gaussian window, borders reflected, on values moved to [0, 1]
+    (the index is not invariant to an offset: on [-1, 1] grey, where both means are 0, would compare as noise).
+    """
+    _same_shape("ssim", x, y)
+    half = window // 2
+    if min(x.shape[-2:]) <= half:
+        raise ValueError(f"ssim: images of {tuple(x.shape[-2:])} are too small for the {window}x{window} window; pass a smaller odd `window`.")
+    x, y = (x.double() + 1) / 2, (y.double() + 1) / 2
+    offsets = torch.arange(-half, half + 1, dtype=x.dtype, device=x.device)
+    kernel = torch.softmax(-offsets.square() / (2 * sigma**2), dim=0)
+
+    def blur(image):
+        image = F.pad(image, (half,) * 4, mode="reflect").flatten(0, 1).unsqueeze(1)                       # (B*C, 1, H', W')
+        return F.conv2d(F.conv2d(image, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
+
+    mean_x, mean_y = blur(x), blur(y)
+    var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
+    covariance = blur(x * y) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    index = ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    return index.view(len(x), -1).mean(1)
+
+
+def gaussian_frechet(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> Tensor:
+    """Squared Frechet distance of two Gaussians: |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), a float64 scalar >= 0.
+
+    The trace of the root is the nuclear norm of C_a^(1/2) C_b^(1/2): two symmetric eigenproblems and singular values,
+    real by construction, where the textbook `sqrtm(C_a @ C_b)` turns complex for the singular C of a small sample.
+    """
+    def root(cov):
+        values, vectors = torch.linalg.eigh(cov)
+        return vectors * values.clamp_min(0).sqrt() @ vectors.mT
+
+    mean_a, cov_a, mean_b, cov_b = (v.double() for v in (mean_a, cov_a, mean_b, cov_b))
+    cross = torch.linalg.svdvals(root(cov_a) @ root(cov_b)).sum()
+    return ((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).clamp_min(0)
+
+
+def frechet_distance(features_a: Tensor, features_b: Tensor) -> Tensor:
+    """Frechet distance between two sets of features (N, D) and (M, D), in squared feature units; 0 is equal (FID's formula).
+
+    Biased upwards for few samples: always state N, and report the distance between two halves of the real data as floor.
+    """
+    for name, features in (("features_a", features_a), ("features_b", features_b)):
+        if features.ndim != 2 or len(features) < 2:
+            raise ValueError(f"frechet_distance: {name} has shape {tuple(features.shape)}; (N, D) with N >= 2 is needed.")
+    a, b = features_a.double(), features_b.double()
+    return gaussian_frechet(a.mean(0), a.mT.cov(), b.mean(0), b.mT.cov())
+
+
+def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> dict:
+    """Improved precision and recall of generated features (Kynkaanniemi et al. 2019, alg. 1); both in [0, 1], higher is better.
+
+    real (N, D), fake (M, D). The manifold of a set is the union of balls around its points that reach their k-th neighbour.
+    precision: share of fakes inside the real manifold (quality); recall: share of reals inside the fake one (variety).
+    """
+    if min(len(real), len(fake)) <= k:
+        raise ValueError(f"precision_recall: more than k = {k} samples per set are needed, got {len(real)} and {len(fake)}.")
+
+    def inside(points, manifold):
+        radius = torch.cdist(manifold, manifold).kthvalue(k + 1, dim=1).values        # + 1: a point is its own neighbour
+        return (torch.cdist(points, manifold) <= radius).any(1).double().mean().item()
+
+    real, fake = real.double(), fake.double()
+    return {"precision": inside(fake, real), "recall": inside(real, fake)}
+
+
+def box_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union (..., N, M) in [0, 1] of all pairs of xyxy boxes (..., N, 4) and (..., M, 4)."""
+    a, b = a.unsqueeze(-2), b.unsqueeze(-3)
+    size = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp_min(0)
+    overlap = size.prod(-1)
+    area_a, area_b = ((v[..., 2:] - v[..., :2]).clamp_min(0).prod(-1) for v in (a, b))
+    return overlap / (area_a + area_b - overlap).clamp_min(1e-12)
+
+
+def mean_box_iou(found: list, wanted: list) -> float:
+    """Mean IoU in [0, 1] of wanted objects: `found` and `wanted` are, per image, lists of (label, xyxy box).
+
+    Every wanted object takes its best unused found box of the same label, best pairs first; a missing one counts 0.
+    """
+    scores = []
+    for have, want in zip(found, wanted):
+        pairs = sorted(((float(box_iou(torch.as_tensor(h[1])[None], torch.as_tensor(w[1])[None])), i, j)
+                        for i, h in enumerate(have) for j, w in enumerate(want) if h[0] == w[0]), reverse=True)
+        best, used = {}, set()
+        for score, i, j in pairs:
+            if i not in used and j not in best:
+                best[j] = score
+                used.add(i)
+        scores += [best.get(j, 0.0) for j in range(len(want))]
+    return sum(scores) / len(scores) if scores else float("nan")
+
+
+def mean_iou(predicted: Tensor, target: Tensor, num_classes: int, ignore: int | None = None) -> dict:
+    """Semantic segmentation agreement of integer maps (B, H, W): {"miou", "pixel_accuracy"} in [0, 1], "per_class" (K,).
+
+    Counts are pooled over the whole set; classes that occur in neither map are nan in "per_class" and left out of the mean.
+    """
+    _same_shape("mean_iou", predicted, target)
+    keep = torch.ones_like(target, dtype=torch.bool) if ignore is None else target != ignore
+    predicted, target = predicted[keep].long(), target[keep].long()
+    if len(target) and not 0 <= min(predicted.min(), target.min()) <= max(predicted.max(), target.max()) < num_classes:
+        raise ValueError(f"mean_iou: labels must lie in 0..{num_classes - 1}; pass the right num_classes or `ignore`.")
+    counts = torch.bincount(target * num_classes + predicted, minlength=num_classes**2).view(num_classes, num_classes).double()
+    hit, union = counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()
+    per_class = hit / union                                                          # 0 / 0 = nan: the class is absent
+    return {"miou": per_class.nanmean().item(), "pixel_accuracy": (hit.sum() / counts.sum()).item(), "per_class": per_class}
+
+
+def low_resolution_consistency(output: Tensor, lowres: Tensor) -> Tensor:
+    """PSNR (B,) in dB between the area-downsampled output and the low-resolution image it was made from (super-resolution)."""
+    return psnr(F.adaptive_avg_pool2d(output, lowres.shape[-2:]), lowres)
+
+
+def masked_l1(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """Mean absolute difference (B,) of images in [-1, 1] where `mask` (B, 1, H, W) is 1; range [0, 2], nan for an empty mask.
+
+    Inpainting: with the hole it is the distance inside, with `1 - mask` the (wanted: zero) change outside.
+    """
+    _same_shape("masked_l1", x, y)
+    weight = mask.expand_as(x).double()
+    return ((x - y).abs().double() * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)

@@ -1,0 +1,121 @@
+"""Metrics against closed forms, against torchmetrics, and against pictures whose answer is known."""
+
+import math
+
+import pytest
+import torch
+
+from ldm_mini import metrics
+
+
+def images(seed=0, n=3, size=32):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(n, 3, size, size, generator=generator) * 2 - 1
+
+
+def test_psnr_closed_form_and_per_image():
+    x = torch.zeros(2, 3, 8, 8)
+    y = torch.stack([torch.full((3, 8, 8), 0.2), torch.full((3, 8, 8), 0.02)])
+    torch.testing.assert_close(metrics.psnr(x, y), torch.tensor([20.0, 40.0], dtype=torch.float64), rtol=0, atol=1e-5)
+    assert metrics.psnr(x, x).isinf().all()
+
+
+def test_psnr_and_ssim_match_torchmetrics():
+    reference = pytest.importorskip("torchmetrics.functional.image")
+    x = images(0)
+    y = (x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))).clamp(-1, 1)
+    torch.testing.assert_close(
+        metrics.psnr(x, y).float(), reference.peak_signal_noise_ratio(x, y, data_range=2.0, reduction="none", dim=(1, 2, 3)))
+    expected = reference.structural_similarity_index_measure((x + 1) / 2, (y + 1) / 2, data_range=1.0, reduction="none")
+    torch.testing.assert_close(metrics.ssim(x, y).float(), expected, rtol=0, atol=1e-4)
+
+
+def test_ssim_range_and_ranking():
+    x = torch.nn.functional.avg_pool2d(images(0, size=64), 5, 1, 2)
+    torch.testing.assert_close(metrics.ssim(x, x), torch.ones(3, dtype=torch.float64))
+    brighter, shuffled = x * 0.9 + 0.05, x.flip(0).flip(2)
+    assert (metrics.ssim(x, brighter) > 0.8).all() and (metrics.ssim(x, shuffled) < 0.3).all()
+
+
+def test_frechet_of_gaussians_closed_form():
+    """Diagonal covariances commute: the distance is the sum of (difference of means)^2 + (difference of deviations)^2."""
+    a, b = torch.tensor([1.0, 4.0, 0.0]), torch.tensor([9.0, 4.0, 1.0])
+    mean = torch.tensor([1.0, 0.0, 2.0])
+    got = metrics.gaussian_frechet(mean, a.diag(), torch.zeros(3), b.diag())
+    torch.testing.assert_close(got, torch.tensor((1 + 4) + (1 - 3) ** 2 + 0 + 1, dtype=torch.float64))
+
+
+def test_frechet_is_a_distance_even_for_few_samples():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(20, 64, generator=generator), torch.randn(30, 64, generator=generator)     # singular covariances
+    assert metrics.frechet_distance(a, a) < 1e-6
+    torch.testing.assert_close(metrics.frechet_distance(a, b), metrics.frechet_distance(b, a))
+    torch.testing.assert_close(metrics.frechet_distance(a, a + 2.0), torch.tensor(64 * 4.0, dtype=torch.float64), rtol=1e-4, atol=0)
+
+
+def test_frechet_matches_the_sqrtm_formula():
+    module = pytest.importorskip("torchmetrics.image.fid")
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(16, 16, generator=generator)
+    a = (torch.randn(400, 16, generator=generator) @ mix).double()
+    b = torch.randn(300, 16, generator=generator).double() + 0.5
+    expected = module._compute_fid(a.mean(0), a.T.cov(), b.mean(0), b.T.cov())
+    torch.testing.assert_close(metrics.frechet_distance(a, b), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_precision_recall_sees_lost_modes_and_bad_samples():
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(400, 2, generator=generator) * 0.1
+    real[200:, 0] += 5
+    lost_mode = torch.randn(400, 2, generator=generator) * 0.1
+    scattered = torch.rand(400, 2, generator=generator) * 10 - 2.5
+    one = metrics.precision_recall(real, lost_mode)
+    assert one["precision"] > 0.9 and 0.4 < one["recall"] < 0.6
+    assert metrics.precision_recall(real, scattered)["precision"] < 0.2
+    assert metrics.precision_recall(real, real) == {"precision": 1.0, "recall": 1.0}
+
+
+def test_box_iou_by_hand():
+    a = torch.tensor([[0.0, 0.0, 0.5, 0.5]])
+    b = torch.tensor([[0.25, 0.25, 0.75, 0.75], [0.5, 0.5, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5]])
+    torch.testing.assert_close(metrics.box_iou(a, b), torch.tensor([[1 / 7, 0.0, 1.0]]))
+
+
+def test_mean_box_iou_matches_labels_once():
+    box, other = (0.0, 0.0, 0.5, 0.5), (0.5, 0.5, 1.0, 1.0)
+    assert metrics.mean_box_iou([[(1, box), (2, other)]], [[(2, other), (1, box)]]) == 1.0
+    assert metrics.mean_box_iou([[(3, box)]], [[(1, box)]]) == 0.0                               # wrong label
+    assert metrics.mean_box_iou([[(1, box)]], [[(1, box), (1, box)]]) == 0.5                     # one box answers one wish
+    assert math.isnan(metrics.mean_box_iou([[]], [[]]))
+
+
+def test_mean_iou_by_hand():
+    target = torch.tensor([[[0, 0], [1, 1]]])
+    predicted = torch.tensor([[[0, 1], [1, 1]]])
+    got = metrics.mean_iou(predicted, target, num_classes=3)
+    torch.testing.assert_close(got["per_class"], torch.tensor([1 / 2, 2 / 3, float("nan")], dtype=torch.float64), equal_nan=True)
+    assert got["miou"] == pytest.approx(7 / 12) and got["pixel_accuracy"] == 0.75
+    assert metrics.mean_iou(predicted, target, 3, ignore=0)["miou"] == 1.0
+
+
+def test_consistency_and_masked_l1():
+    image = images(0)
+    low = torch.nn.functional.avg_pool2d(image, 4)
+    assert (metrics.low_resolution_consistency(image, low) > 100).all()
+    mask = torch.zeros(3, 1, 32, 32)
+    mask[..., 8:16, 8:16] = 1
+    filled = torch.where(mask.bool(), image + 0.5, image)
+    torch.testing.assert_close(metrics.masked_l1(filled, image, mask), torch.full((3,), 0.5, dtype=torch.float64))
+    assert metrics.masked_l1(filled, image, 1 - mask).eq(0).all()
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: metrics.psnr(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9)), "shapes differ"),
+    (lambda: metrics.ssim(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)), "smaller odd"),
+    (lambda: metrics.frechet_distance(torch.zeros(5), torch.zeros(5)), r"\(N, D\)"),
+    (lambda: metrics.precision_recall(torch.zeros(3, 2), torch.zeros(9, 2)), "more than k"),
+    (lambda: metrics.mean_iou(torch.full((1, 2, 2), 7), torch.zeros(1, 2, 2), 3), "num_classes"),
+])
+def test_bad_input_says_what_to_do(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
