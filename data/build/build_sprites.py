@@ -1,4 +1,6 @@
-"""Rebuild `data/sprites/` from the published emoji packages. You need this only to change the artwork; the course reads the PNG sheets.
+"""Rebuild `data/sprites/` from the published emoji packages.
+
+You need this only to change the artwork; the course reads the PNG sheets.
 
     npm pack @iconify-json/noto@1.2.9 @iconify-json/twemoji@1.2.5 @iconify-json/fluent-emoji-flat@1.2.6 \\
              @lobehub/fluent-emoji-3d@1.1.0 emojibase-data@17.0.0 --pack-destination packages
@@ -59,7 +61,8 @@ def svg_source(icons, name):
     left, top = icon.get("left", 0), icon.get("top", 0)
     width, height = icon.get("width", icons["width"]), icon.get("height", icons["height"])
     cx, cy = left + width / 2, top + height / 2
-    move = f"translate({cx} {cy}) rotate({90 * turns}) scale({-1 if flip_x else 1} {-1 if flip_y else 1}) translate({-cx} {-cy})"
+    sx, sy = -1 if flip_x else 1, -1 if flip_y else 1
+    move = f"translate({cx} {cy}) rotate({90 * turns}) scale({sx} {sy}) translate({-cx} {-cy})"
     size = f'width="{RENDER_SIZE}" height="{RENDER_SIZE}" viewBox="{left} {top} {width} {height}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {size}>' \
            f'<g transform="{move}">{icon["body"]}</g></svg>'
@@ -77,8 +80,9 @@ def svg_style(folder, package):
 
 def webp_style(folder, package):
     """The same for the package of 256 px WebP pictures."""
-    pictures = {normalise(Path(name).stem): data for name, data in read_package(folder, *package).items() if name.endswith(".webp")}
-    return {code: (lambda data=data: Image.open(io.BytesIO(data))) for code, data in pictures.items()}
+    files = read_package(folder, *package)
+    return {normalise(Path(name).stem): (lambda data=data: Image.open(io.BytesIO(data)))
+            for name, data in files.items() if name.endswith(".webp")}
 
 
 def reduce(picture, size):
@@ -86,7 +90,8 @@ def reduce(picture, size):
     rgba = np.asarray(picture.convert("RGBA"), np.float32)
     alpha = rgba[..., 3:] / 255
     planes = np.concatenate([rgba[..., :3] * alpha, rgba[..., 3:]], -1)
-    small = np.stack([np.asarray(Image.fromarray(planes[..., c]).resize((size, size), Image.Resampling.HAMMING)) for c in range(4)], -1)
+    small = [Image.fromarray(planes[..., c]).resize((size, size), Image.Resampling.HAMMING) for c in range(4)]
+    small = np.stack([np.asarray(plane) for plane in small], -1)
     out = small.copy()
     out[..., :3] = small[..., :3] / np.maximum(small[..., 3:] / 255, 1e-6)
     out = out.clip(0, 255).round().astype(np.uint8)
@@ -105,17 +110,19 @@ def sheet(draw, hexcodes, size, columns):
 
 
 def common_objects(folder, styles):
-    """Rows of objects.csv: emoji drawn in every style, without people, symbols, flags and clock faces, in Unicode order."""
+    """Rows of objects.csv: emoji of every style, without people, symbols, flags, clock faces; in Unicode order."""
     files = read_package(folder, *NAMES)
     names = json.loads(files["meta/groups.json"])
     rows = []
     for entry in sorted(json.loads(files["en/data.json"]), key=lambda e: e.get("order", 0)):
-        group, subgroup = names["groups"].get(str(entry.get("group"))), names["subgroups"].get(str(entry.get("subgroup")))
+        group = names["groups"].get(str(entry.get("group")))
+        subgroup = names["subgroups"].get(str(entry.get("subgroup")))
         if group is None or group in DROPPED_GROUPS or subgroup in DROPPED_SUBGROUPS:
             continue
         if all(normalise(entry["hexcode"]) in draw for draw in styles.values()):
-            rows.append({"index": len(rows), "hexcode": entry["hexcode"], "emoji": entry["emoji"], "name": entry["label"],
-                         "group": group, "subgroup": subgroup, "keywords": "|".join(entry.get("tags", []))})
+            rows.append({"index": len(rows), "hexcode": entry["hexcode"], "emoji": entry["emoji"],
+                         "name": entry["label"], "group": group, "subgroup": subgroup,
+                         "keywords": "|".join(entry.get("tags", []))})
     return rows
 
 
@@ -140,8 +147,9 @@ def main():
     for row in nouns:
         row["objects_index"] = index.get(normalise(row["hexcode"]), -1)
     write_csv(SPRITES / "nouns.csv", nouns)
+    sheets = (("", objects, OBJECT_SIZE, OBJECT_COLUMNS), ("nouns_", nouns, NOUN_SIZE, NOUN_COLUMNS))
     for style, draw in styles.items():
-        for prefix, rows, size, columns in (("", objects, OBJECT_SIZE, OBJECT_COLUMNS), ("nouns_", nouns, NOUN_SIZE, NOUN_COLUMNS)):
+        for prefix, rows, size, columns in sheets:
             path = SPRITES / f"{prefix}{style}.png"
             sheet(draw, [row["hexcode"] for row in rows], size, columns).save(path, optimize=True)
             print(f"{path.name}: {len(rows)} pictures, {path.stat().st_size / 1e6:.1f} MB")

@@ -1,0 +1,208 @@
+"""Perceptual distance: compare what a trained network sees in two images, not their pixels (LPIPS, LDM sec. 3.1).
+
+Two networks can do the seeing. LPIPS proper needs VGG16 weights, a download of half a gigabyte; EfficientNet-Lite0
+comes with this package. `PerceptualLoss` says which one ran, and never runs an untrained one.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+
+from .files import data_path
+
+VGG_FILE = "vgg16-397923af.pth"
+VGG_REMEDY = (f"LPIPS needs torchvision's VGG16 weights and the lpips package. Put {VGG_FILE} into the folder "
+              "`checkpoints` of torch.hub.get_dir() (torchvision.models.vgg16(weights='IMAGENET1K_V1') does that, a "
+              "download of 528 MB), or use kind='efficientnet', whose weights are included.")
+
+# EfficientNet-Lite0, one row per stage: kernel, stride, expansion, output channels, blocks, is its output a tap?
+LITE0_STAGES = ((3, 1, 1, 16, 1, True), (3, 2, 6, 24, 2, True), (5, 2, 6, 40, 2, True), (3, 2, 6, 80, 3, False),
+                (5, 1, 6, 112, 3, True), (5, 2, 6, 192, 4, False), (3, 1, 6, 320, 1, True))
+
+
+class SameConv(nn.Conv2d):
+    """Convolution with TensorFlow's "same" padding: at stride 2 the odd pixel goes to the bottom right."""
+
+    def __init__(self, in_channels, out_channels, kernel, stride=1, groups=1):
+        super().__init__(in_channels, out_channels, kernel, stride, groups=groups)
+
+    def forward(self, x):
+        """(B,C,H,W) -> (B,D,ceil(H/stride),ceil(W/stride))."""
+        (kernel, _), (stride, _) = self.kernel_size, self.stride
+        pads = [max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in x.shape[2:]]
+        (top, left) = (pad // 2 for pad in pads)
+        return super().forward(F.pad(x, (left, pads[1] - left, top, pads[0] - top)))
+
+
+class InvertedResidual(nn.Module):
+    """Expand, filter each channel on its own, project; the sum is taken where shapes allow (MobileNetV2)."""
+
+    def __init__(self, in_channels, out_channels, kernel, stride, expansion):
+        super().__init__()
+        wide = in_channels * expansion
+        self.expand = SameConv(in_channels, wide, 1) if expansion > 1 else None
+        self.depthwise = SameConv(wide, wide, kernel, stride, groups=wide)
+        self.project = SameConv(wide, out_channels, 1)
+        self.skip = stride == 1 and in_channels == out_channels
+
+    def forward(self, x):
+        """(B,C,H,W) -> (B,D,H/stride,W/stride)."""
+        h = x if self.expand is None else F.relu6(self.expand(x))
+        h = self.project(F.relu6(self.depthwise(h)))
+        return x + h if self.skip else h
+
+
+class EfficientNetLite0(nn.Module):
+    """Feature layers of EfficientNet-Lite0 (Tan & Le 2019; the Lite variant has ReLU6 and no squeeze-excitation).
+
+    Batch norm is folded into the convolutions, so train() and eval() are the same function.
+    """
+
+    channels = tuple(stage[3] for stage in LITE0_STAGES if stage[5])
+
+    def __init__(self):
+        super().__init__()
+        self.stem = SameConv(3, 32, 3, stride=2)
+        self.blocks, self.taps, width = nn.ModuleList(), [], 32
+        for kernel, stride, expansion, out_channels, repeats, is_tap in LITE0_STAGES:
+            for i in range(repeats):
+                self.blocks.append(InvertedResidual(width, out_channels, kernel, stride if i == 0 else 1, expansion))
+                width = out_channels
+            if is_tap:
+                self.taps.append(len(self.blocks) - 1)
+
+    def forward(self, x):
+        """(B,3,H,W) in [-1,1] -> list of 5 maps, strides 2, 4, 8, 16, 32 and channels 16, 24, 40, 112, 320."""
+        h = F.relu6(self.stem((127.5 * x + 0.5) / 128))  # (255 u - 127) / 128 of u = (x + 1) / 2 in [0, 1]
+        features = []
+        for i, block in enumerate(self.blocks):
+            h = block(h)
+            if i in self.taps:
+                features.append(h)
+        return features
+
+
+class VGG16(nn.Module):
+    """Convolutions of VGG16 (Simonyan & Zisserman 2014) with the input scaling and the five taps of LPIPS v0.1."""
+
+    channels = (64, 128, 256, 512, 512)
+    repeats = (2, 2, 3, 3, 3)
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
+        self.stages, width = nn.ModuleList(), 3
+        for channels, repeats in zip(self.channels, self.repeats):
+            widths = [width] + [channels] * repeats
+            self.stages.append(nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:])))
+            width = channels
+
+    def forward(self, x):
+        """(B,3,H,W) in [-1,1] -> list of 5 maps (relu1_2, 2_2, 3_3, 4_3, 5_3), strides 1, 2, 4, 8, 16."""
+        h, features = (x - self.shift) / self.scale, []
+        for stage in self.stages:
+            h = F.max_pool2d(h, 2) if features else h
+            for conv in stage:
+                h = F.relu(conv(h))
+            features.append(h)
+        return features
+
+
+def vgg_path():
+    """Where torchvision keeps its VGG16 weights, or None if they are not on this machine. Downloads nothing."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
+    return path if path.is_file() else None
+
+
+def lpips_heads():
+    """The calibrated LPIPS v0.1 weights, five tensors (C,), from the installed lpips package; None without it."""
+    spec = importlib.util.find_spec("lpips")  # find, not import: lpips itself imports all of torchvision
+    path = spec and Path(spec.origin).parent / "weights" / "v0.1" / "vgg.pth"
+    if not path or not path.is_file():
+        return None
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    return [weights[f"lin{i}.model.1.weight"].flatten() for i in range(5)]
+
+
+def load_vgg16(path):
+    """VGG16 with the convolutions of a torchvision state dict, in order."""
+    net = VGG16()
+    convs = [conv for stage in net.stages for conv in stage]
+    weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    names = sorted((n for n in weights if n.startswith("features.")), key=lambda n: int(n.split(".")[1]))
+    layers = list(dict.fromkeys(name.rsplit(".", 1)[0] for name in names))
+    if len(layers) != len(convs):
+        raise ValueError(f"{path} is not torchvision's VGG16: {len(layers)} convolutions, expected {len(convs)}.")
+    for conv, layer in zip(convs, layers):
+        conv.load_state_dict({"weight": weights[f"{layer}.weight"], "bias": weights[f"{layer}.bias"]})
+    return net
+
+
+def load_efficientnet():
+    """EfficientNet-Lite0 with the ImageNet weights of `data/weights`, as float32."""
+    net = EfficientNetLite0()
+    weights = load_file(data_path("weights", "efficientnet_lite0.safetensors"))
+    net.load_state_dict({name: value.float() for name, value in weights.items()})
+    return net
+
+
+class PerceptualLoss(nn.Module):
+    """Distance of two images in the features of a frozen, trained network.
+
+    kind: "lpips" (VGG16 with calibrated heads), "efficientnet" (included), or "auto": lpips where its weights already
+    are on the machine, else efficientnet. `.kind` and the repr say which one it became. Nothing is ever downloaded.
+    Raises FileNotFoundError for "lpips" without its weights.
+    """
+
+    # Without calibrated heads each tap counts alike over its channels.
+    TAP_WEIGHTS = (0.2, 0.2, 0.2, 0.2, 0.2)
+
+    def __init__(self, kind: str = "auto"):
+        super().__init__()
+        if kind not in ("auto", "lpips", "efficientnet"):
+            raise ValueError(f"kind must be 'auto', 'lpips' or 'efficientnet', got {kind!r}.")
+        path, heads = (None, None) if kind == "efficientnet" else (vgg_path(), lpips_heads())
+        if kind == "lpips" and (path is None or heads is None):
+            raise FileNotFoundError(VGG_REMEDY)
+        if path is not None and heads is not None:
+            self.kind, self.net = "lpips", load_vgg16(path)
+        else:
+            self.kind, self.net = "efficientnet", load_efficientnet()
+            heads = [torch.full((c,), w) for c, w in zip(self.net.channels, self.TAP_WEIGHTS)]
+        for i, head in enumerate(heads):
+            self.register_buffer(f"head{i}", head[:, None, None])
+        self.requires_grad_(False).eval()
+
+    def forward(self, x, y):
+        """x, y (B,3,H,W) in [-1,1] -> (B,) distances, 0 for equal images. Differentiable in both."""
+        self.check(x)
+        if x.shape != y.shape:
+            raise ValueError(f"x and y must have the same shape, got {tuple(x.shape)} and {tuple(y.shape)}.")
+        distance = 0
+        for i, (a, b) in enumerate(zip(self.net(x), self.net(y))):
+            difference = F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)        # (B,C,h,w)
+            distance = distance + (getattr(self, f"head{i}") * difference.square()).sum(1).mean((1, 2))
+        return distance
+
+    def features(self, x, tap: int = 3):
+        """x (B,3,H,W) in [-1,1] -> (B,C): one tap averaged over positions; for Frechet distances, tap 3 (stride 16)."""
+        self.check(x)
+        return self.net(x)[tap].float().mean((2, 3))
+
+    @staticmethod
+    def check(x):
+        if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[2:]) < 16 or not x.is_floating_point():
+            raise ValueError("Expected float RGB images (B,3,H,W) in [-1,1], at least 16 pixels each way, got "
+                             f"{x.dtype} {tuple(x.shape)}. Repeat a grey channel with x.expand(-1, 3, -1, -1).")
+
+    def train(self, mode: bool = True):
+        """Stays in eval mode whatever the module that contains it does."""
+        return super().train(False)
+
+    def extra_repr(self):
+        return f"kind={self.kind!r}"
