@@ -79,28 +79,28 @@ def parse(arguments):
     return command, backend, rest
 
 
-def venv_python(venv=VENV, windows=os.name == "nt"):
-    return Path(venv, "Scripts", "python.exe") if windows else Path(venv, "bin", "python")
+def venv_python(windows=os.name == "nt"):
+    return VENV / "Scripts" / "python.exe" if windows else VENV / "bin" / "python"
 
 
-def fingerprint(root=ROOT):
+def fingerprint():
     """Changes when the install is out of date: other dependencies, other pins, or the folder was moved."""
-    digest = hashlib.sha256(str(root).encode())
+    digest = hashlib.sha256(str(ROOT).encode())
     for name in ("pyproject.toml", "constraints.txt"):
-        digest.update((root / name).read_bytes())
+        digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()
 
 
-def read_stamp(venv=VENV):
+def read_stamp():
     """What the last finished install wrote: {} if there was none."""
     try:
-        return dict(json.loads((venv / "course.json").read_text(encoding="utf-8")))
+        return dict(json.loads((VENV / "course.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
 
 
-def write_stamp(stamp, venv=VENV):
-    (venv / "course.json").write_text(json.dumps(stamp), encoding="utf-8")
+def write_stamp(stamp):
+    (VENV / "course.json").write_text(json.dumps(stamp), encoding="utf-8")
 
 
 def works(python):
@@ -111,14 +111,14 @@ def works(python):
         return False
 
 
-def ensure_venv(venv=VENV):
+def ensure_venv():
     """Make the virtual environment, or make it again if it is broken. Returns its Python."""
-    python = venv_python(venv)
+    python = venv_python()
     if not works(python):
         check_venv_module()
-        say(f"making a virtual environment in {venv}")
-        if subprocess.call([sys.executable, "-m", "venv", "--clear", str(venv)]):
-            raise Problem(f"could not make {venv} (the reason is above).")
+        say(f"making a virtual environment in {VENV}")
+        if subprocess.call([sys.executable, "-m", "venv", "--clear", str(VENV)]):
+            raise Problem(f"could not make {VENV} (the reason is above).")
     return python
 
 
@@ -158,8 +158,8 @@ def ensure_installed(backend=None):
     if wanted:
         install_torch(python, wanted)
     if not pip(python, "--editable", ".[test]", "--constraint", "constraints.txt"):
-        raise Problem("installing failed; the reason is above. No network? A full disk? A proxy (set HTTPS_PROXY)? Give "
-                      "the same command again: it goes on with what is already there. To start over, delete .venv.")
+        raise Problem("installing failed; the reason is above. No network? A full disk? A proxy (set HTTPS_PROXY)?\n"
+                      "Give the same command again: it goes on with what is there. To start over, delete .venv.")
     write_stamp({"fingerprint": fingerprint(), "torch": wanted})
     say(f"installed in {time.time() - start:.0f} s.")
     return python

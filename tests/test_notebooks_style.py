@@ -1,0 +1,198 @@
+"""Every committed notebook is the record of a clean run, and has the header and the marks that the course promises."""
+
+import copy
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+MAX_BYTES = 1_500_000
+TAGS = {"nbval-ignore-output", "nbval-skip", "nbval-raises-exception", "raises-exception", "hide-input", "exercise",
+        "solution", "check"}
+HEADER = {  # what the first cell must say: how to recognise it
+    "a title like '# 03 · Vector quantisation'": r"\A# \d\d · \S",
+    "**You build:** what": r"\*\*You build:?\*\*:? +\S",
+    "**Before this:** notebooks or knowledge needed": r"\*\*Before this:?\*\*:? +\S",
+    "**Read:** minutes": r"\*\*Read:?\*\*:? +.*\d+ min",
+    "**Run:** time on 2 CPU cores and on a GPU": r"\*\*Run:?\*\*:? +(?=.*\d+ (s|min))(?=.*CPU)(?=.*GPU)",
+    "**Paper:** sections": r"\*\*Paper:?\*\*:? +\S",
+}
+FORBIDDEN = r"^%%(time|capture)|%matplotlib|^\s*#.*NBVAL_|warnings\.(simplefilter|filterwarnings)"
+MACHINE = r"/(?:home|root|Users|tmp|work)/[\w.]+|[A-Z]:\\\\?Users"
+
+
+def text_of(output):
+    """All text of an output: streams, reprs, errors."""
+    parts = [output.get("text", ""), *output.get("traceback", []), *output.get("data", {}).values()]
+    return "\n".join(part if isinstance(part, str) else json.dumps(part) for part in parts)
+
+
+def notebook_problems(nb):
+    """What is wrong with the notebook as a whole."""
+    code = [cell for cell in nb.cells if cell.cell_type == "code" and cell.source.strip()]
+    header = nb.cells[0].source if nb.cells and nb.cells[0].cell_type == "markdown" else ""
+    found = [f"the first cell lacks {what}" for what, pattern in HEADER.items() if not re.search(pattern, header)]
+    if nb.metadata.get("kernelspec", {}).get("name") != "python3":
+        found.append("the kernel must be python3")
+    if "widgets" in nb.metadata:
+        found.append("widget state is saved in it: clear it, and draw a static figure beside the slider")
+    if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
+        found.append("execution counts are not 1, 2, 3...: run it top to bottom and save")
+    if not any(cell.outputs for cell in code):
+        found.append("it has no outputs, so nothing would be compared")
+    opened = re.findall(r"### (BEGIN|END) SOLUTION", "\n".join(cell.source for cell in code))
+    if opened != ["BEGIN", "END"] * (len(opened) // 2):
+        found.append("### BEGIN SOLUTION and ### END SOLUTION do not pair up")
+    return found
+
+
+def cell_problems(cell):
+    """What is wrong with one cell."""
+    found = []
+    tags = set(cell.metadata.get("tags", []))
+    if tags - TAGS:
+        found.append(f"unknown tags {sorted(tags - TAGS)}")
+    if cell.cell_type != "code":
+        if re.search(r"!\[[^\]]*\]\(https?:|<img[^>]+src=[\"']https?:", cell.source):
+            found.append("a picture is linked from the network")
+        return found
+    if re.search(FORBIDDEN, cell.source, re.M):
+        found.append("no %%time, %%capture, %matplotlib, ignored warnings or NBVAL comments (use a tag)")
+    if "plt.subplots(" in cell.source and "plt.show()" not in cell.source and "interact" not in cell.source \
+            and "def " not in cell.source:
+        found.append("a figure cell ends with plt.show()")
+    for output in cell.get("outputs", []):
+        if output.get("name") == "stderr":
+            found.append("something was written to stderr")
+        if output.output_type == "error" and not tags & {"raises-exception", "nbval-raises-exception"}:
+            found.append(f"it stopped with {output.ename}")
+        if re.search(MACHINE, text_of(output)):
+            found.append("an output names a folder of the machine it ran on")
+        if re.search(r"\d\.\d{7,}", text_of(output)) and "nbval-ignore-output" not in tags:
+            found.append("an output prints digits that differ between machines")
+    return found
+
+
+def problems(nb):
+    found = notebook_problems(nb)
+    for number, cell in enumerate(nb.cells):
+        found += [f"cell {number}: {problem}" for problem in cell_problems(cell)]
+    return found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook(path):
+    assert path.stat().st_size <= MAX_BYTES, "too big: fewer or smaller pictures"
+    nb = nbformat.read(path, as_version=4)
+    nbformat.validate(nb)
+    found = problems(nb)
+    assert not found, "\n".join([path.name, *found])
+
+
+@pytest.mark.skipif(not NOTEBOOKS, reason="no notebooks yet")
+def test_the_course_is_complete_and_in_order():
+    """Numbers without gaps, JupyterLab opens the first one, and the README lists them all."""
+    import course
+
+    names = [path.name for path in NOTEBOOKS]
+    assert [int(name[:2]) for name in names] == list(range(len(names)))
+    assert course.FIRST_NOTEBOOK.split("/")[1] in names[:1]
+    assert "01" in [name[:2] for name in names]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in names if f"(notebooks/{name})" not in readme] == []
+
+
+def good_notebook():
+    new = nbformat.v4
+    header = ("# 03 · Test\n\n- **You build:** a quantiser\n- **Before this:** 02\n- **Read:** 20 min\n"
+              "- **Run:** 40 s on 2 CPU cores, 10 s on a GPU\n- **Paper:** 3.1")
+    stream = new.new_output("stream", name="stdout", text="0.125\n")
+    picture = new.new_output("display_data", data={"text/plain": "<Figure size 300x200 with 1 Axes>"})
+    return new.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}}, cells=[
+        new.new_markdown_cell(header),
+        new.new_code_cell("### BEGIN SOLUTION\nprint(1 / 8)\n### END SOLUTION", execution_count=1, outputs=[stream]),
+        new.new_code_cell("fig, ax = plt.subplots()\nplt.show()", execution_count=2, outputs=[picture],
+                          metadata={"tags": ["nbval-ignore-output"]})])
+
+
+def test_a_good_notebook_passes():
+    assert problems(good_notebook()) == []
+
+
+def output(kind, **values):
+    return lambda nb: nb.cells[1].outputs.append(nbformat.v4.new_output(kind, **values))
+
+
+def source(index, old, new):
+    return lambda nb: nb.cells[index].update(source=nb.cells[index].source.replace(old, new))
+
+
+@pytest.mark.parametrize("spoil, told", [
+    (source(0, "# 03 · ", "# "), "title"),
+    (source(0, "**You build:**", "You build"), "You build"),
+    (source(0, "Before this", "Before"), "Before this"),
+    (source(0, "20 min", "a while"), r"\*\*Read:\*\*"),
+    (source(0, "GPU", "card"), r"\*\*Run:\*\*"),
+    (source(0, "CPU cores", "cores"), r"\*\*Run:\*\*"),
+    (source(0, "**Paper:** 3.1", ""), "Paper"),
+    (source(0, "**Paper:**", "![](https://example.org/a.png) **Paper:**"), "linked from the network"),
+    (source(1, "### END SOLUTION", ""), "pair up"),
+    (source(1, "### BEGIN SOLUTION", "### END SOLUTION"), "pair up"),
+    (source(1, "print", "%%time\nprint"), "%%time"),
+    (source(2, "plt.show()", ""), "plt.show"),
+    (output("stream", name="stderr", text="UserWarning: something"), "stderr"),
+    (output("error", ename="ValueError", evalue="no", traceback=[]), "stopped with ValueError"),
+    (output("stream", name="stdout", text="saved in /home/me/ldm_mini/a.png"), "folder of the machine"),
+    (output("execute_result", data={"text/plain": "0.30000000000000004"}), "digits"),
+    (lambda nb: nb.cells[2].update(execution_count=3), "execution counts"),
+    (lambda nb: nb.cells[2].update(execution_count=None), "execution counts"),
+    (lambda nb: nb.cells[2].metadata.update(tags=["nbval_ignore_output"]), "unknown tags"),
+    (lambda nb: nb.metadata["kernelspec"].update(name="ldm"), "kernel must be python3"),
+    (lambda nb: nb.metadata.update(widgets={}), "widget state"),
+    (lambda nb: [cell.update(outputs=[]) for cell in nb.cells[1:]], "no outputs"),
+])
+def test_a_spoiled_notebook_is_caught(spoil, told):
+    nb = copy.deepcopy(good_notebook())
+    spoil(nb)
+    assert len(problems(nb)) == 1 and re.search(told, problems(nb)[0])
+
+
+NBVAL_CELLS = [  # source, stored output, verdict of strict nbval with our settings
+    ("print('same')", "same\n", "passed"),
+    ("print('now')", "then\n", "failed"),
+    ("object()", "<object at 0x7f0000000000>", "passed"),
+    ("'size 200x200'", "'size 300x300'", "failed"),
+    ("0.3", "0.30000000000000004", "failed"),
+    ("import os; print(os.environ['OMP_NUM_THREADS'])", "1\n", "passed"),
+    ("import os; print(os.path.basename(os.getcwd()))", "notebooks\n", "passed"),
+    ("import ldm_mini, pathlib; print(pathlib.Path(ldm_mini.__file__).parts[-3])", "copy\n", "passed"),
+]
+
+
+def test_nbval_compares_strictly_with_our_settings(tmp_path):
+    """The committed conftest.py and patterns, on a notebook with planted right and wrong outputs."""
+    new, copied = nbformat.v4, tmp_path / "copy"
+    for name in ("notebooks", "tests", "ldm_mini"):
+        (copied / name).mkdir(parents=True)
+    (copied / "ldm_mini" / "__init__.py").touch()
+    shutil.copy(ROOT / "conftest.py", copied)
+    shutil.copy(ROOT / "tests" / "nbval_sanitize.cfg", copied / "tests")
+    cells = []
+    for text, stored, _ in NBVAL_CELLS:
+        stream = text.startswith(("print", "import"))
+        cells.append(new.new_code_cell(text, execution_count=len(cells) + 1, outputs=[
+            new.new_output("stream", name="stdout", text=stored) if stream else
+            new.new_output("execute_result", data={"text/plain": stored}, execution_count=len(cells) + 1)]))
+    nb = new.new_notebook(cells=cells, metadata={"kernelspec": {"name": "not-a-kernel-here", "display_name": "x"}})
+    nbformat.write(nb, copied / "notebooks" / "00_planted.ipynb")
+    out = subprocess.run([sys.executable, "-m", "pytest", "--nbval", "-rA", "-p", "no:cacheprovider", "notebooks"],
+                         cwd=copied, capture_output=True, text=True)
+    verdicts = dict((int(n), v.lower()) for v, n in re.findall(r"^(PASSED|FAILED) .*Cell (\d+)", out.stdout, re.M))
+    assert [verdicts.get(n) for n in range(len(cells))] == [verdict for *_, verdict in NBVAL_CELLS], out.stdout

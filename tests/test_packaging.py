@@ -1,0 +1,191 @@
+"""What is declared, pinned, documented and shipped agrees, and the built wheel works without the clone."""
+
+import ast
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+RUN = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["dependencies"])}
+TEST = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["optional-dependencies"]["test"])}
+EXTRA = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["optional-dependencies"]["tensorboard"])}
+CONDA_NAMES = {"pytorch": "torch"}  # where conda's name differs from pip's
+IMPORT_NAMES = {"pil": "pillow", "yaml": "pyyaml", "ipython": "ipykernel", "nbformat": "nbval"}
+TOOLS = {"jupyterlab", "nbval", "ipykernel", "pytest-timeout", "ruff", "hatchling"}  # started, not imported
+
+
+def pins(name, python=None):
+    """{package: version} of a constraints file, as pip on that version of Python reads it."""
+    lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text(encoding="utf-8").splitlines()]
+    requirements = [Requirement(line) for line in lines if line]
+    valid = [r for r in requirements if not r.marker or r.marker.evaluate({"python_version": python})]
+    names = [canonicalize_name(r.name) for r in valid]
+    assert len(set(names)) == len(names), f"{name} pins a package twice for Python {python}"
+    for r in valid:
+        assert r.url is None and re.fullmatch(r"==[\w.]+", str(r.specifier)), f"{name}: {r} is not an exact version"
+    return {canonicalize_name(r.name): str(r.specifier)[2:] for r in valid}
+
+
+def third_party(files):
+    """Packages that these Python sources import: {canonical distribution name: a file that does}."""
+    own = {path.stem for folder in (ROOT, ROOT / "tests") for path in folder.glob("*.py")} | {"ldm_mini", "tests"}
+    found = {}
+    for name, source in files:
+        for node in ast.walk(ast.parse(source)):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else \
+                [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for module in {m.split(".")[0] for m in modules} - own - set(sys.stdlib_module_names):
+                package = canonicalize_name(IMPORT_NAMES.get(module.lower(), module))
+                found.setdefault(package, name)
+    return found
+
+
+def sources(folder):
+    return [(path.name, path.read_text(encoding="utf-8")) for path in sorted((ROOT / folder).glob("*.py"))]
+
+
+def notebook_sources():
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        yield path.name, "\n".join(re.sub(r"(?m)^\s*[%!].*$", "pass", cell) for cell in code)
+
+
+def test_conda_environment_agrees_with_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    specs = [d for d in environment["dependencies"] if isinstance(d, str)]
+    conda = {}
+    for spec in specs:
+        name, bounds = re.fullmatch(r"([\w.-]+?)\s*([<>=!~].*)?", spec).groups()
+        conda[canonicalize_name(CONDA_NAMES.get(name, name))] = SpecifierSet(bounds or "")
+    assert conda.pop("python") == SpecifierSet(PROJECT["requires-python"] + ",<3.14")
+    assert conda.pop("pip") == SpecifierSet()
+    assert conda == {name: r.specifier for name, r in {**RUN, **TEST}.items()}
+    assert [d for d in environment["dependencies"] if not isinstance(d, str)] == [{"pip": ["--editable ."]}]
+    assert environment["channels"][0] == "conda-forge"
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_constraints_pin_every_dependency_within_its_bounds(python):
+    pinned = pins("constraints.txt", python)
+    for name, requirement in {**RUN, **TEST, **EXTRA}.items():
+        assert name in pinned, f"constraints.txt does not pin {name} for Python {python}"
+        assert pinned[name] in requirement.specifier
+
+
+def test_lower_bounds_are_the_oldest_tested_versions():
+    oldest = pins("constraints-oldest.txt")
+    bounds = {name: str(r.specifier) for name, r in {**RUN, **TEST, **EXTRA}.items()}
+    assert bounds == {name: f">={version}" for name, version in oldest.items()}
+
+
+def test_supported_pythons_are_the_same_everywhere():
+    import course
+
+    named = [c.rsplit(" ", 1)[1] for c in PROJECT["classifiers"] if c.startswith("Programming Language :: Python :: ")]
+    assert named == PYTHONS == [f"3.{minor}" for minor in range(course.OLDEST[1], course.NEWEST[1] + 1)]
+    assert PROJECT["requires-python"] == f">={PYTHONS[0]}"
+    workflow = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8"))
+    tested = {job["python"] for job in workflow["jobs"]["test"]["strategy"]["matrix"]["include"]}
+    assert {PYTHONS[0], PYTHONS[-1]} <= tested <= set(PYTHONS)
+
+
+def test_every_declared_dependency_is_used():
+    used = set(third_party([*sources("ldm_mini"), *notebook_sources()])) | TOOLS
+    assert set(RUN) - used == set(), "declared in pyproject.toml, but nothing imports it"
+    assert set(TEST) - set(third_party(sources("tests"))) - TOOLS == set(), "in the test extra, but no test imports it"
+
+
+def test_every_import_is_declared():
+    library = third_party([*sources("ldm_mini"), *notebook_sources()])
+    assert {name: file for name, file in library.items() if name not in {**RUN, **EXTRA}} == {}
+    tests = third_party(sources("tests"))
+    assert {name: file for name, file in tests.items() if name not in {**RUN, **TEST, **EXTRA, "tomli": 0}} == {}
+
+
+def test_command_exists():
+    module, _, function = PROJECT["scripts"]["ldm-mini"].partition(":")
+    spec = importlib.util.find_spec(module)
+    assert spec, f"{module} is missing"
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    assert function in [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+
+
+def test_readme_links_lead_somewhere():
+    links = re.findall(r"\]\((?!https?://|#)([^)\s]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def checksum_lines():
+    return [line.split(maxsplit=1) for line in (ROOT / "data" / "SHA256SUMS").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="not a git clone")
+def test_checksums_survive_a_windows_checkout():
+    """git may turn LF into CRLF on Windows; the attributes must forbid it for every file that has a checksum."""
+    names = [f"data/{name}" for _, name in checksum_lines()] + ["data/SHA256SUMS"]
+    command = ["git", "check-attr", "-z", "text", "eol", "--", *names]
+    words = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    attributes = {}
+    for name, attribute, value in zip(words[0::3], words[1::3], words[2::3], strict=False):
+        attributes.setdefault(name, {})[attribute] = value
+    for name in names:
+        kept = attributes[name]["text"] == "unset"
+        assert kept or attributes[name]["eol"] == "lf", f"{name} may change its line ends"
+        assert kept or b"\r\n" not in (ROOT / name).read_bytes(), f"{name} has CRLF line ends; git would change them"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built from this checkout and unpacked."""
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)], cwd=ROOT, check=True,
+                   capture_output=True)
+    archive, = folder.glob("*.whl")
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(folder / "site")
+    return folder / "site"
+
+
+def test_wheel_carries_the_data_and_nothing_else(wheel):
+    for digest, name in checksum_lines():
+        assert sha256((wheel / "ldm_mini" / "_data" / name).read_bytes()).hexdigest() == digest, name
+    assert sorted(path.name for path in wheel.iterdir()) == ["ldm_mini", f"ldm_mini-{PROJECT['version']}.dist-info"]
+    assert {p.name for p in (ROOT / "ldm_mini").glob("*.py")} == {p.name for p in (wheel / "ldm_mini").glob("*.py")}
+    assert not (wheel / "ldm_mini" / "_data" / "build").exists()
+
+
+def test_wheel_finds_its_data_without_a_clone(wheel, tmp_path):
+    code = ("import sys; sys.path.insert(0, sys.argv[1]); import ldm_mini.files as files; "
+            "print(*sorted(str(files.data_path(*name.split('/'))) for name in files.checksums()), sep='\\n')")
+    out = subprocess.run([sys.executable, "-I", "-c", code, str(wheel)], cwd=tmp_path, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    found = [Path(line) for line in out.stdout.splitlines()]
+    assert len(found) == len(checksum_lines())
+    assert all((wheel / "ldm_mini" / "_data").resolve() in path.resolve().parents for path in found)
+
+
+def test_ruff_is_clean():
+    out = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format", "concise", "."],
+                         cwd=ROOT, capture_output=True, text=True)
+    assert out.returncode == 0, out.stdout + out.stderr
