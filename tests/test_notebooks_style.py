@@ -87,7 +87,7 @@ def problems(nb):
     return found
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_notebook(path):
     assert path.stat().st_size <= MAX_BYTES, "too big: fewer or smaller pictures"
     nb = nbformat.read(path, as_version=4)
