@@ -1,0 +1,93 @@
+"""Figures hold what was put in: pixels at their places, boxes where they belong, colours that can be told apart."""
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+matplotlib.use("Agg")
+from ldm_mini import plotting  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    import matplotlib.pyplot as plt
+
+    yield
+    plt.close("all")
+
+
+def levels(*values, size=4):
+    return torch.stack([torch.full((3, size, size), v) for v in values])
+
+
+def test_to_uint8_range_and_grey():
+    pixels = plotting.to_uint8(levels(-1.0, 0.0, 1.0, 7.0))
+    assert pixels.shape == (4, 4, 4, 3) and pixels[:, 0, 0, 0].tolist() == [0, 128, 255, 255]
+    assert plotting.to_uint8(torch.zeros(1, 2, 2)).shape == (1, 2, 2, 3)
+
+
+def test_grid_places_tiles_and_padding():
+    sheet = np.asarray(plotting.image_grid(levels(-1.0, 0.0, 1.0), columns=2, scale=3, pad=1, background=77))
+    assert sheet.shape == (25, 25, 3)
+    assert (sheet[:12, :12] == 0).all() and (sheet[:12, 13:] == 128).all() and (sheet[13:, :12] == 255).all()
+    assert (sheet[12] == 77).all() and (sheet[13:, 13:] == 77).all()                 # gap, and the place without a picture
+
+
+def test_grid_of_rows():
+    sheet = plotting.image_grid([levels(-1.0, -1.0, -1.0), levels(1.0, 1.0, 1.0)], pad=0)
+    assert sheet.size == (12, 8) and np.asarray(sheet)[:4].max() == 0 and np.asarray(sheet)[4:].min() == 255
+
+
+def test_save_grid_makes_folders_and_keeps_pixels(tmp_path):
+    path = plotting.save_grid(levels(-1.0, 1.0), tmp_path / "new" / "grid.png", pad=0)
+    assert np.asarray(Image.open(path)).reshape(-1, 3).sum(0).tolist() == [16 * 255] * 3
+
+
+def test_show_images_titles():
+    figure = plotting.show_images(levels(0.0, 0.0, 0.0), ["one", "two", "a long caption that has to be wrapped"], columns=2)
+    texts = [text.get_text() for axis in figure.axes for text in axis.texts]
+    assert texts[:2] == ["one", "two"] and "\n" in texts[2] and len(figure.axes) == 4
+
+
+def test_draw_boxes_at_pixel_edges_without_padding():
+    boxes = torch.tensor([[0.25, 0.5, 0.75, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    axis = plotting.draw_boxes(levels(0.0, size=8)[0], boxes, ["cat", ""])
+    outlines = {(p.get_x(), p.get_y(), p.get_width(), p.get_height()) for p in axis.patches}
+    assert outlines == {(1.5, 3.5, 4.0, 4.0)} and [t.get_text() for t in axis.texts] == ["cat"]
+
+
+def test_class_colours_are_distinct_also_for_72_classes():
+    colours = plotting.class_colours(72)
+    assert len(np.unique(colours, axis=0)) == 72
+
+
+def test_semantic_names_stand_on_their_class():
+    semantic = torch.zeros(16, 16, dtype=torch.int64)
+    semantic[4:12, 4:12] = 2
+    axis = plotting.show_semantic(semantic, ["sky", "sea", "fish"])
+    places = {t.get_text(): t.get_position() for t in axis.texts}
+    assert set(places) == {"sky", "fish"}
+    for name, (x, y) in places.items():
+        assert semantic[int(y), int(x)] == {"sky": 0, "fish": 2}[name]
+
+
+def test_curve_smooths_and_second_curve_differs():
+    records = [{"step": i, "loss": float(i % 2)} for i in range(10)] + [{"step": 10, "psnr": 3.0}]
+    axis = plotting.plot_curve(records, smooth=2, band={"step": [0, 9], "low": [0, 0], "high": [1, 1]})
+    plotting.plot_curve(records, label="again", ax=axis)
+    first, second = axis.lines
+    assert np.allclose(first.get_ydata(), 0.5) and len(first.get_xdata()) == 9
+    assert first.get_color() != second.get_color() and first.get_linestyle() != second.get_linestyle()
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: plotting.to_uint8(torch.zeros(5, 4, 4)), "1 or 3 channels"),
+    (lambda: plotting.show_images(levels(0.0), ["a", "b"]), "one each"),
+    (lambda: plotting.show_semantic(torch.zeros(2, 4, 4, dtype=torch.int64)), r"semantic\[i\]"),
+    (lambda: plotting.plot_curve([{"step": 1}], "loss"), "no record"),
+])
+def test_bad_input_says_what_to_do(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
