@@ -1,4 +1,4 @@
-"""The first stage (LDM sec. 3.1, appendix G): encoder, bottleneck, decoder. Images in [-1, 1] to a small latent and back."""
+"""The first stage (LDM sec. 3.1, appendix G): images in [-1, 1] to a small latent, and back."""
 
 from dataclasses import asdict, dataclass
 from math import gcd, log2
@@ -7,27 +7,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import Downsample, ResBlock, Upsample, group_norm
 from .attention import AttentionBlock
+from .blocks import Downsample, ResBlock, Upsample, group_norm
 from .kl import KLBottleneck
 from .quantizer import VectorQuantizer, VQBottleneck
 
 EPS = 1e-6                      # of every GroupNorm here; the U-Net has 1e-5
-PAPER_MULTS = {1: (1,), 2: (1, 2), 3: (1, 2, 4), 4: (1, 2, 4, 4), 5: (1, 1, 2, 2, 4), 6: (1, 1, 2, 2, 4, 4)}  # KL models
+PAPER_MULTS = {1: (1,), 2: (1, 2), 3: (1, 2, 4), 4: (1, 2, 4, 4), 5: (1, 1, 2, 2, 4), 6: (1, 1, 2, 2, 4, 4)}
 
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Encoder and decoder of one first stage. Level 0 has the image's size (divided by patch_size), each next level half."""
+    """One first stage. Level 0 has the image's size divided by patch_size; each next level has half of that."""
 
     in_channels: int = 3                        # of the image, and of its reconstruction
     downsample_factor: int = 4                  # f: image side / latent side = patch_size * 2**(levels - 1)
     latent_channels: int = 3                    # c: the paper takes 3 at f=4, 4 at f=8, 8 to 16 at f=16
     channels: int = 128                         # width of level 0 is channels * channel_mults[0]
-    channel_mults: tuple[int, ...] | None = None  # one per level; None: the paper's for this number of levels
+    channel_mults: tuple[int, ...] | None = None  # one per level; None: those of the paper's KL models
     num_res_blocks: int = 2                     # per level; the decoder has one more
     attn_levels: tuple[int, ...] = ()           # LEVEL INDICES with attention; vq-f8 has (3,), kl-f16 has (4,)
-    mid_attn: bool = True                       # attention between the two middle blocks; False is "w/o attn" in Tab. 6, 8
+    mid_attn: bool = True                       # attention in the middle; False is "w/o attn" in Tab. 6 and 8
     groups: int = 32                            # of every GroupNorm; small nets: about 16 channels per group
     patch_size: int = 1                         # > 1 folds patches into channels first (TAESD-like): cheap on a CPU
     dropout: float = 0.0                        # inside residual blocks
@@ -47,14 +47,15 @@ class AutoencoderConfig:
         object.__setattr__(self, "channel_mults", tuple(mults))                 # lists, after a round trip through JSON
         object.__setattr__(self, "attn_levels", tuple(self.attn_levels))
         if len(self.channel_mults) != levels:
-            raise ValueError(f"AutoencoderConfig: downsample_factor={self.downsample_factor} with patch_size={self.patch_size} "
-                             f"has {levels} levels, so channel_mults needs {levels} entries, got {self.channel_mults}.")
+            raise ValueError(f"AutoencoderConfig: downsample_factor={self.downsample_factor} with patch_size="
+                             f"{self.patch_size} has {levels} levels, so channel_mults needs {levels} entries, "
+                             f"got {self.channel_mults}.")
         if bad := [level for level in self.attn_levels if not 0 <= level < levels]:
-            raise ValueError(f"AutoencoderConfig: attn_levels {bad} do not exist. They are level indices 0 to {levels - 1} "
-                             "(one per entry of channel_mults), not sizes or factors.")
+            raise ValueError(f"AutoencoderConfig: attn_levels {bad} do not exist. They are level indices 0 to "
+                             f"{levels - 1} (one per entry of channel_mults), not sizes or factors.")
         if bad := [w for w in [self.channels, *self.widths] if w % self.groups]:
             raise ValueError(f"AutoencoderConfig: groups={self.groups} does not divide the widths {bad} (channels * "
-                             f"channel_mults). Choose a divisor, for instance groups={gcd(self.groups, self.channels)}.")
+                             f"channel_mults). Choose a divisor, like groups={gcd(self.groups, self.channels)}.")
 
     @property
     def widths(self) -> list[int]:
@@ -151,14 +152,14 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Encoder and decoder around a bottleneck (VQBottleneck or KLBottleneck), with a 1x1 convolution on either side of it."""
+    """Encoder, 1x1 convolution, bottleneck (VQBottleneck or KLBottleneck), 1x1 convolution, decoder."""
 
     def __init__(self, config: AutoencoderConfig, bottleneck: nn.Module):
         super().__init__()
         c, moments = config.latent_channels, bottleneck.moments_per_channel
         if bottleneck.latent_channels != c:
-            raise ValueError(f"Autoencoder: the bottleneck has {bottleneck.latent_channels} channels but the config has "
-                             f"latent_channels={c}. Make them equal (VectorQuantizer's dim, KLBottleneck's latent_channels).")
+            raise ValueError(f"Autoencoder: the bottleneck has {bottleneck.latent_channels} channels but the config "
+                             f"latent_channels={c}. Make them equal (of a quantiser: its dim).")
         self.config, self.bottleneck = config, bottleneck
         self.encoder, self.decoder = Encoder(config, moments), Decoder(config)
         self.quant_conv = nn.Conv2d(moments * c, moments * c, 1)
@@ -170,7 +171,10 @@ class Autoencoder(nn.Module):
         return self.decode(z, quantize=False), loss
 
     def moments(self, x: Tensor) -> Tensor:
-        """x (B,C,H,W) -> what the bottleneck reads (B, moments_per_channel * c, H/f, W/f). Raises ValueError on bad images."""
+        """x (B,C,H,W) -> what the bottleneck reads (B, moments_per_channel * c, H/f, W/f).
+
+        Raises ValueError if x is not a batch of floating point images whose sides are multiples of f.
+        """
         f, channels = self.config.downsample_factor, self.config.in_channels
         if x.ndim != 4 or x.shape[1] != channels:
             raise ValueError(f"Autoencoder: expected images (B, {channels}, H, W), got {tuple(x.shape)}.")
@@ -178,27 +182,28 @@ class Autoencoder(nn.Module):
             raise ValueError(f"Autoencoder: expected floating point images in [-1, 1], got {x.dtype}. "
                              "From bytes: x.float() / 127.5 - 1.")
         if x.shape[2] % f or x.shape[3] % f or not x.numel():
-            raise ValueError(f"Autoencoder: height and width must be multiples of {f} (downsample_factor) and the batch not "
-                             f"empty, got {tuple(x.shape)}. Crop, pad or resize the images.")
+            raise ValueError(f"Autoencoder: height and width must be multiples of {f} (downsample_factor) and the "
+                             f"batch not empty, got {tuple(x.shape)}. Crop, pad or resize the images.")
         return self.quant_conv(self.encoder(x))
 
     def encode(self, x: Tensor, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
         """x (B,C,H,W) -> z (B,c,H/f,W/f), the latent that stage 2 models, not yet scaled.
 
-        VQ: the vectors before quantisation. KL: the mode (for images that are conditions), or a sample (for diffusion training).
+        VQ: the vectors before quantisation. KL: the mode (for images that are conditions) or a sample (to train on).
         """
         return self.bottleneck.latent(self.moments(x), sample, generator)
 
     def quantize(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (B,c,h,w) -> z_q (B,c,h,w), indices (B,h,w), loss (). Raises ValueError if the bottleneck has no codebook."""
+        """z (B,c,h,w) -> z_q (B,c,h,w), indices (B,h,w), loss (). Raises ValueError if there is no codebook."""
         if not isinstance(self.bottleneck, VQBottleneck):
-            raise ValueError("Autoencoder.quantize: this first stage is regularised by KL and has no codebook; decode z directly.")
-        return self.bottleneck.quantizer(z)
+            raise ValueError("Autoencoder.quantize: a KL first stage has no codebook. Decode z as it is.")
+        return self.bottleneck.quantizer.quantize(z)
 
     def decode(self, z: Tensor, quantize: bool = True) -> Tensor:
-        """z (B,c,h,w) -> image (B,C,f*h,f*w). A VQ first stage quantises z first unless told not to; KL takes it as it is."""
+        """z (B,c,h,w) -> image (B,C,f*h,f*w). A VQ first stage quantises z first, unless told not to."""
         if z.ndim != 4 or z.shape[1] != self.config.latent_channels:
-            raise ValueError(f"Autoencoder.decode: expected latents (B, {self.config.latent_channels}, h, w), got {tuple(z.shape)}.")
+            raise ValueError(f"Autoencoder.decode: expected latents (B, {self.config.latent_channels}, h, w), "
+                             f"got {tuple(z.shape)}.")
         if quantize:
             z = self.bottleneck.to_decoder(z)
         return self.decoder(self.post_quant_conv(z))

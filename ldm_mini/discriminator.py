@@ -1,4 +1,4 @@
-"""The adversarial part of the first stage: a critic of patches, hinge losses, and the weight that balances them (VQGAN)."""
+"""The adversary of the first stage: a critic of patches, hinge losses, and the weight that balances them (VQGAN)."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class PatchDiscriminator(nn.Module):
     """PatchGAN (pix2pix, arXiv 1611.07004): 4x4 convolutions that judge every patch of an image on its own.
 
-    num_layers: number of strided convolutions. 3 sees patches of 70 pixels, 2 of 34, 1 of 16: for small images take fewer.
+    num_layers: number of strided convolutions. 3 sees patches of 70 pixels, 2 of 34, 1 of 16; fewer for small images.
     channels:   width after the first convolution; doubles up to 8-fold.
     """
 
@@ -30,8 +30,8 @@ class PatchDiscriminator(nn.Module):
         """x (B,C,H,W) -> logits (B,1,h,w), one per patch, high = real; h = H / 2**num_layers - 2."""
         smallest = 3 * 2**self.num_layers
         if x.ndim != 4 or x.shape[1] != self.in_channels or min(x.shape[2:]) < smallest:
-            raise ValueError(f"PatchDiscriminator: expected images (B, {self.in_channels}, H, W) of at least {smallest} "
-                             f"pixels a side, got {tuple(x.shape)}. For small images choose a smaller num_layers.")
+            raise ValueError(f"PatchDiscriminator: expected images (B, {self.in_channels}, H, W), {smallest} pixels a "
+                             f"side or more, got {tuple(x.shape)}. For small images choose a smaller num_layers.")
         return self.main(x)
 
     @property
@@ -52,9 +52,10 @@ def _dcgan_init(module: nn.Module):
 
 
 def hinge_d_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """logits of any shape -> (): 0.5 * (mean max(0, 1 - real) + mean max(0, 1 + fake)). Give it detached reconstructions.
+    """logits of any shape -> (): 0.5 * (mean max(0, 1 - real) + mean max(0, 1 + fake)).
 
-    The VQGAN paper writes log D + log(1 - D); the hinge is what its code runs.
+    The fake logits are those of detached reconstructions. The VQGAN paper writes log D + log(1 - D); the hinge is what
+    its code runs.
     """
     return 0.5 * (F.relu(1 - real_logits.float()).mean() + F.relu(1 + fake_logits.float()).mean())
 
@@ -67,9 +68,9 @@ def hinge_g_loss(fake_logits: Tensor) -> Tensor:
 def adaptive_weight(nll: Tensor, g_loss: Tensor, last_layer: Tensor, delta: float = 1e-4, max: float = 1e4) -> Tensor:
     """lambda = |grad nll| / (|grad g_loss| + delta), clamped to [0, max], without gradient (VQGAN eq. 7): ().
 
-    The gradients are those of the decoder's last weight, where both losses arrive: the adversarial one is made as strong as
-    the reconstruction. Where nothing is recorded (validation under `no_grad`) the weight is 0. Both graphs are kept for
-    the backward pass that follows. The paper says delta = 1e-6; its code, and LDM's, use 1e-4.
+    The gradients are those of the decoder's last weight, where both losses arrive: the adversarial one is made as
+    strong as the reconstruction. Both graphs are kept for the backward pass that follows. Where nothing is recorded
+    (validation under `no_grad`) the weight is 0. The VQGAN paper says delta = 1e-6; its code, and LDM's, use 1e-4.
     """
     if not (nll.requires_grad and g_loss.requires_grad):
         return torch.zeros((), device=nll.device)

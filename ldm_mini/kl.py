@@ -1,4 +1,4 @@
-"""The other bottleneck: a diagonal Gaussian per latent value, kept near N(0, 1) by a very small KL term (LDM sec. 3.1)."""
+"""The other bottleneck: a Gaussian per latent value, kept near N(0, 1) by a very small KL term (LDM sec. 3.1)."""
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,8 @@ class KLBottleneck(nn.Module):
     reduction says what `weight` multiplies, and it has to match the reconstruction loss beside it:
     "mean": the mean over all latent values; goes with a mean over pixels.
     "sum":  the sum over each latent, mean over the batch; goes with a sum over pixels. The released models use
-            1e-6 this way, which is `weight_for_means(1e-6, ...)` = 2.1e-8 with means at f=8. The default is thus stronger
-            than the paper's, and still so weak that the latent's scale is free: measure it (LDM appendix G).
+            1e-6 this way, which is `weight_for_means(1e-6, ...)` = 2.1e-8 with means at f=8. The default is thus
+            stronger than the paper's, and still so weak that the latent's scale is free: measure it (appendix G).
     """
 
     moments_per_channel = 2
@@ -54,14 +54,15 @@ class KLBottleneck(nn.Module):
         if reduction not in ("mean", "sum"):
             raise ValueError(f'KLBottleneck: reduction must be "mean" or "sum", got {reduction!r}.')
         if weight < 0 or latent_channels < 1:
-            raise ValueError(f"KLBottleneck: needs weight >= 0 and latent_channels >= 1, got {weight} and {latent_channels}.")
+            raise ValueError("KLBottleneck: needs weight >= 0 and latent_channels >= 1, "
+                             f"got {weight} and {latent_channels}.")
         self.latent_channels, self.weight, self.reduction = latent_channels, weight, reduction
 
     def distribution(self, h: Tensor) -> DiagonalGaussian:
         """h (B,2C,h,w) -> the posterior q(z | x)."""
         if h.ndim != 4 or h.shape[1] != 2 * self.latent_channels:
-            raise ValueError(f"KLBottleneck: expected h of shape (B, {2 * self.latent_channels}, h, w), a mean and a log "
-                             f"variance for each of {self.latent_channels} channels, got {tuple(h.shape)}.")
+            raise ValueError(f"KLBottleneck: expected h of shape (B, {2 * self.latent_channels}, h, w), a mean and "
+                             f"a log variance for each of {self.latent_channels} channels, got {tuple(h.shape)}.")
         return DiagonalGaussian(h)
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +74,7 @@ class KLBottleneck(nn.Module):
         return z.to(h.dtype), self.weight * loss
 
     def latent(self, h: Tensor, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
-        """h (B,2C,h,w) -> z (B,C,h,w): the mode, as for an image that is a condition, or a sample, as for diffusion training."""
+        """h (B,2C,h,w) -> z (B,C,h,w): the mode (for images that are conditions) or a sample (to train on)."""
         posterior = self.distribution(h)
         return (posterior.sample(generator) if sample else posterior.mode()).to(h.dtype)
 
@@ -83,7 +84,8 @@ class KLBottleneck(nn.Module):
 
     def to_config(self) -> dict:
         """What `autoencoder.build_bottleneck` needs to build this again."""
-        return {"kind": "kl", "latent_channels": self.latent_channels, "weight": self.weight, "reduction": self.reduction}
+        return {"kind": "kl", "latent_channels": self.latent_channels, "weight": self.weight,
+                "reduction": self.reduction}
 
 
 def weight_for_means(weight_for_sums: float, latent_shape, image_shape) -> float:

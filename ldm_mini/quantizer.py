@@ -1,7 +1,7 @@
 """Vector quantisation: every latent vector is replaced by its nearest code (VQ-VAE, arXiv 1711.00937; LDM sec. 3.1).
 
-`argmin` has no gradient. Two things bridge it: the decoder's gradient is copied straight through to the encoder, and two
-stop-gradient terms pull codes to vectors and vectors to codes.
+`argmin` has no gradient. Two things bridge it: the decoder's gradient is copied straight through to the encoder,
+and two stop-gradient terms pull codes to vectors and vectors to codes.
 """
 
 from contextlib import nullcontext
@@ -18,14 +18,14 @@ DISTANCES_AT_ONCE = 2**24  # 64 MiB of float32: 16384 codes x 1024 vectors
 class VectorQuantizer(nn.Module):
     """A codebook of `codebook_size` vectors of width `dim`, and what keeps its codes in use.
 
-    commitment_weight: weight of |z - sg(e)|^2, which moves the ENCODER. (The released LDM code puts it on the codebook term
-                       by mistake: same loss value, other gradients.)
-    ema_decay:         None learns the codebook by gradient; else codes are running means of the vectors assigned to them
-                       (VQ-VAE appendix A.1; 0.99 is usual) and get no gradient.
+    commitment_weight: weight of |z - sg(e)|^2, which moves the ENCODER. (The released LDM code puts it on the
+                       codebook term by mistake: same loss value, other gradients.)
+    ema_decay:         None learns the codebook by gradient; else codes are running means of the vectors assigned to
+                       them (VQ-VAE appendix A.1; 0.99 is usual) and get no gradient.
     restart_after:     a code that no vector has chosen for so many training steps is replaced by a random encoder
                        output; None = never.
-    init:              "data": the codes start as encoder outputs of the first training batch. "uniform": U(-1/K, 1/K), as
-                       published; with unit-variance latents a single code then wins at first.
+    init:              "data": the codes start as encoder outputs of the first training batch. "uniform": U(-1/K, 1/K),
+                       as published; with unit-variance latents a few codes then win everything at first.
 
     Every random draw comes from torch's global generator and all state is in the state dict, so a resumed run repeats
     exactly. In distributed training all processes see the same statistics and keep the same codebook.
@@ -37,9 +37,9 @@ class VectorQuantizer(nn.Module):
         if codebook_size < 2 or dim < 1:
             raise ValueError(f"VectorQuantizer: needs codebook_size >= 2 and dim >= 1, got {codebook_size} and {dim}.")
         if ema_decay is not None and not 0 < ema_decay < 1:
-            raise ValueError(f"VectorQuantizer: ema_decay must lie in (0, 1), for instance 0.99, or be None; got {ema_decay}.")
+            raise ValueError(f"VectorQuantizer: ema_decay must lie in (0, 1), like 0.99, or be None, got {ema_decay}.")
         if restart_after is not None and restart_after < 1:
-            raise ValueError(f"VectorQuantizer: restart_after counts steps, at least 1, or is None; got {restart_after}.")
+            raise ValueError(f"VectorQuantizer: restart_after must be at least 1 step, or None, got {restart_after}.")
         if init not in ("data", "uniform"):
             raise ValueError(f'VectorQuantizer: init must be "data" or "uniform", got {init!r}.')
         self.codebook_size, self.dim, self.commitment_weight = codebook_size, dim, commitment_weight
@@ -52,40 +52,48 @@ class VectorQuantizer(nn.Module):
             self.register_buffer("ema_count", torch.ones(codebook_size))      # vectors per code and step
             self.register_buffer("ema_sum", codebook.clone())                 # their sum
         self.register_buffer("initialised", torch.tensor(init == "uniform"))
-        self.register_buffer("idle", torch.zeros(codebook_size, dtype=torch.int64))   # steps since a code was last chosen
+        self.register_buffer("idle", torch.zeros(codebook_size, dtype=torch.int64))   # steps since last chosen
         self.register_buffer("usage", torch.zeros(codebook_size, dtype=torch.int64))  # times chosen since reset_usage()
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (B,D,h,w) -> z_q (B,D,h,w), indices (B,h,w) int64, loss (). In training also updates usage, EMA and dead codes.
+        """`quantize(z)`; in training also starts the codebook, updates usage and EMA, and restarts dead codes."""
+        if self.training:
+            self._initialise(self._vectors(z))
+        z_q, indices, loss = self.quantize(z)
+        if self.training:
+            self._update(self._vectors(z), indices.flatten())
+        return z_q, indices, loss
 
-        loss = |sg(z) - e|^2 + commitment_weight * |z - sg(e)|^2, means over all elements; without its first term under EMA.
+    def quantize(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z (B,D,h,w) -> z_q (B,D,h,w), indices (B,h,w) int64, loss (). Changes nothing.
+
+        z_q has the value of the nearest code and passes its gradient on to z (straight-through).
+        loss = |sg(z) - e|^2 + commitment_weight * |z - sg(e)|^2, means over all elements; under EMA the second alone.
+        Raises ValueError if z has another shape.
         """
-        if z.ndim != 4 or z.shape[1] != self.dim:
-            raise ValueError(f"VectorQuantizer: expected z of shape (B, {self.dim}, h, w), got {tuple(z.shape)}. "
-                             "The encoder's latent_channels must equal the quantiser's dim.")
-        b, _, height, width = z.shape
-        with _without_autocast(z.device.type):
-            vectors = rearrange(_float(z), "b d h w -> (b h w) d")
-            if self.training:
-                self._initialise(vectors.detach())
-            indices = self.nearest(vectors)
-            codes = _float(F.embedding(indices, self.codebook))
-            loss = self.commitment_weight * F.mse_loss(vectors, codes.detach())
-            if self.ema_decay is None:
-                loss = loss + F.mse_loss(codes, vectors.detach())
-            if self.training:
-                self._update(vectors.detach(), indices)
-            z_q = vectors + (codes - vectors).detach()                        # value of the code, gradient of the vector
-        z_q = rearrange(z_q, "(b h w) d -> b d h w", b=b, h=height).to(z.dtype)
-        return z_q, indices.view(b, height, width), loss
+        indices = self.nearest(self._vectors(z)).view(z.shape[0], *z.shape[2:])
+        full, codes = _float(z), _float(self.lookup(indices))
+        loss = self.commitment_weight * F.mse_loss(full, codes.detach())
+        if self.ema_decay is None:
+            loss = loss + F.mse_loss(codes, full.detach())
+        return (full + (codes - full).detach()).to(z.dtype), indices, loss
 
     @torch.no_grad()
     def nearest(self, vectors: Tensor) -> Tensor:
         """vectors (N,D) -> index (N,) of the code at the smallest squared distance |v|^2 + |e|^2 - 2 v.e."""
-        codebook = self.codebook.to(vectors.dtype)
+        dtype = torch.promote_types(_float(vectors).dtype, self.codebook.dtype)
+        vectors, codebook = vectors.to(dtype), self.codebook.to(dtype)
         norms = codebook.square().sum(dim=1)                                  # (K,); |v|^2 is the same for every code
         some_rows = vectors.split(max(1, DISTANCES_AT_ONCE // self.codebook_size))
-        return torch.cat([torch.addmm(norms, rows, codebook.T, alpha=-2).argmin(dim=1) for rows in some_rows])
+        with _without_autocast(vectors.device.type):
+            return torch.cat([torch.addmm(norms, rows, codebook.T, alpha=-2).argmin(dim=1) for rows in some_rows])
+
+    def _vectors(self, z: Tensor) -> Tensor:
+        """(B,D,h,w) -> (B*h*w, D): the channels of each pixel are one vector. No gradient."""
+        if z.ndim != 4 or z.shape[1] != self.dim:
+            raise ValueError(f"VectorQuantizer: expected z of shape (B, {self.dim}, h, w), got {tuple(z.shape)}. "
+                             "The encoder's latent_channels must equal the quantiser's dim.")
+        return rearrange(z.detach(), "b d h w -> (b h w) d")
 
     def lookup(self, indices: Tensor) -> Tensor:
         """indices (B,h,w) -> their codes (B,D,h,w)."""
@@ -116,7 +124,7 @@ class VectorQuantizer(nn.Module):
 
     def _average(self, vectors: Tensor, indices: Tensor, chosen: Tensor):
         """Move every code to the running mean of its vectors; Laplace smoothing keeps empty codes finite."""
-        sums = torch.zeros_like(self.ema_sum).index_add_(0, indices, vectors.to(self.ema_sum.dtype))  # (K,D)
+        sums = torch.zeros_like(self.ema_sum).index_add_(0, indices, vectors.to(self.ema_sum.dtype))      # (K,D)
         _sum_over_processes(sums)
         self.ema_count.lerp_(chosen.to(self.ema_count.dtype), 1 - self.ema_decay)
         self.ema_sum.lerp_(sums, 1 - self.ema_decay)
@@ -156,7 +164,9 @@ class VectorQuantizer(nn.Module):
         self.usage.zero_()
 
     def _counts(self, indices: Tensor | None) -> Tensor:
-        return self.usage.cpu() if indices is None else torch.bincount(indices.flatten().cpu(), minlength=self.codebook_size)
+        if indices is None:
+            return self.usage.cpu()
+        return torch.bincount(indices.flatten().cpu(), minlength=self.codebook_size)
 
     def extra_repr(self) -> str:
         return (f"codebook_size={self.codebook_size}, dim={self.dim}, commitment_weight={self.commitment_weight}, "
@@ -188,7 +198,7 @@ class VQBottleneck(nn.Module):
 
     def to_decoder(self, z: Tensor) -> Tensor:
         """z (B,C,h,w) -> nearest codes (B,C,h,w)"""
-        return self.quantizer(z)[0]
+        return self.quantizer.quantize(z)[0]
 
     def to_config(self) -> dict:
         """What `autoencoder.build_bottleneck` needs to build this again."""

@@ -1,0 +1,106 @@
+"""The KL bottleneck against torch.distributions, and the two conventions of its weight."""
+
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+from torch.testing import assert_close
+
+from ldm_mini.kl import DiagonalGaussian, KLBottleneck, weight_for_means
+
+
+def moments(b=2, c=3, size=4, seed=0):
+    return torch.randn(b, 2 * c, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def test_kl_and_std_equal_torch_distributions():
+    h = moments()
+    posterior = DiagonalGaussian(h)
+    reference = Normal(h[:, :3], (0.5 * h[:, 3:]).exp())
+    assert_close(posterior.std, reference.stddev)
+    assert_close(posterior.kl(), kl_divergence(reference, Normal(0.0, 1.0)))
+    assert torch.equal(posterior.mode(), h[:, :3])
+    assert (posterior.kl() >= 0).all()
+    assert DiagonalGaussian(torch.zeros(1, 2, 1, 1)).kl().item() == 0
+
+
+def test_kl_gradient_by_hand():
+    h = moments().requires_grad_()
+    DiagonalGaussian(h).kl().sum().backward()
+    mean, logvar = h.detach().chunk(2, dim=1)
+    assert_close(h.grad, torch.cat([mean, 0.5 * (logvar.exp() - 1)], dim=1))
+
+
+def test_log_variance_is_clamped_before_everything():
+    h = torch.tensor([0.0, 0.0, -1000.0, 1000.0]).view(1, 4, 1, 1)
+    posterior = DiagonalGaussian(h)
+    assert posterior.logvar.flatten().tolist() == [-30.0, 20.0]
+    assert_close(posterior.std.flatten(), torch.tensor([-15.0, 10.0]).exp())
+    assert posterior.kl().isfinite().all()
+
+
+def test_samples_have_the_right_moments_and_follow_the_generator():
+    h = torch.tensor([2.0, -1.0, 2 * torch.tensor(0.5).log(), 2 * torch.tensor(3.0).log()]).view(1, 4, 1, 1)
+    posterior = DiagonalGaussian(h.expand(20_000, 4, 1, 1))
+    z = posterior.sample(torch.Generator().manual_seed(0))
+    assert_close(z.mean(0).flatten(), torch.tensor([2.0, -1.0]), atol=0.08, rtol=0)
+    assert_close(z.std(0).flatten(), torch.tensor([0.5, 3.0]), atol=0, rtol=0.03)
+    assert torch.equal(z, posterior.sample(torch.Generator().manual_seed(0)))
+    assert not torch.equal(z, posterior.sample(torch.Generator().manual_seed(1)))
+
+
+def test_reparametrised_gradient_reaches_mean_and_variance():
+    h = moments().requires_grad_()
+    z = DiagonalGaussian(h).sample(torch.Generator().manual_seed(0))
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+    z.sum().backward()
+    std = (0.5 * h.detach()[:, 3:]).exp()
+    assert_close(h.grad, torch.cat([torch.ones_like(z), 0.5 * std * noise], dim=1))
+
+
+def test_equals_diffusers():
+    vae = pytest.importorskip("diffusers.models.autoencoders.vae")
+    h = moments(seed=3) * 20
+    ours, theirs = DiagonalGaussian(h), vae.DiagonalGaussianDistribution(h)
+    assert_close(ours.kl().sum(dim=(1, 2, 3)), theirs.kl())
+    assert_close(ours.sample(torch.Generator().manual_seed(5)), theirs.sample(torch.Generator().manual_seed(5)))
+
+
+def test_bottleneck_contract():
+    bottleneck, h = KLBottleneck(3, weight=0.5), moments()
+    torch.manual_seed(0)
+    z, loss = bottleneck(h)
+    torch.manual_seed(0)
+    assert_close(z, bottleneck.latent(h, sample=True))
+    assert not torch.allclose(z, h[:, :3])
+    assert_close(loss, 0.5 * DiagonalGaussian(h).kl().mean())
+    assert torch.equal(bottleneck.latent(h), h[:, :3]) and torch.equal(bottleneck.to_decoder(z), z)
+    assert torch.equal(bottleneck.eval()(h)[0], h[:, :3])
+    assert bottleneck.latent_channels == 3 and bottleneck.moments_per_channel == 2
+    assert bottleneck(h.bfloat16())[0].dtype == torch.bfloat16 and bottleneck(h.bfloat16())[1].dtype == torch.float32
+
+
+def test_paper_weight_on_sums_is_its_converted_weight_on_means():
+    assert weight_for_means(1e-6, (4, 32, 32), (3, 256, 256)) == pytest.approx(2.08e-8, rel=2e-3)
+    h, error = moments(2, 4, 8), torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    gradients = []
+    for mean in (False, True):
+        x, y = h.clone().requires_grad_(), error.clone().requires_grad_()
+        weight = weight_for_means(1e-6, (4, 8, 8), (3, 64, 64)) if mean else 1e-6
+        _, loss = KLBottleneck(4, weight, "mean" if mean else "sum")(x)
+        (loss + (y.square().mean() if mean else y.square().sum() / 2)).backward()
+        gradients.append((x.grad, y.grad))
+    (sum_x, sum_y), (mean_x, mean_y) = gradients
+    values = 3 * 64 * 64                                         # one common factor, so the compromise is the same
+    assert_close(sum_x, mean_x * values)
+    assert_close(sum_y, mean_y * values)
+
+
+def test_errors_say_what_to_do():
+    with pytest.raises(ValueError, match="joined on channels"):
+        DiagonalGaussian(torch.zeros(1, 3, 2, 2))
+    with pytest.raises(ValueError, match="for each of 4 channels"):
+        KLBottleneck(4)(torch.zeros(1, 4, 2, 2))
+    with pytest.raises(ValueError, match="mean"):
+        KLBottleneck(4, reduction="none")
+    with pytest.raises(ValueError, match="weight"):
+        KLBottleneck(4, weight=-1.0)
