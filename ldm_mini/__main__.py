@@ -1,0 +1,188 @@
+"""The command line: `python -m ldm_mini`."""
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+HELP = """\
+ldm_mini: latent diffusion models, small and finished.
+
+Pictures from the shipped model, no training, no network:
+  python -m ldm_mini sample "a red apple to the left of a dog on a blue background" --out grid.png
+  python -m ldm_mini sample "a yellow star" "an owl" --num 8 --seed 1 --guidance-scale 4
+  python -m ldm_mini sample --class rocket --num 8
+
+Train your own, in two stages (Ctrl-C stops cleanly; the same line with --resume goes on, bit by bit):
+  python -m ldm_mini train autoencoder --recipe tiny --out runs/autoencoder
+  python -m ldm_mini train diffusion   --recipe tiny --out runs/diffusion --autoencoder runs/autoencoder/model
+  accelerate launch -m ldm_mini train ...          the same on several GPUs or machines
+
+Measure:
+  python -m ldm_mini evaluate                      does the model draw what it is told? how sharp is the first stage?
+  python -m ldm_mini bench                         our U-Net against diffusers' of the same shape
+
+Every command explains its options with --help. Names of recipes: ldm_mini/recipes.py.
+"""
+
+
+def train(stage: Positional[Literal["autoencoder", "diffusion"]], recipe: str = "tiny", out: Path | None = None,
+          autoencoder: str | None = None, resume: bool = False, minutes: float | None = None, steps: int | None = None,
+          batch_size: int | None = None, lr: float | None = None, latents: int | None = None, device: str = "auto",
+          compile: bool | None = None, workers: int = 0, threads: int | None = None, seed: int = 0,
+          tensorboard: bool = False, log_every: int = 20, sample_every: int = 500, save_every: int = 500) -> None:
+    """Train one of the two stages; everything about the run is written to its folder while it runs.
+
+    Args:
+        stage: the first stage (autoencoder) or the second (diffusion on its latents).
+        recipe: name of a recipe in ldm_mini/recipes.py, such as tiny (a CPU) or base (a GPU).
+        out: folder of the run; runs/STAGE-RECIPE unless given. A folder that holds something is never overwritten.
+        autoencoder: for diffusion: the trained first stage, for example runs/autoencoder-tiny/model.
+        resume: continue the run in this folder from its newest checkpoint, as if it had never stopped.
+        minutes: stop after so long, with a checkpoint.
+        steps: in place of the recipe's; the learning rate reaches zero at the last.
+        batch_size: in place of the recipe's, per process.
+        lr: in place of the recipe's.
+        latents: number of scenes to encode for diffusion, in place of the recipe's.
+        device: auto, cpu, cuda or mps.
+        compile: torch.compile the network, or not, in place of the recipe's; what fails to compile runs eagerly.
+        workers: processes that compose scenes beside the training; 0 composes them in between.
+        threads: CPU threads for torch; its own choice unless given.
+        seed: of the weights, the data and the noise.
+        tensorboard: also write TensorBoard files.
+        log_every: steps between lines of log.jsonl.
+        sample_every: steps between pictures and validation.
+        save_every: steps between checkpoints.
+    """
+    import torch
+
+    from .launch import train_stage
+    from .recipes import find_recipe
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    given = {"steps": steps, "batch_size": batch_size, "lr": lr, "latents": latents}
+    chosen = find_recipe(stage, recipe)
+    if latents is not None and stage == "autoencoder":
+        raise ValueError("--latents is for diffusion; the autoencoder trains on images.")
+    chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
+    train_stage(stage, chosen, out or Path("runs") / f"{stage}-{recipe}", autoencoder=autoencoder, resume=resume,
+                minutes=minutes, device=device, compile=compile, workers=workers, seed=seed, tensorboard=tensorboard,
+                log_every=log_every, sample_every=sample_every, save_every=save_every)
+
+
+def sample(captions: Positional[tuple[str, ...]] = (), *, out: Path = Path("grid.png"), num: int = 8, steps: int = 20,
+           guidance_scale: float = 4.0, seed: int = 0, model: str = "emoji-scenes", sampler: str = "dpm",
+           class_name: Annotated[str | None, arg(name="class")] = None, negative: str | None = None,
+           device: str = "auto", threads: int | None = None) -> None:
+    """Draw pictures for captions (in quotes), a class, or both, and save them as one grid.
+
+    Args:
+        captions: one or more; several share the --num pictures.
+        out: the PNG to write.
+        num: number of pictures.
+        steps: network evaluations per picture.
+        guidance_scale: how strictly to follow the caption; 1 = no guidance.
+        seed: same seed, same pictures.
+        model: shipped weights by name, a folder that training wrote, or owner/name on the Hugging Face Hub.
+        sampler: dpm, ddim or ddpm.
+        class_name: one of the nouns, such as rocket.
+        negative: a caption to steer away from.
+        device: auto, cpu, cuda or mps.
+        threads: CPU threads for torch; its own choice unless given.
+    """
+    began = time.monotonic()
+    import torch
+
+    from .latent_diffusion import LatentDiffusion
+    from .plotting import save_grid
+
+    if num < 1:
+        raise ValueError(f"--num must be at least 1, got {num}.")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    batch = _conditions(captions, class_name, num)
+    ldm = LatentDiffusion.from_pretrained(model, device=device)
+    _warn_unknown_words(ldm, captions)
+    loaded = time.monotonic()
+    images = ldm.sample(batch, num=num, steps=steps, guidance_scale=guidance_scale, sampler=sampler, seed=seed,
+                        negative=negative, progress=True)
+    save_grid(images, out, columns=min(num, 8))
+    print(f"{num} pictures in {out} ({loaded - began:.1f} s to load, {time.monotonic() - loaded:.1f} s to draw)")
+
+
+def evaluate(model: str = "emoji-scenes", *, num: int = 256, steps: int = 20, guidance_scale: float = 4.0, seed: int = 0,
+             device: str = "auto", out: Path | None = None) -> None:
+    """Measure a model: conditioning accuracy on seen and held-out combinations, reconstruction, Frechet distance."""
+    from .evaluate import run_evaluate
+
+    run_evaluate(model, num=num, steps=steps, guidance_scale=guidance_scale, seed=seed, device=device, out=out)
+
+
+def bench(device: str = "auto", *, rounds: int = 15, threads: int | None = None) -> None:
+    """Time our U-Net against diffusers' UNet2DConditionModel of the same shape and weights."""
+    import torch
+
+    from .bench import run_bench
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    run_bench(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device, rounds=rounds)
+
+
+def _conditions(captions, class_name, num: int) -> dict | None:
+    """The batch to sample: the captions, each for its share of `num` pictures; and the class, if any."""
+    batch = {}
+    if captions:
+        if num < len(captions):
+            raise ValueError(f"--num {num} pictures are too few for {len(captions)} captions.")
+        batch["caption"] = [captions[i * len(captions) // num] for i in range(num)]
+    if class_name is not None:
+        import torch
+
+        from .scenes import NOUNS
+
+        if class_name not in NOUNS:
+            raise ValueError(f"--class {class_name!r} is no noun of the scenes; they are {', '.join(NOUNS)}.")
+        batch["class"] = torch.full((num,), list(NOUNS).index(class_name))
+    return batch or {"caption": [""] * num}
+
+
+def _warn_unknown_words(ldm, captions) -> None:
+    """The tokenizer maps a word it never saw to "unknown", and the picture then ignores it: say so."""
+    for part in ldm.conditioner.modules() if captions and ldm.conditioner is not None else ():
+        if hasattr(part, "unknown_words"):
+            unknown = sorted({word for caption in captions for word in part.unknown_words(caption)})
+            if unknown:
+                print(f"note: the model knows no word {', '.join(unknown)}", file=sys.stderr)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit status. Mistakes of the user end in one line, not in a traceback."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv in (["help"], ["--help"], ["-h"]):
+        print(HELP)
+        return 0
+    import tyro
+
+    try:
+        tyro.extras.subcommand_cli_from_dict({"train": train, "sample": sample, "evaluate": evaluate, "bench": bench},
+                                             prog="python -m ldm_mini", args=argv)
+    except (ValueError, OSError) as error:                      # CheckpointError is a ValueError
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "DataFileError":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

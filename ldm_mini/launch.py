@@ -1,0 +1,172 @@
+"""From a recipe to a finished run: what `python -m ldm_mini train` does, on one device or, by `accelerate launch`, many."""
+
+import contextlib
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from . import recipes, runs
+from .data import scene_stream
+from .discriminator import PatchDiscriminator
+from .hub import load_autoencoder, save_autoencoder
+from .latent_diffusion import latent_scale
+from .latents import cache_latents
+from .plotting import save_grid
+from .train import TrainState, add_adversary, to_device, train_autoencoder, train_diffusion
+
+VALIDATION_SEED = 1_000_000_007                                 # of noise and dropped conditions, the same every time
+
+
+def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None, resume: bool = False, minutes: float | None = None,
+                device: str | None = None, compile: bool | None = None, workers: int = 0, seed: int = 0,
+                tensorboard: bool = False, log_every: int = 20, sample_every: int = 500, save_every: int = 500) -> bool:
+    """Train a recipe in the folder `out`; True when it is finished, False when it was stopped and can be resumed.
+
+    autoencoder: for stage "diffusion", the first stage: the `model` folder of its run, or a name `hub.find` knows.
+    Raises ValueError before anything is written, if the folder, the recipe or the first stage cannot be used.
+    """
+    out, accelerator = Path(out), _accelerator(device)
+    settings = {"stage": stage, "seed": seed, "processes": accelerator.num_processes, **asdict(recipe)}
+    if stage == "diffusion":
+        settings["autoencoder"] = str(autoencoder)
+    with accelerator.main_process_first():                      # the others find what it left
+        checkpoint = (runs.open_run(out, settings, resume) if accelerator.is_main_process else
+                      runs.latest(out / "checkpoints") if resume else None)
+    torch.manual_seed(seed)                                     # the same fresh weights in every process
+    prepare = {"autoencoder": _autoencoder, "diffusion": _diffusion}[stage]
+    state, logs, sample, export = prepare(recipe, out, accelerator, workers, seed, autoencoder, checkpoint)
+    if recipe.compile if compile is None else compile:
+        _compile(state.model)
+    began = time.monotonic()
+    finished = runs.follow(logs, state, out, steps=recipe.steps, images_per_step=recipe.batch_size * accelerator.num_processes,
+                           sample=sample, minutes=minutes, tensorboard=tensorboard, log_every=log_every,
+                           sample_every=sample_every, save_every=save_every)
+    if accelerator.is_main_process:
+        export({"recipe": settings, "steps": state.step, "hardware": _hardware(state.device),
+                "minutes": round((time.monotonic() - began) / 60, 1)})
+        accelerator.print(f"{'Finished' if finished else 'Stopped'} at step {state.step} of {recipe.steps}. "
+                          f"The model so far: {out / 'model'}" + ("" if finished else "; continue with --resume."))
+    accelerator.end_training()
+    return finished
+
+
+def _autoencoder(recipe, out, accelerator, workers, seed, _, checkpoint):
+    """TrainState, loop, samples and export of the first stage."""
+    model = _channels_last(recipes.build_autoencoder(recipe))
+    state = TrainState(model, recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, grad_clip=recipe.grad_clip,
+                       ema_decay=recipe.ema_decay, seed=seed, bf16=_bf16(recipe, accelerator), accelerator=accelerator)
+    if recipe.disc_weight:
+        judge = PatchDiscriminator(recipe.model.in_channels, recipe.disc_channels, recipe.disc_layers)
+        add_adversary(state, _channels_last(judge), recipe.disc_lr)
+    if checkpoint is not None:
+        runs.restore(state, checkpoint, out)
+    batches = scene_stream(recipe.scenes, recipe.batch_size, state.step, workers, accelerator.process_index,
+                           accelerator.num_processes, seed=seed)
+    logs = train_autoencoder(
+        state, batches, recipe.steps, warmup=recipe.warmup, decay=recipe.decay, mse_weight=recipe.mse_weight,
+        perceptual_weight=recipe.perceptual_weight, perceptual_start=recipe.perceptual_start,
+        disc_weight=recipe.disc_weight, disc_start=recipe.disc_start)
+    images = _validation(recipe, 32)["image"].to(state.device)
+
+    @torch.no_grad()
+    def sample() -> dict:
+        model.eval()
+        x_rec = model.decode(model.encode(images)).clamp(-1, 1)
+        model.train()
+        save_grid([images[:16], x_rec[:16]], out / "samples" / f"step-{state.step:08}.png")
+        measured = {"val_psnr": (-10 * (((images - x_rec) / 2).square().flatten(1).mean(1)).log10()).mean().item()}
+        if recipe.codebook_size is not None:
+            used = model.quantize(model.encode(images))[1].unique().numel()
+            measured["val_codes_used"] = used / recipe.codebook_size
+        return measured
+
+    def export(card):
+        with _averaged(state):
+            save_autoencoder(out / "model", model, card=card)
+
+    return state, logs, sample, export
+
+
+def _diffusion(recipe, out, accelerator, workers, seed, autoencoder, checkpoint):
+    """TrainState, loop, samples and export of the second stage."""
+    if autoencoder is None:
+        raise ValueError("diffusion needs a first stage: --autoencoder FOLDER, the `model` folder of a run of "
+                         "`python -m ldm_mini train autoencoder`.")
+    first = load_autoencoder(autoencoder, device=accelerator.device)
+    with accelerator.main_process_first():                      # it encodes and saves, the others load
+        encoded = cache_latents(first, scene_stream(recipe.scenes, 64, 0, workers, 0, 1, seed=seed), recipe.latents,
+                                path=out / "latents", progress=accelerator.is_main_process)
+    scale = latent_scale(first, (encoded[i:i + 64] for i in range(0, min(4096, len(encoded)), 64)))
+    ldm = recipes.build_diffusion(recipe, first, scale)
+    _channels_last(ldm.net)
+    state = TrainState(ldm, recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, grad_clip=recipe.grad_clip,
+                       ema_decay=recipe.ema_decay, seed=seed, bf16=_bf16(recipe, accelerator), accelerator=accelerator)
+    if checkpoint is not None:
+        runs.restore(state, checkpoint, out)
+    batches = encoded.to(state.device).batches(recipe.batch_size, state.step, seed, state.rank, accelerator.num_processes)
+    logs = train_diffusion(state, batches, recipe.steps, warmup=recipe.warmup, decay=recipe.decay)
+    held_out = to_device(_validation(recipe, 256), state.device)
+    captions = list(recipe.sample_captions)
+
+    @torch.no_grad()
+    def sample() -> dict:
+        ldm.eval()
+        with _averaged(state), state.autocast():
+            images = ldm.sample({"caption": captions}, seed=seed, guidance_scale=3.0)
+            loss = ldm.loss(held_out, torch.Generator().manual_seed(VALIDATION_SEED))
+        ldm.train()
+        save_grid(images, out / "samples" / f"step-{state.step:08}.png")
+        return {"val_loss": loss.item()}
+
+    def export(card):
+        with _averaged(state):
+            ldm.save_pretrained(out / "model", card=card)
+
+    return state, logs, sample, export
+
+
+def _validation(recipe, n: int) -> dict:
+    """One batch of n scenes that no training sees."""
+    return next(iter(scene_stream(replace(recipe.scenes, split="val"), n, 0, 0, 0, 1, seed=0)))
+
+
+def _averaged(state):
+    """The averaged weights, if the run keeps them."""
+    return contextlib.nullcontext() if state.ema is None else state.ema.applied(state.model)
+
+
+def _accelerator(device: str | None):
+    from accelerate import Accelerator
+
+    if device not in (None, "auto", "cpu", "cuda", "mps"):
+        raise ValueError(f"--device must be auto, cpu, cuda or mps, got {device!r}.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: this machine has no CUDA GPU that torch can use; leave it out, or give cpu.")
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")              # TF32
+        torch.backends.cudnn.allow_tf32 = True
+    return Accelerator(cpu=device == "cpu")
+
+
+def _bf16(recipe, accelerator) -> bool:
+    return accelerator.mixed_precision == "bf16" or (recipe.bf16 and accelerator.device.type == "cuda")
+
+
+def _channels_last(module):
+    return module.to(memory_format=torch.channels_last)         # what convolutions like best, on a CPU and on a GPU
+
+
+def _compile(model) -> None:
+    """Compile the U-Net, or encoder and decoder; whatever the compiler cannot do runs eagerly."""
+    import torch._dynamo
+
+    torch._dynamo.config.suppress_errors = True
+    for part in (model.net,) if hasattr(model, "net") else (model.encoder, model.decoder):
+        part.compile()
+
+
+def _hardware(device) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return f"{name}, torch {torch.__version__}"

@@ -1,0 +1,170 @@
+"""Every number of our trainings, in one place: what is trained, on what, how long, and what to expect.
+
+A recipe is a frozen dataclass: `dataclasses.replace(AUTOENCODERS["tiny"], steps=100)` is another one. The expected
+values stand beside each recipe, as measured with the command above it.
+"""
+
+from dataclasses import dataclass, replace
+
+from .autoencoder import Autoencoder, AutoencoderConfig
+from .conditioners import ClassConditioner, CombinedConditioner, TextConditioner
+from .kl import KLBottleneck
+from .latent_diffusion import LatentDiffusion
+from .quantizer import VectorQuantizer, VQBottleneck
+from .scenes import NOUNS, SceneConfig
+from .schedule import NoiseSchedule, cosine_betas, scaled_linear_betas
+from .text import TextTransformer
+from .unet import UNet, UNetConfig
+
+# Sixteen nouns of simple, distinct shape: what a CPU learns to draw in an hour.
+TINY_NOUNS = ("apple", "star", "fish", "car", "heart", "balloon", "umbrella", "mushroom", "dog", "cat", "owl", "tree",
+              "house", "rocket", "cake", "sun")
+
+
+@dataclass(frozen=True)
+class AutoencoderRecipe:
+    """The first stage: LDM sec. 3.1."""
+
+    name: str
+    scenes: SceneConfig
+    model: AutoencoderConfig
+    codebook_size: int | None = 512             # None: a KL bottleneck instead
+    kl_weight: float = 1e-6                     # only then; a mean over latents beside a mean over pixels
+    restart_after: int | None = 100             # steps until an unused code is replaced
+    steps: int = 10_000
+    batch_size: int = 8
+    lr: float = 2e-3
+    warmup: int = 100
+    decay: str = "cosine"
+    betas: tuple[float, float] = (0.5, 0.9)     # as the released first stages: a GAN wants little momentum
+    weight_decay: float = 0.0
+    grad_clip: float | None = 1.0
+    ema_decay: float | None = None
+    mse_weight: float = 0.0
+    perceptual_weight: float = 1.0
+    perceptual_start: int = 0
+    disc_weight: float = 0.75                   # vq-f4's; 0 = no adversary
+    disc_start: int = 0
+    disc_channels: int = 64
+    disc_layers: int = 3
+    disc_lr: float | None = None                # None: the autoencoder's
+    bf16: bool = False                          # on a GPU only
+    compile: bool = False                       # on a GPU only
+
+
+@dataclass(frozen=True)
+class DiffusionRecipe:
+    """The second stage: LDM sec. 3.2, 3.3, with a text transformer and class tokens."""
+
+    name: str
+    scenes: SceneConfig
+    channels: int = 64                          # of the U-Net; its inputs are the first stage's latents
+    channel_mults: tuple[int, ...] = (1, 2, 2)
+    num_res_blocks: int = 1
+    attn_levels: tuple[int, ...] = (1, 2)       # not at the largest level: half the time, little loss
+    head_dim: int = 32
+    groups: int = 4                             # about 16 channels per group
+    text_width: int = 128
+    text_layers: int = 3
+    text_heads: int = 4
+    max_length: int = 24                        # tokens per caption; the longest has fewer
+    p_uncond: float = 0.1                       # whole condition dropped, for guidance
+    p_drop_each: float = 0.1                    # caption or class alone dropped, so that either can stand alone
+    schedule: str = "cosine"                    # or "scaled_linear", the paper's
+    prediction: str = "v"
+    latents: int = 30_000                       # scenes encoded once, before training
+    steps: int = 8_000
+    batch_size: int = 32
+    lr: float = 1.5e-3
+    warmup: int = 200
+    decay: str = "cosine"
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    grad_clip: float | None = 1.0
+    ema_decay: float = 0.9995
+    bf16: bool = False
+    compile: bool = False
+    sample_captions: tuple[str, ...] = (
+        "a red apple to the left of a dog on a blue background", "a yellow star", "a green car to the right of a house",
+        "an owl", "a blue umbrella above a mushroom", "a cat and a purple balloon", "a rocket at night", "a pink heart")
+
+
+def build_autoencoder(recipe: AutoencoderRecipe) -> Autoencoder:
+    """The recipe's first stage, with fresh weights."""
+    c = recipe.model.latent_channels
+    if recipe.codebook_size is None:
+        return Autoencoder(recipe.model, KLBottleneck(c, weight=recipe.kl_weight))
+    return Autoencoder(recipe.model, VQBottleneck(VectorQuantizer(recipe.codebook_size, c, restart_after=recipe.restart_after)))
+
+
+def build_diffusion(recipe: DiffusionRecipe, autoencoder: Autoencoder, scale_factor: float = 1.0) -> LatentDiffusion:
+    """The recipe's second stage on a trained first stage, with fresh weights."""
+    r = recipe
+    text = TextTransformer(r.text_width, r.text_layers, r.text_heads, r.max_length)
+    conditioner = CombinedConditioner([TextConditioner(text), ClassConditioner(len(NOUNS), r.text_width, r.text_width)],
+                                      p_drop_each=r.p_drop_each)
+    net = UNet(UNetConfig(in_channels=autoencoder.config.latent_channels, channels=r.channels, channel_mults=r.channel_mults,
+                          num_res_blocks=r.num_res_blocks, attn_levels=r.attn_levels, head_dim=r.head_dim, groups=r.groups,
+                          context_dim=r.text_width, vector_dim=r.text_width))
+    betas = {"cosine": cosine_betas, "scaled_linear": scaled_linear_betas}[r.schedule]()
+    return LatentDiffusion(autoencoder, net, NoiseSchedule(betas), conditioner, prediction=r.prediction,
+                           p_uncond=r.p_uncond, scale_factor=scale_factor, image_size=r.scenes.size)
+
+
+def find_recipe(stage: str, name: str):
+    """The recipe of a stage by its name. Raises ValueError that lists the names."""
+    recipes = {"autoencoder": AUTOENCODERS, "diffusion": DIFFUSIONS}
+    if stage not in recipes:
+        raise ValueError(f"there is no stage {stage!r} to train; there are {', '.join(recipes)}.")
+    if name not in recipes[stage]:
+        raise ValueError(f"there is no {stage} recipe {name!r}; there are {', '.join(recipes[stage])}.")
+    return recipes[stage][name]
+
+
+# --------------------------------------------------------------------------------------------------------- autoencoders
+
+# For a CPU: patches of 2 folded into channels, then one halving; 16x16x3 latents of 64-pixel scenes, 512 codes.
+# python -m ldm_mini train autoencoder --recipe tiny
+# Expect: TODO-MEASURE
+TINY_AUTOENCODER = AutoencoderRecipe(
+    name="tiny",
+    scenes=SceneConfig(),
+    model=AutoencoderConfig(downsample_factor=4, latent_channels=3, channels=32, channel_mults=(1, 2), num_res_blocks=2,
+                            mid_attn=False, groups=2, patch_size=2),
+    steps=20_000,
+    mse_weight=1.0,                             # steadies the start; L1 alone leaves small things grey for long
+    perceptual_start=10_000, disc_start=10_000,  # both triple the cost of a step: sharpen what is already there
+    disc_channels=32, disc_layers=2,            # judges patches of 34 pixels, about one sprite
+    disc_lr=5e-4)
+
+# The same without perceptual and adversarial loss, for the comparison at equal size and steps.
+# Expect: TODO-MEASURE
+TINY_L1_AUTOENCODER = replace(TINY_AUTOENCODER, name="tiny_l1", perceptual_weight=0.0, disc_weight=0.0)
+
+# For one H200: the paper's layout, 10M parameters, all sprites. Expect: TODO-MEASURE
+BASE_AUTOENCODER = AutoencoderRecipe(
+    name="base",
+    scenes=SceneConfig(),
+    model=AutoencoderConfig(downsample_factor=4, latent_channels=4, channels=64, channel_mults=(1, 2, 4), num_res_blocks=2,
+                            groups=4),
+    codebook_size=2048, steps=12_000, batch_size=128, lr=4e-4, warmup=500, disc_start=4_000, disc_layers=2, disc_lr=2e-4,
+    ema_decay=0.999, bf16=True, compile=True)
+
+AUTOENCODERS = {r.name: r for r in (TINY_AUTOENCODER, TINY_L1_AUTOENCODER, BASE_AUTOENCODER)}
+
+# ------------------------------------------------------------------------------------------------------ diffusion models
+
+# For a CPU: 16 nouns, one or two of them in a picture, in two of the four styles. Expect: TODO-MEASURE
+TINY_DIFFUSION = DiffusionRecipe(
+    name="tiny",
+    scenes=SceneConfig(),
+    channels=48, channel_mults=(1, 2, 3), head_dim=48, groups=3)
+
+# For one H200: the whole vocabulary, styles and grammar. Expect: TODO-MEASURE
+BASE_DIFFUSION = DiffusionRecipe(
+    name="base",
+    scenes=SceneConfig(),
+    channels=128, channel_mults=(1, 2, 3), num_res_blocks=2, groups=8, text_width=256, text_layers=6, text_heads=8,
+    latents=500_000, steps=15_000, batch_size=512, lr=6e-4, warmup=1_000, ema_decay=0.9995, bf16=True, compile=True)
+
+DIFFUSIONS = {r.name: r for r in (TINY_DIFFUSION, BASE_DIFFUSION)}
