@@ -13,7 +13,7 @@ def _same_shape(name, a: Tensor, b: Tensor):
 def psnr(x: Tensor, y: Tensor, data_range: float = 2.0) -> Tensor:
     """Peak signal-to-noise ratio (B,) in dB of images (B, C, H, W); higher is better, inf if equal.
 
-    `data_range` is the width of the value range: 2 for images in [-1, 1]. Take the mean of dB over images, as most papers do.
+    `data_range` is the width of the value range: 2 for images in [-1, 1]. Papers average the dB over images.
     """
     _same_shape("psnr", x, y)
     mse = (x.double() - y.double()).square().flatten(1).mean(1)
@@ -21,7 +21,7 @@ def psnr(x: Tensor, y: Tensor, data_range: float = 2.0) -> Tensor:
 
 
 def ssim(x: Tensor, y: Tensor, sigma: float = 1.5, window: int = 11) -> Tensor:
-    """Structural similarity (B,) of images (B, C, H, W) in [-1, 1]: 1 is equal, near 0 is unrelated (Wang et al. 2004, eq. 13).
+    """Structural similarity (B,) of images (B, C, H, W) in [-1, 1]: 1 equal, near 0 unrelated (Wang 2004, eq. 13).
 
     Means, variances and the covariance are taken under a Gaussian window, borders reflected, on values moved to [0, 1]
     (the index is not invariant to an offset: on [-1, 1] grey, where both means are 0, would compare as noise).
@@ -29,13 +29,14 @@ def ssim(x: Tensor, y: Tensor, sigma: float = 1.5, window: int = 11) -> Tensor:
     _same_shape("ssim", x, y)
     half = window // 2
     if min(x.shape[-2:]) <= half:
-        raise ValueError(f"ssim: images of {tuple(x.shape[-2:])} are too small for the {window}x{window} window; pass a smaller odd `window`.")
+        raise ValueError(f"ssim: images of {tuple(x.shape[-2:])} are too small for the {window}x{window} window; "
+                         "pass a smaller odd `window`.")
     x, y = (x.double() + 1) / 2, (y.double() + 1) / 2
     offsets = torch.arange(-half, half + 1, dtype=x.dtype, device=x.device)
     kernel = torch.softmax(-offsets.square() / (2 * sigma**2), dim=0)
 
     def blur(image):
-        image = F.pad(image, (half,) * 4, mode="reflect").flatten(0, 1).unsqueeze(1)                       # (B*C, 1, H', W')
+        image = F.pad(image, (half,) * 4, mode="reflect").flatten(0, 1).unsqueeze(1)   # (B*C, 1, H', W')
         return F.conv2d(F.conv2d(image, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
 
     mean_x, mean_y = blur(x), blur(y)
@@ -47,7 +48,7 @@ def ssim(x: Tensor, y: Tensor, sigma: float = 1.5, window: int = 11) -> Tensor:
 
 
 def gaussian_frechet(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> Tensor:
-    """Squared Frechet distance of two Gaussians: |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), a float64 scalar >= 0.
+    """Squared Frechet distance of two Gaussians, float64 and >= 0: |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)).
 
     The trace of the root is the nuclear norm of C_a^(1/2) C_b^(1/2): two symmetric eigenproblems and singular values,
     real by construction, where the textbook `sqrtm(C_a @ C_b)` turns complex for the singular C of a small sample.
@@ -62,28 +63,30 @@ def gaussian_frechet(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tenso
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> Tensor:
-    """Frechet distance between two sets of features (N, D) and (M, D), in squared feature units; 0 is equal (FID's formula).
+    """Frechet distance of two sets of features (N, D) and (M, D), in squared feature units; 0 is equal (FID's formula).
 
-    Biased upwards for few samples: always state N, and report the distance between two halves of the real data as floor.
+    Biased upwards for few samples: always state N, and report the distance between two sets of real data as floor.
     """
     for name, features in (("features_a", features_a), ("features_b", features_b)):
         if features.ndim != 2 or len(features) < 2:
-            raise ValueError(f"frechet_distance: {name} has shape {tuple(features.shape)}; (N, D) with N >= 2 is needed.")
+            raise ValueError(f"frechet_distance: {name} has shape {tuple(features.shape)}; "
+                             "(N, D) with N >= 2 is needed.")
     a, b = features_a.double(), features_b.double()
     return gaussian_frechet(a.mean(0), a.mT.cov(), b.mean(0), b.mT.cov())
 
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> dict:
-    """Improved precision and recall of generated features (Kynkaanniemi et al. 2019, alg. 1); both in [0, 1], higher is better.
+    """Improved precision and recall of generated features, both in [0, 1] (Kynkaanniemi et al. 2019, alg. 1).
 
-    real (N, D), fake (M, D). The manifold of a set is the union of balls around its points that reach their k-th neighbour.
+    real (N, D), fake (M, D). A set's manifold is the union of balls around its points that reach their k-th neighbour.
     precision: share of fakes inside the real manifold (quality); recall: share of reals inside the fake one (variety).
     """
     if min(len(real), len(fake)) <= k:
-        raise ValueError(f"precision_recall: more than k = {k} samples per set are needed, got {len(real)} and {len(fake)}.")
+        raise ValueError(f"precision_recall: more than k = {k} samples per set are needed, "
+                         f"got {len(real)} and {len(fake)}.")
 
     def inside(points, manifold):
-        radius = torch.cdist(manifold, manifold).kthvalue(k + 1, dim=1).values        # + 1: a point is its own neighbour
+        radius = torch.cdist(manifold, manifold).kthvalue(k + 1, dim=1).values       # + 1: a point is its own neighbour
         return (torch.cdist(points, manifold) <= radius).any(1).double().mean().item()
 
     real, fake = real.double(), fake.double()
@@ -118,28 +121,30 @@ def mean_box_iou(found: list, wanted: list) -> float:
 
 
 def mean_iou(predicted: Tensor, target: Tensor, num_classes: int, ignore: int | None = None) -> dict:
-    """Semantic segmentation agreement of integer maps (B, H, W): {"miou", "pixel_accuracy"} in [0, 1], "per_class" (K,).
+    """Agreement of integer maps (B, H, W): {"miou", "pixel_accuracy"} in [0, 1] and "per_class" (K,) IoU.
 
-    Counts are pooled over the whole set; classes that occur in neither map are nan in "per_class" and left out of the mean.
+    Counts are pooled over the whole set; classes that occur in neither map are nan in "per_class", outside the mean.
     """
     _same_shape("mean_iou", predicted, target)
     keep = torch.ones_like(target, dtype=torch.bool) if ignore is None else target != ignore
     predicted, target = predicted[keep].long(), target[keep].long()
     if len(target) and not 0 <= min(predicted.min(), target.min()) <= max(predicted.max(), target.max()) < num_classes:
         raise ValueError(f"mean_iou: labels must lie in 0..{num_classes - 1}; pass the right num_classes or `ignore`.")
-    counts = torch.bincount(target * num_classes + predicted, minlength=num_classes**2).view(num_classes, num_classes).double()
+    counts = torch.bincount(target * num_classes + predicted, minlength=num_classes**2).double()
+    counts = counts.view(num_classes, num_classes)                                   # rows: target, columns: predicted
     hit, union = counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()
     per_class = hit / union                                                          # 0 / 0 = nan: the class is absent
-    return {"miou": per_class.nanmean().item(), "pixel_accuracy": (hit.sum() / counts.sum()).item(), "per_class": per_class}
+    return {"miou": per_class.nanmean().item(), "pixel_accuracy": (hit.sum() / counts.sum()).item(),
+            "per_class": per_class}
 
 
 def low_resolution_consistency(output: Tensor, lowres: Tensor) -> Tensor:
-    """PSNR (B,) in dB between the area-downsampled output and the low-resolution image it was made from (super-resolution)."""
+    """Super-resolution: PSNR (B,) in dB between the area-downsampled output and the image it was made from."""
     return psnr(F.adaptive_avg_pool2d(output, lowres.shape[-2:]), lowres)
 
 
 def masked_l1(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-    """Mean absolute difference (B,) of images in [-1, 1] where `mask` (B, 1, H, W) is 1; range [0, 2], nan for an empty mask.
+    """Mean absolute difference (B,), in [0, 2], where `mask` (B, 1, H, W) is 1; nan for an empty mask.
 
     Inpainting: with the hole it is the distance inside, with `1 - mask` the (wanted: zero) change outside.
     """

@@ -1,7 +1,7 @@
 """Pictures of pictures: grids, boxes, semantic maps, curves. Colours are told apart with any kind of colour vision.
 
-Grids are PIL images, one pixel of data to `scale` pixels, never resampled softly; the `show_*` and `plot_*` functions draw into
-matplotlib axes and return them, so a notebook decides when to `plt.show()`.
+Grids are PIL images in which a pixel stays a square; the `show_*` and `plot_*` functions draw into matplotlib axes and
+return them, so a notebook decides when to `plt.show()`.
 """
 
 import math
@@ -16,11 +16,12 @@ LINE_STYLES = ("-", "--", "-.", ":")
 
 
 def to_uint8(images) -> np.ndarray:
-    """Images (B, C, H, W) or (C, H, W) in [-1, 1] -> uint8 (B, H, W, 3); one channel is repeated to grey. Values are clamped."""
+    """Images (B, C, H, W) or (C, H, W) in [-1, 1] -> uint8 (B, H, W, 3), clamped; one channel becomes grey."""
     images = torch.as_tensor(images).detach().float().cpu()
     images = images[None] if images.ndim == 3 else images
     if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"images must be (B, C, H, W) or (C, H, W) with 1 or 3 channels in [-1, 1], got shape {tuple(images.shape)}.")
+        raise ValueError("images must be (B, C, H, W) or (C, H, W) with 1 or 3 channels in [-1, 1], "
+                         f"got shape {tuple(images.shape)}.")
     pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
     return pixels.expand(-1, -1, -1, 3).numpy()
 
@@ -41,10 +42,11 @@ def image_grid(images, columns: int | None = None, scale: int = 1, pad: int = 2,
     count, height, width, _ = pixels.shape
     columns = min(count, columns or math.ceil(math.sqrt(2 * count)))
     rows = math.ceil(count / columns)
-    sheet = np.full((rows * (height * scale + pad) - pad, columns * (width * scale + pad) - pad, 3), background, np.uint8)
+    height, width = height * scale, width * scale
+    sheet = np.full((rows * (height + pad) - pad, columns * (width + pad) - pad, 3), background, np.uint8)
     for i, tile in enumerate(pixels.repeat(scale, 1).repeat(scale, 2)):
-        y, x = i // columns * (height * scale + pad), i % columns * (width * scale + pad)
-        sheet[y:y + height * scale, x:x + width * scale] = tile
+        y, x = i // columns * (height + pad), i % columns * (width + pad)
+        sheet[y:y + height, x:x + width] = tile
     return Image.fromarray(sheet)
 
 
@@ -72,12 +74,13 @@ def show_images(images, titles=None, columns: int | None = None, size: float = 1
     for i, (axis, image) in enumerate(zip(axes.flat, pixels)):
         _show(axis, image)
         if titles is not None:
-            axis.text(0.5, -0.04, _wrap(titles[i], title_width), transform=axis.transAxes, ha="center", va="top", fontsize=7)
+            text = _wrap(titles[i], title_width)
+            axis.text(0.5, -0.04, text, transform=axis.transAxes, ha="center", va="top", fontsize=7)
     return figure
 
 
 def draw_boxes(image, boxes, labels=None, ax=None):
-    """One image (C, H, W) with its xyxy boxes (n, 4) in [0, 1] and their names -> Axes. Empty (0) boxes are padding, skipped."""
+    """One image (C, H, W) with its xyxy boxes (n, 4) in [0, 1] and their names -> Axes. Empty boxes are padding."""
     from matplotlib.patches import Rectangle
 
     ax = _axes(ax)
@@ -104,13 +107,13 @@ def class_colours(count: int) -> np.ndarray:
 
     fixed = [to_rgb(colour) for colour in PALETTE[:count]]
     rest = max(0, count - len(fixed))
-    order = [(i * 37) % 101 / 100 for i in range(rest)]                      # 37 and 101 share no factor: all different to 101
+    order = [(i * 37) % 101 / 100 for i in range(rest)]     # 37 and 101 share no factor
     ramp = matplotlib.colormaps["cividis"]
     return (np.array(fixed + [ramp(v)[:3] for v in order]).reshape(count, 3) * 255).round().astype(np.uint8)
 
 
 def show_semantic(semantic, names=None, ax=None, min_pixels: int = 12):
-    """One integer map (H, W) in colours, each region's name written on it -> Axes. `names[k]` is the name of class k."""
+    """One integer map (H, W) in colours, each region's name written on it -> Axes. Class k is called `names[k]`."""
     ax = _axes(ax)
     semantic = np.asarray(torch.as_tensor(semantic).cpu())
     if semantic.ndim != 2:
@@ -120,16 +123,17 @@ def show_semantic(semantic, names=None, ax=None, min_pixels: int = 12):
     for k in np.unique(semantic) if names is not None else ():
         ys, xs = np.nonzero(semantic == k)
         if len(ys) >= min_pixels:
-            nearest = np.argmin((ys - ys.mean()) ** 2 + (xs - xs.mean()) ** 2)      # a pixel of the class, not a hole in it
+            nearest = np.argmin((ys - ys.mean()) ** 2 + (xs - xs.mean()) ** 2)   # inside the class, not in a hole of it
             ax.text(xs[nearest], ys[nearest], names[k], ha="center", va="center", fontsize=7,
                     bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6})
     return ax
 
 
-def plot_curve(records, key: str = "loss", band=None, x: str = "step", smooth: int = 1, label=None, ax=None, log: bool = False):
-    """A quantity of log records over time -> Axes; call again with `ax` for a second curve (other colour and line style).
+def plot_curve(records, key: str = "loss", band=None, x: str = "step", smooth: int = 1, label=None, ax=None,
+               log: bool = False):
+    """A quantity of log records over time -> Axes; call again with `ax` for a second curve (other colour and line).
 
-    records: dicts or objects with `x` and `key`; those without `key` are passed over.  smooth: running mean over so many.
+    records: dicts or objects with `x` and `key`; those without are passed over. smooth: running mean over so many.
     band:    reference records {x, "low", "high"} (columns of equal length): where a healthy run lies, drawn grey.
     """
     def read(record, name):

@@ -1,7 +1,7 @@
-"""The recogniser: reads nouns, colours, boxes, background and style off an Emoji Scene, so that conditioning is a number.
+"""The recogniser reads nouns, colours, boxes, background and style off an Emoji Scene: conditioning becomes a number.
 
-A centre heat map per noun with a colour and a box at each centre (as in CenterNet, Zhou et al. 2019), and two labels for the
-whole image. It is trained on degraded scenes (`degrade`), because it must judge what a picture shows, not how sharp it is.
+A centre heat map per noun with a colour and a box at each centre (as in CenterNet, Zhou et al. 2019), and two labels of
+the whole image. Trained on degraded scenes (`degrade`): it must judge what a picture shows, not how sharp it is.
 """
 
 import json
@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from .checkpoint import CheckpointError, load_safetensors, save_safetensors
+from .distortions import degrade
 from .files import data_path
 
 STRIDE = 4                                                                   # pixels per cell of the heat map
@@ -70,7 +71,7 @@ class Recogniser(nn.Module):
         nn.init.constant_(self.cells.bias[: c.num_nouns], -4.6)              # p = 0.01: most cells are no centre
 
     def forward(self, x: Tensor) -> dict:
-        """(B, 3, S, S) -> logits: heat (B, K, h, w), colour (B, 8, h, w), box (B, 4, h, w), background and style (B, .)."""
+        """(B, 3, S, S) -> logits: heat (B, K, h, w), colour (B, 8, h, w), box (B, 4, h, w), background, style."""
         c = self.config
         fine = self.fine(x)                                                  # (B, w4, S/4, S/4)
         coarse = self.coarse(fine)                                           # (B, w8, S/8, S/8)
@@ -83,8 +84,9 @@ class Recogniser(nn.Module):
     def detect(self, images: Tensor, threshold: float = 0.3, max_objects: int = 8, batch_size: int = 64) -> list[dict]:
         """What each image (B, 3, H, W) in [-1, 1] shows: a list of B dicts {"objects", "background", "style"}.
 
-        objects: by falling score, dicts of noun (index), colour (index, -1 = natural), score in [0, 1], box (xyxy) and
-        centre (x, y), both as fractions of the image. Two objects cannot have their centres in neighbouring cells.
+        objects: by falling score, dicts of noun (index), colour (index, -1 = natural), nearest_colour (never natural: a
+        plain apple looks like a red one), score in [0, 1], and as fractions of the image box (xyxy) and centre (x, y).
+        Two objects cannot have their centres in neighbouring cells.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"detect: images must be (B, 3, H, W) in [-1, 1], got shape {tuple(images.shape)}.")
@@ -106,10 +108,13 @@ class Recogniser(nn.Module):
         boxes = _boxes(out["box"], cell, size)                               # (B, n, 4)
         nouns = noun.flatten(1).gather(1, cell)
         colours = out["colour"].argmax(1).flatten(1).gather(1, cell) - 1
-        rows = zip(*(v.tolist() for v in (scores, nouns, colours, boxes, out["background"].argmax(1), out["style"].argmax(1))))
-        return [{"objects": [{"noun": n, "colour": c, "score": s, "box": tuple(b), "centre": ((b[0] + b[2]) / 2, (b[1] + b[3]) / 2)}
-                             for s, n, c, b in zip(*objects) if s >= threshold], "background": background, "style": style}
-                for *objects, background, style in rows]
+        nearest = out["colour"][:, 1:].argmax(1).flatten(1).gather(1, cell)
+        scene = (out["background"].argmax(1), out["style"].argmax(1))
+        rows = zip(*(v.tolist() for v in (scores, nouns, colours, nearest, boxes, *scene)))
+        return [{"objects": [{"noun": n, "colour": c, "nearest_colour": near, "score": s, "box": tuple(b),
+                              "centre": ((b[0] + b[2]) / 2, (b[1] + b[3]) / 2)}
+                             for s, n, c, near, b in zip(*objects) if s >= threshold],
+                 "background": background, "style": style} for *objects, background, style in rows]
 
     def save(self, path) -> None:
         """Write one safetensors file with the config in its metadata; convolutions in half precision."""
@@ -118,13 +123,13 @@ class Recogniser(nn.Module):
 
     @classmethod
     def load(cls, path=None) -> "Recogniser":
-        """Read one, in eval mode; without a path the shipped one. Raises CheckpointError for a damaged or foreign file."""
+        """Read one, in eval mode; without a path the shipped one. CheckpointError for a damaged or foreign file."""
         path = data_path("weights", "recogniser.safetensors") if path is None else path
         tensors = load_safetensors(path)
         with safe_open(path, "pt") as file:
             config = (file.metadata() or {}).get("config")
         if config is None:
-            raise CheckpointError(f"{path} holds no recogniser: its metadata has no config. Write it with Recogniser.save.")
+            raise CheckpointError(f"{path} holds no recogniser: it has no config. Write it with Recogniser.save.")
         net = cls(RecogniserConfig(**json.loads(config)))
         net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
         return net.eval()
@@ -134,8 +139,10 @@ class Recogniser(nn.Module):
 
 
 def _boxes(maps: Tensor, cell: Tensor, size: int) -> Tensor:
-    """Box maps (B, 4, h, w) at flat cells (B, n) -> xyxy (B, n, 4) in [0, 1]. The maps hold distances to the four sides,
-    in units of 16 px, from the cell's middle: left, top, right, bottom."""
+    """Box maps (B, 4, h, w) at flat cells (B, n) -> xyxy (B, n, 4) in [0, 1].
+
+    The maps hold the distances from the cell's middle to the left, top, right and bottom side, in units of 16 px.
+    """
     side = maps.shape[-1]
     middle = (torch.stack([cell % side, cell // side], -1) + 0.5) / side
     reach = maps.flatten(2).gather(2, cell.unsqueeze(1).expand(-1, 4, -1)).mT * (16 / size)
@@ -143,7 +150,7 @@ def _boxes(maps: Tensor, cell: Tensor, size: int) -> Tensor:
 
 
 def heat_target(labels: Tensor, boxes: Tensor, num_nouns: int, side: int) -> tuple[Tensor, Tensor]:
-    """Labels (B, n) with -1 = none and xyxy boxes (B, n, 4) in [0, 1] -> heat (B, K, side, side) in [0, 1], cells (B, n).
+    """Labels (B, n), -1 = none, and xyxy boxes (B, n, 4) in [0, 1] -> heat (B, K, side, side) in [0, 1], cells (B, n).
 
     Each object is a Gaussian bump, exactly 1 at the cell of its centre, as wide as a sixth of its box.
     """
@@ -160,71 +167,31 @@ def heat_target(labels: Tensor, boxes: Tensor, num_nouns: int, side: int) -> tup
 
 
 def recognition_loss(net: Recogniser, batch: dict) -> tuple[Tensor, dict]:
-    """(scalar loss, its parts as floats) of a batch with image, labels, colors, boxes, background and style (-1 = unknown)."""
+    """(scalar loss, its parts as floats) of a batch with image, labels, colors, boxes, background and style."""
     out, labels, known = net(batch["image"]), batch["labels"], batch["labels"] >= 0
     target, cell = heat_target(labels, batch["boxes"], net.config.num_nouns, out["heat"].shape[-1])
     log_p, log_q = F.logsigmoid(out["heat"]), F.logsigmoid(-out["heat"])
     focal = torch.where(target == 1, log_q.exp() ** 2 * log_p, (1 - target) ** 4 * log_p.exp() ** 2 * log_q)
     count = known.sum().clamp_min(1)
-    colour = out["colour"].flatten(2).gather(2, cell.unsqueeze(1).expand(-1, out["colour"].shape[1], -1))    # (B, 8, n)
+    colour = out["colour"].flatten(2)
+    colour = colour.gather(2, cell.unsqueeze(1).expand(-1, colour.shape[1], -1))             # (B, 8, n)
+    colour_index = (batch["colors"] + 1).where(known, -1)
     boxes = _boxes(out["box"], cell, net.config.image_size)
     parts = {
         "heat": -focal.sum() / count,
-        "colour": F.cross_entropy(colour, (batch["colors"] + 1).where(known, -1), ignore_index=-1, reduction="sum") / count,
+        "colour": F.cross_entropy(colour, colour_index, ignore_index=-1, reduction="sum") / count,
         "box": 10 * ((boxes - batch["boxes"]).abs().mean(-1) * known).sum() / count,
         "background": F.cross_entropy(out["background"], batch["background"]),
         "style": 0.2 * F.cross_entropy(out["style"], batch["style"], ignore_index=-1, reduction="sum") / len(labels)}
     return sum(parts.values()), {k: v.item() for k, v in parts.items()}
 
 
-def degrade(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Images (B, 3, H, W) in [-1, 1], each with none, one or several flaws that leave its content alone, clamped.
-
-    Brightness and contrast within 15% (common to the channels, so colours stay), a blur, a detour over a lower
-    resolution, coarse cosine coefficients as JPEG leaves them, fine noise.
-    """
-    def draw(low, high, n=1):
-        return torch.rand(n, generator=generator).mul(high - low).add(low).to(images)
-
-    def some(p):
-        return (draw(0, 1, len(images)) < p).view(-1, 1, 1, 1)
-
-    x = images * draw(0.85, 1.15, len(images)).view(-1, 1, 1, 1) + draw(-0.15, 0.15, len(images)).view(-1, 1, 1, 1)
-    x = torch.where(some(0.35), gaussian_blur(x, float(draw(0.4, 1.4))), x)
-    low = max(8, int(float(draw(0.4, 0.9)) * x.shape[-1]))
-    small = F.interpolate(x, size=(low, low), mode="bilinear", antialias=True)
-    x = torch.where(some(0.3), F.interpolate(small, size=x.shape[-2:], mode="bicubic"), x)
-    x = torch.where(some(0.2), coarse_cosines(x, float(draw(0.05, 0.3))), x)
-    noise = torch.randn(x.shape, generator=generator).to(x)
-    x = x + noise * (some(0.4) * draw(0, 0.15, len(images)).view(-1, 1, 1, 1))
-    return x.clamp(-1, 1)
-
-
-def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
-    """(B, C, H, W) blurred by a Gaussian of `sigma` pixels, borders repeated."""
-    half = math.ceil(2.5 * sigma)
-    kernel = torch.softmax(-torch.arange(-half, half + 1).to(x).square() / (2 * sigma**2), dim=0)
-    flat = F.pad(x, (half,) * 4, mode="replicate").flatten(0, 1).unsqueeze(1)
-    return F.conv2d(F.conv2d(flat, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1)).view_as(x)
-
-
-def coarse_cosines(x: Tensor, step: float) -> Tensor:
-    """(B, C, H, W) with the cosine coefficients of its 8x8 blocks rounded to multiples of `step`, coarser for fine detail."""
-    n = torch.arange(8).to(x)
-    basis = torch.cos(math.pi / 8 * (n + 0.5) * n[:, None]) / 2              # DCT-II, orthonormal
-    basis[0] /= math.sqrt(2)
-    steps = step * (1 + 0.5 * (n[:, None] + n))
-    blocks = x.unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8)).transpose(-3, -2)                      # (B, C, ., ., 8, 8)
-    rounded = basis.mT @ ((basis @ blocks @ basis.mT / steps).round() * steps) @ basis
-    return rounded.transpose(-3, -2).flatten(-2).flatten(-3, -2)
-
-
 def train_recogniser(net: Recogniser, batches: Iterable, steps: int | None = None, minutes: float | None = None,
                      lr: float = 2e-3, optimizer=None, start: float = 0.0, augment=degrade) -> Iterator[dict]:
-    """Train on `batches` (dicts) until `steps` or `minutes` have passed; yields {"step", "progress", "loss", parts} after each.
+    """Train on `batches` (dicts) until `steps` or `minutes` have passed; yields {"step", "progress", "loss", parts}.
 
-    AdamW with a one-cycle cosine over progress in [0, 1] (5% warm-up). To resume, pass the restored `optimizer` (any state
-    of `torch.optim.AdamW`) and the last `progress` as `start`.
+    AdamW with warm-up and cosine over progress in [0, 1]. To resume, pass the restored `optimizer` and the last
+    `progress` as `start`.
     """
     if (steps is None) == (minutes is None):
         raise ValueError("train_recogniser: give either `steps` or `minutes`.")

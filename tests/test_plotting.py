@@ -32,7 +32,7 @@ def test_grid_places_tiles_and_padding():
     sheet = np.asarray(plotting.image_grid(levels(-1.0, 0.0, 1.0), columns=2, scale=3, pad=1, background=77))
     assert sheet.shape == (25, 25, 3)
     assert (sheet[:12, :12] == 0).all() and (sheet[:12, 13:] == 128).all() and (sheet[13:, :12] == 255).all()
-    assert (sheet[12] == 77).all() and (sheet[13:, 13:] == 77).all()                 # gap, and the place without a picture
+    assert (sheet[12] == 77).all() and (sheet[13:, 13:] == 77).all()                 # gap and unused place
 
 
 def test_grid_of_rows():
@@ -46,7 +46,8 @@ def test_save_grid_makes_folders_and_keeps_pixels(tmp_path):
 
 
 def test_show_images_titles():
-    figure = plotting.show_images(levels(0.0, 0.0, 0.0), ["one", "two", "a long caption that has to be wrapped"], columns=2)
+    titles = ["one", "two", "a long caption that has to be wrapped"]
+    figure = plotting.show_images(levels(0.0, 0.0, 0.0), titles, columns=2)
     texts = [text.get_text() for axis in figure.axes for text in axis.texts]
     assert texts[:2] == ["one", "two"] and "\n" in texts[2] and len(figure.axes) == 4
 

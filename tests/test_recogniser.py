@@ -1,0 +1,191 @@
+"""The recogniser finds what is drawn, scores are right where the answer is known, and damage leaves content alone."""
+
+import pytest
+import torch
+
+from ldm_mini import distortions
+from ldm_mini.checkpoint import CheckpointError, save_safetensors
+from ldm_mini.recogniser import (
+    Recogniser,
+    RecogniserConfig,
+    _boxes,
+    heat_target,
+    recogniser_optimizer,
+    recognition_loss,
+    train_recogniser,
+)
+
+SMALL = RecogniserConfig(num_nouns=2, num_colours=3, num_backgrounds=2, num_styles=2, widths=(16, 16, 32),
+                         image_size=32)
+
+
+def drawn(n: int, seed: int = 0, size: int = 32) -> dict:
+    """Squares (noun 0) and crosses (noun 1), red, green or blue, one or two on a black or white ground."""
+    g = torch.Generator().manual_seed(seed)
+    image, labels = torch.empty(n, 3, size, size), torch.full((n, 3), -1)
+    colors, boxes = torch.full((n, 3), -1), torch.zeros(n, 3, 4)
+    background = torch.randint(0, 2, (n,), generator=g)
+    for i in range(n):
+        image[i] = -1.0 + 1.8 * background[i]
+        for j in range(int(torch.randint(1, 3, (1,), generator=g))):
+            noun, color = torch.randint(0, 2, (1,), generator=g).item(), torch.randint(0, 3, (1,), generator=g).item()
+            x, y = torch.randint(0, size // 2 - 9, (2,), generator=g).tolist()
+            x += j * size // 2                                               # left half, then right half: no overlap
+            patch = image[i, :, y:y + 9, x:x + 9]
+            paint = torch.full((3, 1, 1), -0.8)
+            paint[color] = 0.9
+            shape = torch.ones(9, 9, dtype=torch.bool)
+            if noun == 1:
+                shape[:3, :3] = shape[:3, 6:] = shape[6:, :3] = shape[6:, 6:] = False
+            image[i, :, y:y + 9, x:x + 9] = torch.where(shape, paint, patch)
+            labels[i, j], colors[i, j] = noun, color
+            boxes[i, j] = torch.tensor([x, y, x + 9, y + 9]) / size
+    return {"image": image, "labels": labels, "colors": colors, "boxes": boxes, "background": background,
+            "style": torch.full((n,), -1)}
+
+
+@pytest.fixture(scope="module")
+def trained() -> Recogniser:
+    torch.manual_seed(0)
+    net = Recogniser(SMALL)
+    pool = drawn(512)
+    g = torch.Generator().manual_seed(0)
+
+    def batches():
+        while True:
+            pick = torch.randint(0, 512, (16,), generator=g)
+            yield {k: v[pick] for k, v in pool.items()}
+
+    *_, last = train_recogniser(net, batches(), steps=250, lr=4e-3, augment=lambda x: distortions.degrade(x, g))
+    assert last["progress"] == 1 and last["step"] == 250
+    return net
+
+
+def test_it_learns_to_read_scenes(trained):
+    batch = drawn(128, seed=1)
+    found = trained.detect(batch["image"])
+    for i, scene in enumerate(found):
+        scene["objects"].sort(key=lambda o: o["centre"][0])
+    right = nouns = 0
+    for i, scene in enumerate(found):
+        n = int((batch["labels"][i] >= 0).sum())
+        wanted = [(int(batch["labels"][i, j]), int(batch["colors"][i, j])) for j in range(n)]
+        got = [(o["noun"], o["colour"]) for o in scene["objects"]]
+        nouns += sorted(noun for noun, _ in got) == sorted(noun for noun, _ in wanted)
+        centres = (batch["boxes"][i, :n, :2] + batch["boxes"][i, :n, 2:]) / 2
+        right += got == wanted and all(abs(o["centre"][k] - float(c[k])) < 0.1
+                                       for o, c in zip(scene["objects"], centres) for k in (0, 1))
+    assert nouns / 128 > 0.9 and right / 128 > 0.85
+    assert sum(s["background"] == int(b) for s, b in zip(found, batch["background"])) / 128 > 0.95
+
+
+def test_detect_resizes_and_keeps_the_mode(trained):
+    batch = drawn(4, seed=2)
+    trained.train()
+    large = torch.nn.functional.interpolate(batch["image"], scale_factor=2, mode="nearest")
+    small_found, large_found = trained.detect(batch["image"], batch_size=3), trained.detect(large)
+    assert trained.training
+    for a, b in zip(small_found, large_found):
+        assert [o["noun"] for o in a["objects"]] == [o["noun"] for o in b["objects"]]
+    trained.eval()
+
+
+def test_save_and_load(trained, tmp_path):
+    path = tmp_path / "recogniser.safetensors"
+    trained.save(path)
+    again = Recogniser.load(path)
+    assert again.config == SMALL and not again.training
+    x = drawn(8, seed=3)["image"]
+    trained.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(x)["heat"], trained(x)["heat"], rtol=0.02, atol=0.05)        # half precision
+    save_safetensors(tmp_path / "other.safetensors", {"a": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match="has no config"):
+        Recogniser.load(tmp_path / "other.safetensors")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="damaged"):
+        Recogniser.load(path)
+
+
+def test_heat_target_peaks_at_centres_only():
+    labels = torch.tensor([[1, 0, -1], [1, 1, -1]])
+    boxes = torch.tensor([[[0.0, 0.0, 0.5, 0.25], [0.5, 0.5, 1.0, 1.0], [0.0] * 4],
+                          [[0.0, 0.0, 0.5, 0.5], [0.5, 0.0, 1.0, 0.5], [0.0] * 4]])
+    heat, cell = heat_target(labels, boxes, num_nouns=3, side=8)
+    assert (heat == 1).nonzero().tolist() == [[0, 0, 6, 6], [0, 1, 1, 2], [1, 1, 2, 2], [1, 1, 2, 6]]
+    assert cell[0, :2].tolist() == [1 * 8 + 2, 6 * 8 + 6]
+    assert heat[:, 2].eq(0).all() and heat.max() == 1 and heat[0, 1, 1, 3] < 1
+
+
+def test_box_code_is_what_the_loss_asks_for():
+    """A map that holds the distances to the sides decodes to the box itself."""
+    box = torch.tensor([[[0.125, 0.25, 0.5, 0.625]]])
+    _, cell = heat_target(torch.tensor([[0]]), box, 1, 16)
+    middle = (torch.tensor([cell.item() % 16, cell.item() // 16]) + 0.5) / 16
+    maps = torch.zeros(1, 4, 16, 16)
+    maps.flatten(2)[0, :, cell.item()] = torch.cat([middle - box[0, 0, :2], box[0, 0, 2:] - middle]) * 64 / 16
+    torch.testing.assert_close(_boxes(maps, cell, 64), box)
+
+
+def test_padding_costs_nothing():
+    """A scene without objects has no colour or box loss; extra padding changes nothing."""
+    net, batch = Recogniser(SMALL).eval(), drawn(4)
+    loss, parts = recognition_loss(net, batch)
+    wider = {k: torch.cat([batch[k], batch[k][:, 2:]], 1) for k in ("labels", "colors", "boxes")}
+    torch.testing.assert_close(recognition_loss(net, {**batch, **wider})[0], loss)
+    empty = {**batch, "labels": torch.full((4, 3), -1)}
+    parts = recognition_loss(net, empty)[1]
+    assert parts["colour"] == 0 and parts["box"] == 0 and parts["heat"] > 0
+
+
+def test_training_resumes_where_it_stopped():
+    batches = [drawn(4, seed=s) for s in range(8)]
+    plain = lambda x: x
+
+    def fresh():
+        torch.manual_seed(0)
+        return Recogniser(SMALL)
+
+    whole = fresh()
+    list(train_recogniser(whole, batches, steps=8, augment=plain))
+    parts = fresh()
+    optimizer = recogniser_optimizer(parts)
+    logs = train_recogniser(parts, batches, steps=8, optimizer=optimizer, augment=plain)
+    progress = [next(logs)["progress"] for _ in range(3)][-1]
+    *_, last = train_recogniser(parts, batches[3:], steps=8, optimizer=optimizer, start=progress, augment=plain)
+    assert last["progress"] == 1
+    for a, b in zip(whole.state_dict().values(), parts.state_dict().values()):
+        torch.testing.assert_close(a, b)
+    with pytest.raises(ValueError, match="steps"):
+        next(train_recogniser(parts, batches))
+
+
+def test_degrade_keeps_content_and_range():
+    x = drawn(64)["image"]
+    y = distortions.degrade(x, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(y, distortions.degrade(x, torch.Generator().manual_seed(0)), rtol=0, atol=0)
+    assert y.abs().max() <= 1 and (y - x).abs().flatten(1).mean(1).gt(0).all()
+    pooled_x, pooled_y = (torch.nn.functional.avg_pool2d(v, 8) for v in (x, y))
+    assert (pooled_x - pooled_y).abs().mean() < 0.15
+
+
+def test_distortions_known_answers():
+    flat = torch.full((1, 3, 16, 16), 0.25)
+    torch.testing.assert_close(distortions.gaussian_blur(flat, 1.5), flat)
+    point = torch.zeros(1, 1, 17, 17)
+    point[..., 8, 8] = 1
+    spread = distortions.gaussian_blur(point, 1.0)
+    torch.testing.assert_close(spread.sum(), torch.tensor(1.0))
+    assert spread[0, 0, 8, 8].item() == pytest.approx(0.159, abs=0.01)  # 1 / (2 pi)
+    x = torch.rand(2, 3, 16, 24) * 2 - 1
+    torch.testing.assert_close(distortions.coarse_cosines(x, 1e-6), x, rtol=0, atol=1e-4)  # orthonormal, in its place
+    assert (distortions.coarse_cosines(x, 1.0) - x).abs().mean() > 0.1
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: RecogniserConfig(image_size=60), "divisible by 8"),
+    (lambda: Recogniser(SMALL).detect(torch.zeros(3, 32, 32)), r"\(B, 3, H, W\)"),
+])
+def test_bad_input_says_what_to_do(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
