@@ -1,4 +1,4 @@
-"""Attention (LDM sec. 3.3): softmax(Q K^T / sqrt(d)) V, and the blocks through which an image reads itself and its condition.
+"""Attention (LDM sec. 3.3): softmax(Q K^T / sqrt(d)) V, and the blocks by which an image reads itself and a condition.
 
 Nothing here knows the order or the place of a token: no block adds a position code (notebook 13 asks why it works).
 """
@@ -24,7 +24,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The weights that `attention` uses but never shows: (B,H,N,M), rows sum to 1 (to 0 where nothing may be attended to)."""
+    """The weights that `attention` uses but never shows: (B,H,N,M); rows sum to 1, or to 0 if all is masked."""
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     if mask is None:
         return scores.softmax(dim=-1)
@@ -40,7 +40,7 @@ def _broadcast_mask(mask: Tensor) -> Tensor:
 
 
 def head_layout(dim: int, num_heads: int | None = None, head_dim: int | None = None) -> tuple[int, int]:
-    """(number of heads, width of a head): the paper's models fix the one or the other. Both given: taken as they are."""
+    """(number of heads, width of a head): the paper's models fix one or the other. Both given: taken as they are."""
     if num_heads is not None and head_dim is not None:
         return num_heads, head_dim
     if num_heads is None and head_dim is None:
@@ -55,12 +55,12 @@ def head_layout(dim: int, num_heads: int | None = None, head_dim: int | None = N
 class Attention(nn.Module):
     """Multi-head attention of tokens x to `context`; without a context, to themselves.
 
-    num_heads or head_dim decides, 8 heads if neither (both: the inner width is their product). qkv_bias: the image self-attention of the first
-    stage and of unconditional U-Nets has biases on q, k and v, the transformers have none.
+    num_heads or head_dim decides, 8 heads if neither (both: the inner width is their product). qkv_bias: the image
+    self-attention of the first stage and of unconditional U-Nets has biases on q, k and v, the transformers have none.
     """
 
-    def __init__(self, dim: int, context_dim: int | None = None, num_heads: int | None = None, head_dim: int | None = None,
-                 qkv_bias: bool = False):
+    def __init__(self, dim: int, context_dim: int | None = None, num_heads: int | None = None,
+                 head_dim: int | None = None, qkv_bias: bool = False):
         super().__init__()
         self.num_heads, head_dim = head_layout(dim, num_heads, head_dim)
         self.context_dim = context_dim
@@ -106,7 +106,8 @@ class TransformerBlock(nn.Module):
     With context_dim None the second attention is a self-attention too.
     """
 
-    def __init__(self, dim: int, context_dim: int | None = None, num_heads: int | None = None, head_dim: int | None = None):
+    def __init__(self, dim: int, context_dim: int | None = None, num_heads: int | None = None,
+                 head_dim: int | None = None):
         super().__init__()
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.self_attn = Attention(dim, None, num_heads, head_dim)
@@ -121,7 +122,7 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer blocks on the pixels of a feature map, as tokens in reading order, that look at a context (LDM Tab. 16).
+    """Transformer blocks on the pixels of a feature map, tokens in reading order, that look at a context (LDM Tab. 16).
 
     depth is 1 in the paper, 3 for layouts. The last projection starts at 0, so the whole starts as the identity.
     """
@@ -145,7 +146,7 @@ class SpatialTransformer(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over the pixels of a feature map: first stage (one head, eps 1e-6) and U-Nets without context (1e-5).
+    """Self-attention over a feature map's pixels: first stage (one head, eps 1e-6) and U-Nets without context (1e-5).
 
     One head if neither num_heads nor head_dim is given. zero_init: the last projection starts at 0 (U-Net only).
     """

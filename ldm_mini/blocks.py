@@ -60,7 +60,7 @@ class TimeEmbedding(nn.Module):
 class Downsample(nn.Module):
     """Half the height and width by a 3x3 convolution of stride 2.
 
-    asymmetric: the first stage pads only right and bottom, the U-Net pads all sides. Their weights are not interchangeable.
+    asymmetric: the first stage pads only right and bottom, the U-Net all sides. Their weights are not interchangeable.
     """
 
     def __init__(self, channels: int, asymmetric: bool = False):
@@ -74,7 +74,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the height and width: every pixel repeated, then a 3x3 convolution (no checkerboard, unlike a strided one)."""
+    """Twice the height and width: pixels repeated, then a 3x3 convolution (a transposed one makes checkerboards)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -89,7 +89,7 @@ class ResBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), with the time embedding put in between the two halves.
 
     time_dim:    width of the time embedding; None in the first stage, which knows no time.
-    scale_shift: the embedding scales and shifts the second norm instead of being added (LSUN-Churches model only).
+    scale_shift: the embedding scales and shifts the second norm instead of being added (Churches model only).
     resample:    "down" or "up" inside the block, on both branches, without weights (BigGAN style: Churches, inpainting).
     zero_init:   last convolution starts at 0, so the block starts as its skip connection (U-Net; not the first stage).
     """

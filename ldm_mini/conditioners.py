@@ -1,7 +1,7 @@
-"""From a batch to a condition (LDM sec. 3.3): each conditioner turns some of a batch's keys into a Cond, or into "nothing".
+"""From a batch to a condition (LDM sec. 3.3): a conditioner turns keys of a batch into a Cond, or into "nothing".
 
-The contract: encode(batch) -> Cond, null(batch) -> Cond of the same parts and shapes, so that a sample's condition can be
-dropped in training, and both halves of guidance fit in one batch.
+The contract: encode(batch) -> Cond, null(batch) -> Cond of the same parts and shapes, so that a sample's condition can
+be dropped in training, and both halves of guidance fit in one batch.
 """
 
 import torch
@@ -15,8 +15,9 @@ def batch_size(batch: dict) -> int:
     """How many samples a batch holds. Raises ValueError if it is empty or its entries disagree."""
     sizes = {key: len(value) for key, value in batch.items() if not isinstance(value, str)}
     if len(set(sizes.values())) != 1 or len(sizes) < len(batch):
-        raise ValueError('A batch is a dict of lists or tensors of one length, such as {"caption": ["a red apple"] * 8}; got '
-                         + (str({key: sizes.get(key, "a single string") for key in batch}) if batch else "an empty one") + ".")
+        found = {key: sizes.get(key, "a single string") for key in batch} if batch else "an empty one"
+        raise ValueError('A batch is a dict of lists or tensors of one length, such as {"caption": ["a red apple"] * 8}; '
+                         f"got {found}.")
     return next(iter(sizes.values()))
 
 
@@ -65,9 +66,10 @@ class ClassConditioner(Conditioner):
         if classes.ndim != 1 or classes.is_floating_point():
             raise ValueError(f"ClassConditioner: batch[{self.keys[0]!r}] must be integers of shape (B,), got "
                              f"{tuple(classes.shape)} {classes.dtype}.")
-        if classes.device.type == "cpu" and len(classes) and not -1 <= classes.min() <= classes.max() < self.num_classes:
-            raise ValueError(f"ClassConditioner: batch[{self.keys[0]!r}] must lie between 0 and {self.num_classes - 1}, or be "
-                             f"-1 for no class; got {classes.min()} to {classes.max()}.")
+        on_host = classes.device.type == "cpu"                                  # elsewhere, to look is to wait
+        if on_host and len(classes) and not -1 <= classes.min() <= classes.max() < self.num_classes:
+            raise ValueError(f"ClassConditioner: batch[{self.keys[0]!r}] must lie between 0 and {self.num_classes - 1}, "
+                             f"or be -1 for no class; got {classes.min()} to {classes.max()}.")
         return self._embed(torch.where(classes < 0, self.num_classes, classes))
 
     def null(self, batch: dict) -> Cond:

@@ -6,10 +6,10 @@ from .attention import SpatialTransformer
 from .blocks import ResBlock
 from .unet import UNet, UNetConfig
 
-# What a UNet2DConditionModel may say that leaves no trace in its keys but changes its output: only these values are ours.
+# What leaves no trace in the keys of a UNet2DConditionModel but changes its output: only these values are ours.
 FIXED = {"act_fn": "silu", "norm_eps": 1e-5, "flip_sin_to_cos": True, "freq_shift": 0, "center_input_sample": False,
-         "downsample_padding": 1, "mid_block_scale_factor": 1, "only_cross_attention": False, "dual_cross_attention": False,
-         "timestep_post_act": None, "time_embedding_type": "positional"}
+         "downsample_padding": 1, "mid_block_scale_factor": 1, "only_cross_attention": False,
+         "dual_cross_attention": False, "timestep_post_act": None, "time_embedding_type": "positional"}
 
 # Names inside the layers, ours -> theirs, for what differs.
 LAYER_NAMES = {"time_proj": "time_emb_proj", "shortcut": "conv_shortcut", "blocks": "transformer_blocks",
@@ -18,17 +18,18 @@ LAYER_NAMES = {"time_proj": "time_emb_proj", "shortcut": "conv_shortcut", "block
 
 
 def unet_config_from_diffusers(config: dict) -> UNetConfig:
-    """Our config for a UNet2DConditionModel's `config` dict. Raises ValueError for what our U-Net does not express."""
+    """Our config for that of a UNet2DConditionModel. Raises ValueError for what our U-Net does not express."""
     if bad := {name: config[name] for name, value in FIXED.items() if config.get(name, value) != value}:
         raise ValueError(f"unet_config_from_diffusers: {bad} differ from what our U-Net computes: {FIXED}.")
     kinds = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
     if bad := set(config["down_block_types"]) - set(kinds):
         raise ValueError(f"unet_config_from_diffusers: block types {sorted(bad)} are unknown; known are {sorted(kinds)}.")
     widths, heads = config["block_out_channels"], config.get("num_attention_heads") or config["attention_head_dim"]
-    heads = [heads] * len(widths) if isinstance(heads, int) else list(heads)    # diffusers calls it head_dim; it is a count
+    heads = [heads] * len(widths) if isinstance(heads, int) else list(heads)    # its "attention_head_dim" is a count
     same_count, head_dims = len(set(heads)) == 1, {width / count for width, count in zip(widths, heads)}
     if not same_count and len(head_dims) > 1:
-        raise ValueError(f"unet_config_from_diffusers: heads {heads} at widths {list(widths)} have neither one number nor one width.")
+        raise ValueError(f"unet_config_from_diffusers: {heads} heads at widths {list(widths)} share neither their "
+                         "number nor their width.")
     if bad := [width for width in widths if width % widths[0]]:
         raise ValueError(f"unet_config_from_diffusers: widths {bad} are not multiples of the first, {widths[0]}.")
     return UNetConfig(
@@ -70,7 +71,8 @@ def unet_from_diffusers_state(config: dict, state: dict[str, Tensor]) -> UNet:
     own, names = net.state_dict(), diffusers_keys(net)
     missing = sorted(theirs for theirs in names.values() if theirs not in state)
     unknown = sorted(set(state) - set(names.values()))
-    shapes = [f"{theirs}: {tuple(state[theirs].shape)} instead of {tuple(own[ours].shape)}" for ours, theirs in names.items()
+    shapes = [f"{theirs}: {tuple(state[theirs].shape)} instead of {tuple(own[ours].shape)}"
+              for ours, theirs in names.items()
               if theirs in state and _trim(state[theirs], own[ours]).shape != own[ours].shape]
     if missing or unknown or shapes:
         raise ValueError("unet_from_diffusers_state: the weights do not fit.\n"
@@ -87,16 +89,15 @@ def unet_to_diffusers_state(net: UNet) -> dict[str, Tensor]:
 
 def diffusers_keys(net: UNet) -> dict[str, str]:
     """{our key: the UNet2DConditionModel's key} for every weight of `net`."""
-    prefixes = {"time_embedding.linear1": "time_embedding.linear_1", "time_embedding.linear2": "time_embedding.linear_2",
-                "vector_proj": "class_embedding", "down.0.0": "conv_in", "norm_out": "conv_norm_out", "conv_out": "conv_out",
-                "middle.0": "mid_block.resnets.0", "middle.1": "mid_block.attentions.0", "middle.2": "mid_block.resnets.1"}
-    blocks = net.config.num_res_blocks
-    for path, steps, first, per_level in (("down", net.down, 1, blocks + 1), ("up", net.up, 0, blocks + 1)):
-        for i, step in enumerate(steps):
-            level, j = divmod(i - first, per_level)
+    prefixes = {"time_embedding.linear1": "time_embedding.linear_1",
+                "time_embedding.linear2": "time_embedding.linear_2",
+                "vector_proj": "class_embedding", "norm_out": "conv_norm_out", "conv_out": "conv_out",
+                "down.0.0": "conv_in", "middle.0": "mid_block.resnets.0", "middle.1": "mid_block.attentions.0",
+                "middle.2": "mid_block.resnets.1"}
+    for path, steps, stem in (("down", net.down, 1), ("up", net.up, 0)):
+        for i, step in list(enumerate(steps))[stem:]:
+            level, j = divmod(i - stem, net.config.num_res_blocks + 1)
             for k, layer in enumerate(step):
-                if i < first:
-                    continue
                 kind = (f"resnets.{j}" if isinstance(layer, ResBlock) else
                         f"attentions.{j}" if isinstance(layer, SpatialTransformer) else f"{path}samplers.0")
                 prefixes[f"{path}.{i}.{k}"] = f"{path}_blocks.{level}.{kind}"

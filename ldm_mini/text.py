@@ -1,8 +1,7 @@
-"""tau_theta (LDM eq. 3, app. E.2.1): captions become context tokens by a transformer trained from scratch with the U-Net."""
+"""tau_theta (LDM eq. 3, app. E.2.1): a transformer trained with the U-Net makes captions into context tokens."""
 
 from functools import lru_cache
 
-import torch
 from torch import Tensor, nn
 
 from .files import checksums, data_path
@@ -10,11 +9,11 @@ from .files import checksums, data_path
 
 @lru_cache(maxsize=1)
 def load_tokenizer():
-    """The shipped tokenizer of the caption grammar, a transformers `PreTrainedTokenizerFast` with pad, unk, bos and eos.
+    """The shipped tokenizer of the caption grammar: a transformers `PreTrainedTokenizerFast` with pad, unk, bos, eos.
 
     Raises DataFileError if one of its files is missing or damaged.
     """
-    from transformers import PreTrainedTokenizerFast                            # slow to import, hence only here
+    from transformers import PreTrainedTokenizerFast  # slow to import, hence only here
 
     folder = data_path("tokenizer", "tokenizer.json").parent
     for name in checksums():
@@ -24,7 +23,7 @@ def load_tokenizer():
 
 
 class TextTransformer(nn.Module):
-    """A pre-LN transformer with learned positions over caption tokens: transformers' RobertaPreLayerNorm, weights fresh.
+    """A pre-LN transformer with learned positions over caption tokens: transformers' RobertaPreLayerNorm, fresh.
 
     Always max_length tokens, so that a caption and the empty caption stack for guidance; longer captions are cut.
     Padding is masked out (the paper's is not). vocab_size: None = the tokenizer's; tokenizer: None = the shipped one.
@@ -41,8 +40,8 @@ class TextTransformer(nn.Module):
         if vocab_size is None:
             vocab_size = len(self.tokenizer)
         elif vocab_size < len(self.tokenizer):
-            raise ValueError(f"TextTransformer: vocab_size={vocab_size}, but the tokenizer has {len(self.tokenizer)} tokens. "
-                             "Weights belong to the tokenizer they were trained with.")
+            raise ValueError(f"TextTransformer: vocab_size={vocab_size}, but the tokenizer has {len(self.tokenizer)} "
+                             "tokens. Weights belong to the tokenizer they were trained with.")
         self.width, self.layers, self.heads, self.max_length = width, layers, heads, max_length
         self.vocab_size, self.dropout, pad = vocab_size, dropout, self.tokenizer.pad_token_id
         self.model = RobertaPreLayerNormModel(RobertaPreLayerNormConfig(
@@ -55,7 +54,8 @@ class TextTransformer(nn.Module):
     def tokenize(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         """B captions -> ids (B,M) int64, mask (B,M) bool with True at real tokens; M is always max_length."""
         if isinstance(captions, str) or not all(isinstance(caption, str) for caption in captions):
-            raise ValueError(f'TextTransformer: captions must be a list of strings, such as ["a red apple"]; got {captions!r:.80}.')
+            raise ValueError('TextTransformer: captions must be a list of strings, such as ["a red apple"]; got '
+                             f"{str(captions):.80}.")
         tokens = self.tokenizer(list(captions), padding="max_length", truncation=True, max_length=self.max_length,
                                 return_tensors="pt")
         device = self.model.embeddings.word_embeddings.weight.device
@@ -72,7 +72,8 @@ class TextTransformer(nn.Module):
 
     def to_config(self) -> dict:
         """The arguments that build it again (with the same tokenizer)."""
-        return {name: getattr(self, name) for name in ("width", "layers", "heads", "max_length", "vocab_size", "dropout")}
+        names = ("width", "layers", "heads", "max_length", "vocab_size", "dropout")
+        return {name: getattr(self, name) for name in names}
 
 
 def pool(context: Tensor, mask: Tensor) -> Tensor:

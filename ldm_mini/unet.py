@@ -1,4 +1,4 @@
-"""The U-Net that predicts noise (LDM sec. 3.2, 3.3, Tab. 12-16): down, middle, up, with a skip from every block to its mirror."""
+"""The U-Net that predicts noise (LDM sec. 3.2, 3.3, Tab. 12-16): down, middle, up; each block skips to its mirror."""
 
 from dataclasses import dataclass
 
@@ -27,11 +27,11 @@ class UNetConfig:
     head_dim: int = 32                          # ... else heads have this width (CelebA, cin256, text)
     context_dim: int | None = None              # width of context tokens; None: plain self-attention, no transformers
     transformer_depth: int = 1                  # blocks per spatial transformer; 3 for layouts
-    vector_dim: int | None = None               # width of a vector added to the time embedding (not in the paper's models)
+    vector_dim: int | None = None               # width of a vector added to the time embedding (none in the paper)
     concat_channels: int = 0                    # channels of cond.concat: super-resolution 3, inpainting 4
     groups: int = 32                            # of every GroupNorm; small nets: about 16 channels per group
     scale_shift: bool = False                   # time scales and shifts the norm instead of being added (Churches)
-    resblock_updown: bool = False               # residual blocks that resize, instead of a convolution (Churches, inpainting)
+    resblock_updown: bool = False               # residual blocks resize, not convolutions (Churches, inpainting)
     dropout: float = 0.0                        # inside residual blocks
 
     def __post_init__(self):
@@ -42,7 +42,7 @@ class UNetConfig:
             raise ValueError(f"UNetConfig: attn_levels {bad} do not exist. They are level indices 0 to {levels - 1} "
                              f"(one per entry of channel_mults), not sizes or factors.")
         if bad := [w for w in self.widths if w % self.groups]:
-            raise ValueError(f"UNetConfig: groups={self.groups} does not divide the widths {bad} (channels * channel_mults).")
+            raise ValueError(f"UNetConfig: groups={self.groups} does not divide the widths {bad} (channels * mults).")
         attended = [self.widths[level] for level in self.attn_levels] + [self.widths[-1]]
         split = self.num_heads or self.head_dim
         if bad := [w for w in attended if w % split]:
@@ -161,10 +161,11 @@ def check_inputs(c: UNetConfig, x: Tensor, t: Tensor, cond: Cond) -> None:
         raise ValueError(f"UNet: x has {x.shape[1]} channels and cond.concat {joined}; the config wants in_channels="
                          f"{c.in_channels} and concat_channels={c.concat_channels}.")
     if joined and cond.concat.shape[2:] != x.shape[2:]:
-        raise ValueError(f"UNet: cond.concat is {tuple(cond.concat.shape[2:])} pixels but x is {tuple(x.shape[2:])}; resize it.")
+        raise ValueError(f"UNet: cond.concat is {tuple(cond.concat.shape[2:])} pixels but x is {tuple(x.shape[2:])}; "
+                         "resize it.")
     if t.shape != (batch,) or t.is_floating_point():
-        raise ValueError(f"UNet: t must be one integer step per sample, shape ({batch},) and int64, got {tuple(t.shape)} "
-                         f"{t.dtype}. For a single step use torch.full(({batch},), step).")
+        raise ValueError(f"UNet: t must be one integer step per sample, shape ({batch},) and int64, got "
+                         f"{tuple(t.shape)} {t.dtype}. For a single step use torch.full(({batch},), step).")
     for part, width in (("context", c.context_dim), ("vector", c.vector_dim)):
         value = getattr(cond, part)
         if (value is None) != (width is None):
@@ -174,4 +175,5 @@ def check_inputs(c: UNetConfig, x: Tensor, t: Tensor, cond: Cond) -> None:
         if value is not None and (value.shape[0], value.shape[-1]) != (batch, width):
             raise ValueError(f"UNet: cond.{part} must have batch {batch} and width {width}, got {tuple(value.shape)}.")
     if cond.mask is not None and cond.context is not None and cond.mask.shape != cond.context.shape[:2]:
-        raise ValueError(f"UNet: cond.mask {tuple(cond.mask.shape)} must be (B,M) of cond.context {tuple(cond.context.shape)}.")
+        raise ValueError(f"UNet: cond.mask is {tuple(cond.mask.shape)}, but must be (B,M) as cond.context, which is "
+                         f"{tuple(cond.context.shape)}.")
