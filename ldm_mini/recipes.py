@@ -123,17 +123,18 @@ def find_recipe(stage: str, name: str):
 
 # --------------------------------------------------------------------------------------------------------- autoencoders
 
-# For a CPU: patches of 2 folded into channels, then one halving; 16x16x3 latents of 64-pixel scenes, 512 codes.
+# For a CPU: patches of 2 folded into channels, then one halving; 16x16x4 latents of 64-pixel scenes, 1024 codes.
 # python -m ldm_mini train autoencoder --recipe tiny
 # Expect: TODO-MEASURE
 TINY_AUTOENCODER = AutoencoderRecipe(
     name="tiny",
     scenes=SceneConfig(),
-    model=AutoencoderConfig(downsample_factor=4, latent_channels=3, channels=32, channel_mults=(1, 2), num_res_blocks=2,
+    model=AutoencoderConfig(downsample_factor=4, latent_channels=4, channels=32, channel_mults=(1, 2), num_res_blocks=1,
                             mid_attn=False, groups=2, patch_size=2),
-    steps=20_000,
+    codebook_size=1024,
+    steps=8_000,
     mse_weight=1.0,                             # steadies the start; L1 alone leaves small things grey for long
-    perceptual_start=10_000, disc_start=10_000,  # both triple the cost of a step: sharpen what is already there
+    perceptual_start=4_500, disc_start=5_000,   # both triple the cost of a step: sharpen what is already there
     disc_channels=32, disc_layers=2,            # judges patches of 34 pixels, about one sprite
     disc_lr=5e-4)
 
