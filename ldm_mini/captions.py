@@ -93,7 +93,8 @@ def write(description: Description, pick=lambda options: options[0]) -> str:
     if d.position:
         body += " " + pick(POSITIONS[d.position])
     if count < 3:  # keeps the longest caption within 24 tokens
-        body = f"{pick(LEADS)} {body}".strip()
+        lead = pick(LEADS)
+        body = f"{'there are' if lead == 'there is' and body.startswith('two') else lead} {body}".strip()
     if d.background:
         phrase = pick(background_phrases(d.background))
         first = count < 3 and pick((False, False, True))
@@ -152,7 +153,7 @@ def parse_caption(caption: str) -> Description:
     text, background = _cut(text, "background", "start")
     if background is None:
         text, background = _cut(text, "background", "end")
-    text = re.sub(r"^(there is|there are|a picture of|we see) ", "", text)
+    text = re.sub(rf"^(there are|{'|'.join(LEADS[1:])}) ", "", text)
     text, arrangement = _cut(text, "arrangement", "end")
     text, position = (text, None) if arrangement else _cut(text, "position", "end")
     text, relation = _cut(text, "relation", "between")

@@ -12,8 +12,8 @@ UNIT = 256
 
 
 def random_mask(draws: Draws, count: int) -> tuple:
-    """(("box", x0, y0, x1, y1) | ("stroke", width, x, y, x, y, ...) | ("object", index, margin), ...) for `count` objects."""
-    kind = draws.choice(("box", "stroke", "object"))
+    """(("box", x0, y0, x1, y1) | ("stroke", width, x, y, x, y, ...) | ("object", index, margin), ...) for `count` objects, 0 if unknown."""
+    kind = draws.choice(("box", "stroke", "object") if count else ("box", "stroke"))
     if kind == "object":
         return (("object", draws.below(count), draws.between(6, 20)),)
     shapes = []

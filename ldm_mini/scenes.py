@@ -4,20 +4,19 @@
     sample = render(scene, config)          # image, boxes, semantic map, low-resolution image, inpainting mask: numpy
     sample = compose(seed, config)          # both steps, with all keys of a training batch
 
-Layer 0: imports vocabulary, draws, captions, sprites, backgrounds, masks, one way only.
+Layer 0: imports vocabulary, draws, captions, sprites, backgrounds, layout, masks, one way only.
 """
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ldm_mini import captions, masks
-from ldm_mini.backgrounds import GROUND_TOP, LOOKS, UNIT, VARIANTS, paint
+from ldm_mini import captions, layout, masks
+from ldm_mini.backgrounds import LOOKS, UNIT, VARIANTS, paint
 from ldm_mini.draws import Draws
 from ldm_mini.sprites import noun_stamp, put
 from ldm_mini.vocabulary import (
-    BACKGROUND_INDEX, CLASHES, COLOR_INDEX, COLORS, HELDOUT_COLORS, HELDOUT_PLACE, NOUN_INDEX, NOUNS, PLACE_KIND, PLACES, PLAIN,
-    RECOLOURABLE, STUFF, STYLE_INDEX, STYLES, heldout_relation,
+    BACKGROUND_INDEX, CLASHES, COLOR_INDEX, COLORS, HELDOUT_COLORS, HELDOUT_PLACE, NOUN_INDEX, NOUNS, PLACES, PLAIN, RECOLOURABLE, STUFF, STYLE_INDEX, STYLES, heldout_relation,
 )
 
 MAX_OBJECTS = 3
@@ -124,72 +123,6 @@ def is_heldout(scene: Scene) -> bool:
     return bool(heldout_combinations(scene))
 
 
-def _line(draws: Draws, sizes) -> list:
-    """Centres of intervals of these sizes, in this order, spread at random over the picture without overlap."""
-    free = max(UNIT - 8 - sum(sizes), 0)
-    cuts = sorted(draws.between(0, free) for _ in sizes)
-    ends = np.cumsum(sizes).tolist()
-    return [4 + cut + end - size // 2 for cut, end, size in zip(cuts, ends, sizes)]
-
-
-def _height(draws: Draws, noun: str, place: str, size: int, low: int = 0, high: int = UNIT) -> int:
-    """Centre height for a noun on a background, near [low, high] if its kind leaves a choice."""
-    half, kind = size // 2 + 4, PLACE_KIND.get(noun, "any")
-    top, bottom = half, UNIT - half
-    if place in PLACES and place != "under water":
-        ground = GROUND_TOP[place]
-        if kind == "any":
-            kind = "sky" if draws.chance(.35) else "ground"
-        if kind == "sky":
-            bottom = max(half, ground - 24 - size // 4)
-        elif kind == "water" and place == "beach":
-            top, bottom = max(half, 132 - size // 2), max(half, 164 - size // 2)
-        else:
-            top = min(bottom, ground + 12 - size // 2)
-    elif place == "under water" and kind == "ground":
-        top = min(bottom, 190 - size // 2)
-    top, bottom = min(max(top, low), bottom), max(min(bottom, high), top)
-    return draws.between(top, bottom)
-
-
-def _positions(draws: Draws, config: SceneConfig, nouns, sizes, place) -> tuple:
-    """Centres of n sprites and the arrangement that was meant: "row", "column" or None."""
-    count, plan = len(nouns), draws.choice(("row", "column"))
-    on_land = place in PLACES and place != "under water"
-    if config.centred:
-        anchors = {1: (128,), 2: (66, 190), 3: (46, 128, 210)}[count]
-        points = [(a + draws.between(-6, 6), 128 + draws.between(-6, 6)) for a in anchors]
-        return (points if plan == "row" else [(y, x) for x, y in points]), plan
-    if count == 3 and not on_land and draws.chance(.4):
-        cells = draws.sample(((68, 68), (188, 68), (68, 188), (188, 188)), 3)
-        return [(x + draws.between(-12, 12), y + draws.between(-12, 12)) for x, y in cells], None
-    if on_land and plan == "column" and (count != 2 or PLACE_KIND.get(nouns[0]) in ("ground", "water")):
-        plan = "row"
-    if plan == "row":
-        xs = _line(draws, sizes)
-        ys = [_height(draws, nouns[0], place, sizes[0])]
-        for i in range(1, count):
-            reach = (xs[i] - xs[i - 1]) * (4 if count == 2 else 6) // 5
-            ys.append(_height(draws, nouns[i], place, sizes[i], ys[-1] - reach, ys[-1] + reach))
-        return list(zip(xs, ys)), plan
-    if on_land:
-        ys = [draws.between(sizes[0] // 2 + 4, sizes[0] // 2 + 20), 248 - sizes[1] // 2 - draws.between(0, 16)]
-    else:
-        ys = _line(draws, sizes)
-    xs = [draws.between(sizes[0] // 2 + 4, UNIT - 4 - sizes[0] // 2)]
-    for i in range(1, count):
-        reach = (ys[i] - ys[i - 1]) * 4 // 5
-        low, high = sizes[i] // 2 + 4, UNIT - 4 - sizes[i] // 2
-        xs.append(draws.between(min(max(low, xs[-1] - reach), high), max(min(high, xs[-1] + reach), low)))
-    return list(zip(xs, ys)), plan
-
-
-def _crowded(objects) -> bool:
-    """Whether two sprites overlap by more than a tenth."""
-    return any(max(abs(a.x - b.x), abs(a.y - b.y)) * 20 < (a.size + b.size) * 9
-               for i, a in enumerate(objects) for b in objects[i + 1:])
-
-
 def _choose(draws: Draws, config: SceneConfig, count: int):
     """One try at a scene of `count` objects; None if the choices do not fit together."""
     strict = config.split in ("train", "val")
@@ -212,10 +145,10 @@ def _choose(draws: Draws, config: SceneConfig, count: int):
     sizes = [draws.between(low // 8, high // 8) * 8 for _ in nouns]
     while sum(sizes) > UNIT - 16 and count > 1:
         sizes[sizes.index(max(sizes))] -= 8
-    points, plan = _positions(draws, config, nouns, sizes, background)
+    points, plan = layout.positions(draws, nouns, sizes, background, config.centred)
     objects = tuple(SceneObject(noun, color, size, x, y, config.flips and draws.chance(.5))
                     for noun, color, size, (x, y) in zip(nouns, colors, sizes, points))
-    if _crowded(objects):
+    if layout.crowded(objects):
         return None
     order = _order(*objects) if count == 2 else None
     relation = (order[0] if order else None) if count == 2 else plan if count == 3 else None

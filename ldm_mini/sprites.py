@@ -43,6 +43,13 @@ def object_table() -> tuple:
         return tuple(csv.DictReader(file))
 
 
+@lru_cache(maxsize=1)
+def noun_objects() -> frozenset:
+    """Which of the objects are nouns of the scenes."""
+    with open(data_path("sprites", "nouns.csv"), encoding="utf-8", newline="") as file:
+        return frozenset(int(row["objects_index"]) for row in csv.DictReader(file))
+
+
 @lru_cache(maxsize=1024)
 def _cell(sheet: str, index: int, side: int, columns: int) -> Image.Image:
     """One picture of a sheet, cropped to what is visible."""

@@ -1,6 +1,7 @@
 """What Emoji Scenes can show: the names behind every index of a batch, and which combinations are held out.
 
-Layer 0, imports nothing. draws, vocabulary <- sprites, backgrounds, captions <- scenes <- collage (arrows are imports).
+Layer 0, imports nothing. The composer, each file importing only from those before it:
+vocabulary, draws; captions, sprites, backgrounds, masks; layout, collage; scenes.
 """
 
 STYLES = ("noto", "twemoji", "fluent_flat", "fluent_3d")
