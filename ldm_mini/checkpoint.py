@@ -142,6 +142,7 @@ def load_weights(folder, expected=None) -> dict:
                  for name, v in expected.items() if tensors[name].shape != v.shape]
         if wrong:
             raise CheckpointError(f"{where} has other shapes than this model: {'; '.join(wrong[:8])}.")
+        tensors = {name: tensors[name] for name in expected}
     return tensors
 
 

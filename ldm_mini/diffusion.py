@@ -50,7 +50,7 @@ def make_denoiser(net, schedule, cond, null=None, guidance_scale=1.0, prediction
     """Fold prediction, guidance and clipping into `denoise(x_t (B, ...), t (B,) int64) -> (x0, eps)`, both like x_t.
 
     guidance_scale s: u + s (c - u) for the outputs c under `cond` and u under `null`, in one batched call (Ho &
-    Salimans 2022; their w is s - 1). s = 1 is no guidance and needs no `null`. A negative prompt is simply another `null`.
+    Salimans 2022; their w is s - 1). s = 1 is no guidance and needs no `null`. A negative prompt is another `null`.
     clip_x0: keep x0 in [-clip_x0, clip_x0] and let eps agree; for pixels. Latents have no bounds.
     """
     _check(prediction)

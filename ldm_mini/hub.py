@@ -104,7 +104,7 @@ def build_conditioner(described: dict | None):
                               "class, pass conditioner=.") from error
 
 
-def save_autoencoder(folder, autoencoder: Autoencoder, half=False, card: dict | None = None, shard_bytes=SHARD_BYTES) -> Path:
+def save_autoencoder(folder, autoencoder, half=False, card: dict | None = None, shard_bytes=SHARD_BYTES) -> Path:
     """A first stage alone, in a folder of its own."""
     config = {"autoencoder": describe_autoencoder(autoencoder), "card": card or {}}
     return save(folder, "Autoencoder", autoencoder, config, half, shard_bytes)

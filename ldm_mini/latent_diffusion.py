@@ -1,6 +1,7 @@
 """Diffusion in the latent space of a frozen autoencoder (LDM sec. 3): put together by constructor argument, trained by
 `loss`, used by `sample`, kept by `save_pretrained` and `from_pretrained`."""
 
+from collections import deque
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -170,8 +171,8 @@ class LatentDiffusion(nn.Module):
             denoise = self.denoiser(batch, guidance_scale, negative, clip_x0=1.0 if self.autoencoder is None else None)
             z_T = draw_noise(torch.empty(shape, device=self.device), generator)
             path = sampler(denoise, z_T, self.schedule, steps=steps, generator=generator, **options)
-            *_, z0 = tqdm(path, total=steps if isinstance(steps, int) else len(steps), disable=not progress)
-            return self.decode(z0).clamp(-1, 1)
+            path = tqdm(path, total=steps if isinstance(steps, int) else len(steps), disable=not progress)
+            return self.decode(deque(path, maxlen=1).pop()).clamp(-1, 1)
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,366 @@
+"""Files that appear whole or not at all, errors that say what is wrong, and bits that come back as they went."""
+
+import json
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ldm_mini import checkpoint
+from ldm_mini.checkpoint import (
+    INDEX,
+    WEIGHTS,
+    CheckpointError,
+    latest,
+    load_safetensors,
+    load_training_state,
+    load_weights,
+    read_json,
+    rng_state,
+    save_safetensors,
+    save_training_state,
+    save_weights,
+    set_rng_state,
+    write_file,
+    write_json,
+)
+
+
+def same_bits(a, b) -> bool:
+    """Equal in dtype, shape and every bit, NaNs and signed zeros included; through any nesting."""
+    if isinstance(a, torch.Tensor):
+        if not isinstance(b, torch.Tensor) or a.dtype != b.dtype or a.shape != b.shape:
+            return False
+        return torch.equal(*(v.contiguous().flatten().view(torch.uint8) for v in (a, b)))
+    if isinstance(a, dict):
+        return type(a) is type(b) and list(a) == list(b) and all(same_bits(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(same_bits(x, y) for x, y in zip(a, b, strict=True))
+    return type(a) is type(b) and repr(a) == repr(b)
+
+
+# ----------------------------------------------------------------------------------------------------------- one file
+
+
+def test_tensors_come_back_bit_by_bit(tmp_path):
+    base = torch.randn(6, 4)
+    tensors = {"odd": torch.tensor([float("nan"), -0.0, float("inf"), 1e-45]), "scalar": torch.tensor(3.5),
+               "half": torch.randn(3).half(), "bf16": torch.randn(3).bfloat16(), "double": torch.randn(2).double(),
+               "int": torch.tensor([-(2**62)]), "bytes": torch.arange(256, dtype=torch.uint8),
+               "bool": torch.tensor([True, False]), "empty": torch.zeros(0, 3), "transposed": base.T, "shared": base,
+               "row": base[1], "wide": torch.ones(1).expand(5), "weight": nn.Parameter(base),
+               "channels_last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)}
+    save_safetensors(tmp_path / "a.safetensors", tensors, {"note": "kept"})
+    back = load_safetensors(tmp_path / "a.safetensors", expected=tensors)
+    for name, value in tensors.items():
+        assert same_bits(value.detach(), back[name]), name
+    from safetensors import safe_open
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:  # as any other library reads it
+        assert file.metadata() == {"format": "pt", "note": "kept"} and same_bits(base, file.get_tensor("shared"))
+
+
+def test_what_was_read_does_not_change_with_the_file(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_safetensors(path, {"a": torch.zeros(4)})
+    first = load_safetensors(path)["a"]
+    save_safetensors(path, {"a": torch.ones(4)})
+    assert not first.any() and load_safetensors(path)["a"].all()
+    first += 1  # and is ours to write to
+
+
+@pytest.mark.parametrize("cut", [0, 5, 8, 60, -1])
+def test_a_truncated_file_is_an_error_that_names_it(tmp_path, cut):
+    path = tmp_path / "a.safetensors"
+    save_safetensors(path, {"a": torch.zeros(40)})
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(CheckpointError, match="a.safetensors is truncated or damaged"):
+        load_safetensors(path)
+
+
+def test_a_missing_file_and_bad_json_are_errors_that_name_them(tmp_path):
+    with pytest.raises(CheckpointError, match="b.safetensors does not exist"):
+        load_safetensors(tmp_path / "b.safetensors")
+    with pytest.raises(CheckpointError, match="config.json does not exist"):
+        read_json(tmp_path / "config.json")
+    for content in (b'{"a": ', b"\xff\xfe"):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(CheckpointError, match="config.json is damaged"):
+            read_json(tmp_path / "config.json")
+
+
+def test_wrong_names_are_listed(tmp_path):
+    save_safetensors(tmp_path / "a.safetensors", {"net.weight": torch.zeros(1), "old": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"another model: 1 missing: net.bias; 1 unknown: old\."):
+        load_safetensors(tmp_path / "a.safetensors", expected=["net.weight", "net.bias"])
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    path = tmp_path / "config.json"
+    write_json(path, {"a": 1})
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    for broken in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint.os, broken, full)
+            with pytest.raises(OSError, match="no space"):
+                write_json(path, {"a": 2})
+        assert read_json(path) == {"a": 1} and os.listdir(tmp_path) == ["config.json"]
+
+
+# --------------------------------------------------------------------------------------------- death at every moment
+
+
+def dies_at(moment: int, action) -> bool:
+    """Run `action` in a child that is killed (SIGKILL) at its `moment`-th call to the file system; was it killed?"""
+    child = os.fork()
+    if child == 0:
+        left = [moment]
+
+        def deadly(function):
+            def call(*args, **kwargs):
+                left[0] -= 1
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*args, **kwargs)
+            return call
+
+        for owner, names in ((os, ("fsync", "replace", "rename", "unlink", "mkdir", "rmdir")),
+                             (Path, ("rename", "mkdir")), (shutil, ("rmtree",))):
+            for name in names:
+                setattr(owner, name, deadly(getattr(owner, name)))
+        try:
+            action()
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+quiet = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+@needs_fork
+@quiet
+def test_kill_9_during_a_write_leaves_the_old_or_the_new_file(tmp_path):
+    path, seen = tmp_path / "f", set()
+    write_file(path, b"old" * 1000)
+    for moment in range(1, 50):
+        killed = dies_at(moment, lambda: write_file(path, b"new" * 2000))
+        content = path.read_bytes()
+        assert content in (b"old" * 1000, b"new" * 2000), moment
+        seen.add((killed, content[:3]))
+        if not killed:
+            break
+        write_file(path, b"old" * 1000)
+    assert {(True, b"old"), (False, b"new")} <= seen
+
+
+@needs_fork
+@quiet
+def test_kill_9_during_a_checkpoint_leaves_a_complete_one(tmp_path):
+    """Steps 1 and 2 are on disk; 3 is being written, with keep=2. Whenever it dies, the newest is 2 or 3, and whole."""
+    def state(step):
+        return {"model": {"w": torch.full((50,), float(step))}, "optimizer": {"lr": 0.1 * step}}
+
+    outcomes = []
+    for moment in range(1, 80):
+        run = tmp_path / str(moment)
+        for step in (1, 2):
+            save_training_state(run, step, state(step))
+        killed = dies_at(moment, lambda run=run: save_training_state(run, 3, state(3)))
+        step, found = load_training_state(latest(run))
+        assert step in (2, 3) and same_bits(found, state(step)), moment
+        outcomes.append((killed, step))
+        save_training_state(run, 4, state(4))  # the next run is not disturbed by what the dead one left
+        assert sorted(os.listdir(run))[-1] == "step-00000004" and not list(run.glob(".*")), os.listdir(run)
+        if not killed:
+            break
+    assert (True, 2) in outcomes and (True, 3) in outcomes and outcomes[-1] == (False, 3) and len(outcomes) > 8
+
+
+# ------------------------------------------------------------------------------------------------- weights of a model
+
+
+def test_small_weights_are_one_file(tmp_path):
+    tensors = {"a": torch.randn(3), "b": torch.randn(2, 2)}
+    assert save_weights(tmp_path, tensors) == [WEIGHTS] == os.listdir(tmp_path)
+    assert same_bits(load_weights(tmp_path, tensors), tensors)
+
+
+def test_large_weights_are_shards_with_an_index(tmp_path):
+    tensors = {f"layer.{i}.weight": torch.randn(40 + i, 25) for i in range(20)} | {"huge": torch.randn(6000)}
+    files = save_weights(tmp_path, tensors, shard_bytes=16_000)
+    assert sorted(files) == sorted(os.listdir(tmp_path)) and INDEX in files and len(files) > 5
+    index = json.loads((tmp_path / INDEX).read_text())
+    assert index["metadata"]["total_size"] == sum(4 * v.numel() for v in tensors.values())
+    assert set(index["weight_map"]) == set(tensors) and set(index["weight_map"].values()) == set(files) - {INDEX}
+    for i, file in enumerate(sorted(set(files) - {INDEX}), start=1):
+        assert file == f"model-{i:05}-of-{len(files) - 1:05}.safetensors"
+        alone = index["weight_map"]["huge"] == file
+        assert alone or (tmp_path / file).stat().st_size <= 16_000, "a shard is larger than asked for"
+    assert same_bits(load_weights(tmp_path, tensors), tensors)
+
+
+def test_hugging_face_reads_the_shards(tmp_path):
+    hub = pytest.importorskip("huggingface_hub")
+    if not hasattr(hub, "load_torch_model"):
+        pytest.skip("this huggingface_hub is too old")
+    model, other = (nn.Sequential(nn.Linear(30, 30), nn.Linear(30, 30)) for _ in range(2))
+    save_weights(tmp_path, model.state_dict(), shard_bytes=5000)
+    hub.load_torch_model(other, tmp_path, safe=True)
+    assert same_bits(dict(model.state_dict()), dict(other.state_dict()))
+
+
+def test_saving_again_leaves_no_file_of_the_last_time(tmp_path):
+    (tmp_path / "README.md").write_text("stays")
+    tensors = {f"{i}": torch.randn(1000) for i in range(4)}
+    for limit in (5000, 10**6, 9000):
+        files = save_weights(tmp_path, tensors, shard_bytes=limit)
+        assert sorted(os.listdir(tmp_path)) == sorted([*files, "README.md"])
+        assert same_bits(dict(sorted(load_weights(tmp_path).items())), tensors)
+
+
+def test_half_precision_only_where_asked(tmp_path):
+    tensors = {"w": torch.randn(100), "buffer": torch.randn(100), "count": torch.tensor([2**40])}
+    save_weights(tmp_path, tensors, half=("w", "count"))
+    back = load_weights(tmp_path, tensors)
+    assert same_bits(back["w"], tensors["w"].half()) and same_bits(back["buffer"], tensors["buffer"])
+    assert same_bits(back["count"], tensors["count"])
+    with pytest.raises(CheckpointError, match="w has values beyond float16"):
+        save_weights(tmp_path, {"w": torch.tensor([1e5])}, half=("w",))
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    save_weights(tmp_path, {"a": torch.zeros(3), "b": torch.zeros(2)})
+    with pytest.raises(CheckpointError, match=r"1 missing: c; 1 unknown: b"):
+        load_weights(tmp_path, {"a": torch.zeros(3), "c": torch.zeros(2)})
+    with pytest.raises(CheckpointError, match=r"other shapes than this model: a \(3,\) instead of \(4,\)"):
+        load_weights(tmp_path, {"a": torch.zeros(4), "b": torch.zeros(2)})
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    files = save_weights(tmp_path, {f"{i}": torch.randn(1000) for i in range(3)}, shard_bytes=5000)
+    (tmp_path / files[1]).unlink()
+    with pytest.raises(CheckpointError, match=f"{files[1]} does not exist"):
+        load_weights(tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------------- training state
+
+
+OPTIMIZERS = {"adamw": lambda p: torch.optim.AdamW(p, lr=0.02, betas=(0.5, 0.9)),
+              "amsgrad": lambda p: torch.optim.AdamW(p, lr=0.02, amsgrad=True),
+              "momentum": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, nesterov=True),
+              "plain": lambda p: torch.optim.SGD(p, lr=0.02)}
+
+
+def train(model, optimizer, steps):
+    for _ in range(steps):
+        loss = model(torch.randn(8, 3) + random.random() + np.random.rand()).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_training_goes_on_bit_by_bit(tmp_path, make):
+    def fresh(seed):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.2), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        return model, make([{"params": model[0].parameters(), "weight_decay": 0.1},
+                            {"params": model[2:].parameters(), "lr": 0.003}])
+
+    model, optimizer = fresh(0)
+    train(model, optimizer, 5)
+    save_training_state(tmp_path, 5, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    saved, groups = {k: v.clone() for k, v in model.state_dict().items()}, str(optimizer.state_dict()["param_groups"])
+    train(model, optimizer, 5)
+
+    again, its = fresh(1)
+    train(again, its, 2)
+    step, state = load_training_state(latest(tmp_path))
+    again.load_state_dict(state["model"])
+    its.load_state_dict(state["optimizer"])
+    assert step == 5 and same_bits(saved, state["model"]) and str(state["optimizer"]["param_groups"]) == groups
+    train(again, its, 5)
+    assert same_bits(dict(model.state_dict()), dict(again.state_dict()))
+    assert same_bits(optimizer.state_dict(), its.state_dict())
+
+
+def test_any_nesting_survives(tmp_path):
+    state = {"a": {1: [torch.ones(2), (0.1, 1e-300, None)], "1": {"x": True, 2.5: "y"}, None: ()},
+             "b": [float("inf"), {}, [], torch.zeros(0), {"tensor": torch.tensor(1)}, {"dict": 3}, -0.0, 2**70, "é"]}
+    save_training_state(tmp_path, 0, state)
+    assert same_bits(load_training_state(latest(tmp_path))[1], state)
+
+
+def test_what_json_cannot_hold_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match=r"a.x.1 is a function"):
+        save_training_state(tmp_path, 0, {"a": {"x": [1, lambda: 0]}})
+    with pytest.raises(ValueError, match=r"a is a ndarray"):
+        save_training_state(tmp_path, 0, {"a": np.zeros(2)})
+    assert latest(tmp_path) is None
+
+
+def draws():
+    return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(1).item(),
+            torch.randn(1).item()]
+
+
+def test_random_numbers_go_on(tmp_path):
+    draws()  # leaves half a pair of Gaussians in Python's and NumPy's stores
+    save_training_state(tmp_path, 1, {})
+    expected = [draws() for _ in range(3)]
+    load_training_state(latest(tmp_path))
+    assert [draws() for _ in range(3)] == expected
+    before = rng_state()
+    _, state = load_training_state(latest(tmp_path), restore_rng=False)
+    assert same_bits(before, rng_state()), "restore_rng=False must leave the generators alone"
+    set_rng_state(state["rng"])
+    assert draws() == expected[0]
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    for step in (1, 5, 20, 100):
+        assert save_training_state(tmp_path, step, {"a": step}, keep=3).name == f"step-{step:08}"
+    assert sorted(os.listdir(tmp_path)) == ["step-00000005", "step-00000020", "step-00000100"]
+    save_training_state(tmp_path, 100, {"a": "again"}, keep=3)
+    assert load_training_state(latest(tmp_path))[1] == {"a": "again"} and len(os.listdir(tmp_path)) == 3
+    with pytest.raises(ValueError, match="keep must"):
+        save_training_state(tmp_path, 101, {}, keep=0)
+
+
+@pytest.mark.parametrize("damage", [
+    lambda p: (p / "model.safetensors").unlink(), lambda p: (p / "state.json").unlink(),
+    lambda p: (p / "state.json").write_bytes((p / "state.json").read_bytes()[:50]),
+    lambda p: (p / "model.safetensors").write_bytes((p / "model.safetensors").read_bytes()[:-1]),
+    lambda p: (p / "rng.safetensors").write_bytes(b""), lambda p: (p / "state.json").write_text("[]"),
+    lambda p: p.rename(p.with_name(f".{p.name}.tmp"))])
+def test_latest_passes_over_what_is_incomplete(tmp_path, damage):
+    for step in (1, 2):
+        save_training_state(tmp_path, step, {"model": {"w": torch.full((3,), float(step))}})
+    damage(tmp_path / "step-00000002")
+    step, state = load_training_state(latest(tmp_path))
+    assert step == 1 and state["model"]["w"].tolist() == [1, 1, 1]
+    save_training_state(tmp_path, 3, {"model": {"w": torch.zeros(3)}}, keep=2)
+    assert load_training_state(latest(tmp_path))[0] == 3
+
+
+def test_nothing_to_find(tmp_path):
+    assert latest(tmp_path) is None and latest(tmp_path / "never") is None
+    with pytest.raises(CheckpointError, match="state.json does not exist"):
+        load_training_state(tmp_path)
+
+
+def test_nothing_is_pickled(tmp_path):
+    save_training_state(tmp_path, 1, {"model": nn.Linear(2, 2).state_dict()})
+    files = sorted(os.listdir(tmp_path / "step-00000001"))
+    assert files == ["model.safetensors", "rng.safetensors", "state.json"]

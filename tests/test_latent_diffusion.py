@@ -1,0 +1,456 @@
+"""The whole model from its real parts: training loss, condition dropout, sampling, and life on disk."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from ldm_mini import files, hub
+from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_mini.checkpoint import INDEX, CheckpointError
+from ldm_mini.cond import Cond
+from ldm_mini.conditioners import ClassConditioner, Conditioner
+from ldm_mini.hub import load_autoencoder, save_autoencoder
+from ldm_mini.kl import KLBottleneck
+from ldm_mini.latent_diffusion import LatentDiffusion, latent_scale
+from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
+from ldm_mini.samplers import SAMPLERS, ddim
+from ldm_mini.schedule import NoiseSchedule, cosine_betas, scaled_linear_betas
+from ldm_mini.unet import UNet, UNetConfig
+
+
+def autoencoder(kind="vq"):
+    vq = kind == "vq"
+    bottleneck = VQBottleneck(VectorQuantizer(codebook_size=16, dim=3)) if vq else KLBottleneck(latent_channels=3)
+    return Autoencoder(AutoencoderConfig(channels=8, groups=4, num_res_blocks=1), bottleneck)
+
+
+def unet(**options):
+    defaults = dict(in_channels=3, channels=16, channel_mults=(1, 2), attn_levels=(1,), num_res_blocks=1, groups=4,
+                    head_dim=16, context_dim=12, vector_dim=8, dropout=0.1)
+    return UNet(UNetConfig(**{**defaults, **options}))
+
+
+def model(kind="vq", conditioner=True, **options):
+    torch.manual_seed(0)
+    net = unet() if conditioner else unet(context_dim=None, vector_dim=None)
+    for p in net.parameters():  # a fresh U-Net has zeros in every block and returns 0, which hides everything
+        if not p.detach().any():
+            nn.init.normal_(p, std=0.1)
+    ldm = LatentDiffusion(autoencoder(kind), net, NoiseSchedule(scaled_linear_betas()),
+                          ClassConditioner(5, 12, 8) if conditioner else None, **{"scale_factor": 2.0, **options})
+    if kind == "vq":  # its codes start at the first data seen in training
+        quantizer = ldm.autoencoder.bottleneck.quantizer.train()
+        quantizer(torch.randn(4, 3, 8, 8))
+        ldm.train()
+    return ldm
+
+
+def batch(size=32):
+    generator = torch.Generator().manual_seed(0)
+    return {"image": torch.rand(4, 3, size, size, generator=generator) * 2 - 1, "class": torch.tensor([0, 1, 2, -1])}
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# ----------------------------------------------------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize("kind", ["vq", "kl"])
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+def test_one_step_trains_the_network_and_the_conditioner_only(kind, prediction):
+    ldm = model(kind, prediction=prediction)
+    frozen = {k: v.clone() for k, v in ldm.autoencoder.state_dict().items()}
+    optimizer = torch.optim.SGD(ldm.trainable_parameters(), lr=0.1)
+    before = [p.detach().clone() for p in ldm.trainable_parameters()]
+    loss = ldm.loss(batch(), seeded())
+    loss.backward()
+    optimizer.step()
+    assert loss.ndim == 0 and loss.isfinite()
+    assert all(p.grad is None for p in ldm.autoencoder.parameters())
+    assert all(torch.equal(frozen[k], v) for k, v in ldm.autoencoder.state_dict().items())
+    moved = [not torch.equal(a, b) for a, b in zip(before, ldm.trainable_parameters(), strict=True)]
+    assert sum(moved) > 0.8 * len(moved)
+    assert ldm.conditioner.token.weight.grad.abs().sum() > 0 and ldm.conditioner.vector.weight.grad.abs().sum() > 0
+
+
+def test_the_first_stage_stays_frozen_and_in_evaluation_mode():
+    ldm = model()
+    for mode in (True, False, True):
+        assert ldm.train(mode) is ldm
+        assert ldm.net.training is mode and not any(part.training for part in ldm.autoencoder.modules())
+    inside = {id(p) for p in ldm.autoencoder.parameters()}
+    trainable = ldm.trainable_parameters()
+    assert not any(id(p) in inside for p in trainable)
+    assert {id(p) for p in trainable} == {id(p) for p in ldm.parameters() if p.requires_grad}
+
+
+def test_latents_are_scaled_and_cached_latents_are_raw():
+    ldm = model().eval()
+    images = batch()["image"]
+    raw = ldm.autoencoder.encode(images)
+    torch.testing.assert_close(ldm.encode(images), 2.0 * raw)
+    torch.testing.assert_close(ldm.decode(ldm.encode(images)), ldm.autoencoder.decode(raw))
+    from_images = ldm.loss(batch(), seeded())
+    from_latents = ldm.loss({"latent": raw, "class": batch()["class"]}, seeded())
+    torch.testing.assert_close(from_images, from_latents)
+    with pytest.raises(ValueError, match='needs "image" or "latent"'):
+        ldm.loss({"class": torch.tensor([1])})
+
+
+def test_a_kl_first_stage_trains_on_samples_and_encodes_to_the_mode():
+    ldm = model("kl")
+    images = batch()["image"]
+    assert torch.equal(ldm.encode(images), ldm.encode(images))
+    assert not torch.equal(ldm.encode(images, sample=True), ldm.encode(images, sample=True))
+    assert torch.equal(*[ldm.encode(images, sample=True, generator=seeded()) for _ in range(2)])
+
+
+def test_loss_is_repeatable_and_is_the_forward():
+    ldm = model("kl").eval()
+    assert torch.equal(ldm.loss(batch(), seeded(1)), ldm(batch(), generator=seeded(1)))
+    assert not torch.equal(ldm.loss(batch(), seeded(1)), ldm.loss(batch(), seeded(2)))
+
+
+class Marked(Conditioner):
+    """A condition whose parts all say 1; its null says -1."""
+
+    def encode(self, batch, value=1.0):
+        b = len(batch["latent"])
+        return Cond(context=torch.full((b, 2, 12), value), vector=torch.full((b, 8), value))
+
+    def null(self, batch):
+        return self.encode(batch, -1.0)
+
+
+class Spy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.seen = []
+
+    def forward(self, x, t, cond):
+        self.seen.append((x, t, cond))
+        return self.weight * x
+
+
+@pytest.mark.parametrize("p_uncond", [0.0, 0.1, 0.5])
+def test_conditions_are_dropped_jointly_as_often_as_asked(p_uncond):
+    ldm = LatentDiffusion(autoencoder(), Spy(), NoiseSchedule(scaled_linear_betas()), Marked(), p_uncond=p_uncond)
+    ldm.loss({"latent": torch.zeros(4000, 3, 1, 1)}, seeded())
+    cond = ldm.net.seen[0][2]
+    dropped = cond.vector[:, 0] == -1
+    assert abs(dropped.double().mean() - p_uncond) < 0.03
+    assert torch.equal(cond.context == -1, dropped[:, None, None].expand_as(cond.context)), "parts were dropped apart"
+
+
+def test_without_a_conditioner_the_network_hears_of_no_condition():
+    ldm = LatentDiffusion(autoencoder(), Spy(), NoiseSchedule(scaled_linear_betas()))
+    ldm.loss({"latent": torch.zeros(2, 3, 4, 4)})
+    assert all(value is None for value in vars(ldm.net.seen[0][2]).values())
+
+
+@pytest.mark.parametrize("options", [
+    {"prediction": "noise"}, {"p_uncond": 1.0}, {"p_uncond": -0.1}, {"scale_factor": 0.0}, {"scale_factor": float("nan")},
+    {"scale_factor": float("inf")}])
+def test_bad_settings_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        LatentDiffusion(None, Spy(), NoiseSchedule(scaled_linear_betas()), **options)
+
+
+# -------------------------------------------------------------------------------------------------------- latent scale
+
+
+@pytest.mark.parametrize("kind", ["vq", "kl"])
+def test_latent_scale_gives_unit_variance(kind):
+    ae = autoencoder(kind).train()
+    batches = [{"image": 2 * torch.rand(4, 3, 32, 32) - 1} for _ in range(3)]
+    scale = latent_scale(ae, batches)
+    z = torch.cat([ae.eval().encode(b["image"]) for b in batches])
+    if kind == "vq":  # nothing is random
+        assert scale * z.double().std().item() == pytest.approx(1, abs=1e-5)
+        cached = [{"latent": ae.encode(b["image"]).detach()} for b in batches]
+        assert latent_scale(ae, cached) == pytest.approx(scale, rel=1e-5)
+        assert latent_scale(ae, (b["image"] for b in batches)) == pytest.approx(scale, rel=1e-5)
+    assert 0 < scale < float("inf")
+
+
+def test_latent_scale_leaves_modes_alone_and_ends():
+    ae = autoencoder().train()
+    endless = iter(lambda: torch.rand(2, 3, 16, 16), None)
+    assert latent_scale(ae, endless, limit=3) > 0 and ae.training and ae.encoder.training
+    with pytest.raises(ValueError, match="latents that vary"):
+        latent_scale(ae, [])
+    with pytest.raises(ValueError, match="latents that vary"):
+        latent_scale(ae, [{"latent": torch.ones(2, 3, 4, 4)}])
+
+
+# ----------------------------------------------------------------------------------------------------------- sampling
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_makes_images(sampler):
+    ldm = model(image_size=32)
+    images = ldm.sample({"class": [1, 2, -1]}, steps=4, sampler=sampler, seed=0)
+    assert images.shape == (3, 3, 32, 32) and images.abs().max() <= 1 and images.isfinite().all()
+    assert not images.requires_grad
+
+
+def test_same_seed_same_pictures():
+    ldm = model(image_size=32)
+    args = dict(batch={"class": [1, 2]}, steps=3, sampler="ddpm")
+    torch.manual_seed(1)
+    first = ldm.sample(**args, seed=3)
+    torch.manual_seed(2)
+    assert torch.equal(first, ldm.sample(**args, seed=3))
+    assert torch.equal(first, ldm.sample(**args, generator=seeded(3)))
+    assert not torch.equal(first, ldm.sample(**args, seed=4))
+
+
+def test_sampling_is_the_sampler_the_guidance_and_the_decoder():
+    ldm = model(image_size=32).eval()
+    classes = {"class": torch.tensor([1, 2])}
+    images = ldm.sample(classes, steps=5, guidance_scale=3.0, sampler="ddim", seed=0, eta=0.5)
+    generator = seeded()
+    z_T = torch.randn(2, 3, 8, 8, generator=generator)
+    *_, z0 = ddim(ldm.denoiser(classes, 3.0), z_T, ldm.schedule, 5, generator, eta=0.5)
+    torch.testing.assert_close(images, ldm.autoencoder.decode(z0 / 2.0).clamp(-1, 1))
+    assert torch.equal(images, ldm.sample(classes, steps=5, guidance_scale=3.0, sampler=ddim, seed=0, eta=0.5))
+
+
+def test_guidance_and_negative_prompts_use_what_they_say():
+    ldm = model(image_size=32)
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([500, 500])
+
+    def eps(classes, *args, **options):
+        with torch.no_grad():
+            return ldm.eval().denoiser({"class": torch.tensor(classes)}, *args, **options)(x, t)[1]
+
+    c, null, other = eps([1, 2]), eps([-1, -1]), eps([3, 4])
+    close = dict(atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(eps([1, 2], 4.0), null + 4 * (c - null), **close)
+    steered = eps([1, 2], 4.0, negative={"class": torch.tensor([3, 4])})
+    torch.testing.assert_close(steered, other + 4 * (c - other), **close)
+    assert (c - null).abs().max() > 1e-3
+
+
+class Words(Conditioner):
+    def encode(self, batch):
+        return Cond(vector=torch.tensor([[float(len(caption))] * 8 for caption in batch["caption"]]))
+
+    def null(self, batch):
+        return Cond(vector=torch.zeros(len(batch["caption"]), 8))
+
+
+def test_a_negative_prompt_may_be_one_caption():
+    ldm = LatentDiffusion(autoencoder(), Spy(), NoiseSchedule(scaled_linear_betas()), Words(), image_size=16)
+    ldm.sample({"caption": ["abc", "a"]}, steps=1, negative="no")
+    assert ldm.net.seen[0][2].vector[:, 0].tolist() == [2, 2, 3, 1]
+
+
+def test_sampling_runs_in_evaluation_mode_and_gives_every_mode_back():
+    ldm = model(image_size=32).train()
+    ldm.net.eval()  # a mixed state, which must survive
+    before = [part.training for part in ldm.modules()]
+    ldm.sample({"class": [1]}, steps=2)
+    assert [part.training for part in ldm.modules()] == before and any(before)
+    with pytest.raises(ZeroDivisionError):
+        ldm.sample({"class": [1]}, sampler=lambda *a, **k: iter([1 / 0]))
+    assert [part.training for part in ldm.modules()] == before
+    ldm.train()
+    assert torch.equal(ldm.sample({"class": [1]}, steps=2, seed=0), ldm.eval().sample({"class": [1]}, steps=2, seed=0))
+
+
+def test_size_is_that_of_training_unless_given():
+    ldm = model()
+    with pytest.raises(ValueError, match="never trained"):
+        ldm.sample({"class": [1]})
+    ldm.loss(batch(32))
+    assert ldm.sample({"class": [1]}, steps=1).shape == (1, 3, 32, 32)
+    assert ldm.sample({"class": [1]}, steps=1, size=(16, 48)).shape == (1, 3, 16, 48)
+    cached = model()
+    cached.loss({"latent": torch.zeros(2, 3, 8, 16), "class": torch.tensor([1, 2])})
+    assert cached.image_size == (32, 64)
+    with pytest.raises(ValueError, match="multiples of 4"):
+        ldm.sample({"class": [1]}, size=30)
+
+
+def test_bad_requests_are_refused():
+    ldm = model(image_size=32)
+    for args, words in [(dict(batch={"class": [1]}, sampler="dopri5"), "sampler must be one of"),
+                        (dict(batch={"class": [1]}, seed=1, generator=seeded()), "not both"),
+                        (dict(), "how many"), (dict(batch={"class": [1]}, num=3), "how many"),
+                        (dict(num=2), "is conditional"), (dict(batch={"class": [1]}, steps=0), "steps must be")]:
+        with pytest.raises(ValueError, match=words):
+            ldm.sample(**args)
+    with pytest.raises(ValueError, match="never learned the null"):
+        model(p_uncond=0.0, image_size=32).sample({"class": [1]})
+    assert model(p_uncond=0.0, image_size=32).sample({"class": [1]}, steps=1, guidance_scale=1).shape == (1, 3, 32, 32)
+
+
+def test_unconditional_and_pixel_diffusion():
+    ldm = model(conditioner=False, image_size=32)
+    assert ldm.loss(batch()).isfinite() and ldm.sample(num=2, steps=2).shape == (2, 3, 32, 32)
+    net = unet(context_dim=None, vector_dim=None)
+    pixels = LatentDiffusion(None, net, NoiseSchedule(cosine_betas()), prediction="v")
+    pixels.loss(batch(16))
+    assert pixels.train().sample(num=2, steps=2).shape == (2, 3, 16, 16)
+
+
+def test_progress_is_a_bar_only_when_asked(capsys):
+    ldm = model(image_size=16)
+    ldm.sample({"class": [1]}, steps=3)
+    assert not "".join(capsys.readouterr())
+    ldm.sample({"class": [1]}, steps=3, progress=True)
+    assert "3/3" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_makes_the_same_picture():
+    ldm = model("kl", image_size=32)
+    args = dict(batch={"class": torch.tensor([1, 2])}, steps=5, seed=0, sampler="ddpm")
+    expected, loss = ldm.sample(**args), ldm.eval().loss(batch(), seeded())
+    ldm.to("cuda")
+    torch.testing.assert_close(ldm.sample(**args).cpu(), expected, atol=2e-2, rtol=0)
+    torch.testing.assert_close(ldm.loss(batch(), seeded()).cpu(), loss, atol=1e-2, rtol=0)
+
+
+# ------------------------------------------------------------------------------------------------------------ on disk
+
+
+@pytest.mark.parametrize("kind", ["vq", "kl"])
+@pytest.mark.parametrize("shard_bytes", [2**24, 50_000])
+def test_a_saved_model_makes_the_same_pictures(tmp_path, kind, shard_bytes):
+    ldm = model(kind, image_size=(32, 16), prediction="v", p_uncond=0.2)
+    ldm.save_pretrained(tmp_path, shard_bytes=shard_bytes, card={"data": "noise"})
+    again = LatentDiffusion.from_pretrained(tmp_path)
+    assert again is not ldm and not any(part.training for part in again.modules())
+    assert all(torch.equal(a, b) for a, b in zip(ldm.state_dict().values(), again.state_dict().values(), strict=True))
+    assert (again.prediction, again.p_uncond, again.image_size) == ("v", 0.2, (32, 16)) and again.scale_factor == 2.0
+    args = dict(batch={"class": [1, 2]}, steps=3, seed=0)
+    assert torch.equal(ldm.sample(**args), again.sample(**args))
+    assert (tmp_path / INDEX).exists() == (shard_bytes < 2**20)
+    assert json.loads((tmp_path / "config.json").read_text())["card"] == {"data": "noise"}
+
+
+def test_half_precision_halves_the_file_and_barely_moves_the_picture(tmp_path):
+    ldm = model(image_size=32, scale_factor=0.18215)
+    ldm.save_pretrained(tmp_path / "full")
+    ldm.save_pretrained(tmp_path / "half", half=True)
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("half", "full")]
+    assert sizes[0] < 0.65 * sizes[1]
+    again = LatentDiffusion.from_pretrained(tmp_path / "half")
+    assert again.scale_factor.item() == ldm.scale_factor.item()
+    assert all(p.dtype == torch.float32 for p in again.parameters())
+    x, t, args = torch.randn(1, 3, 8, 8), torch.tensor([300]), ({"class": torch.tensor([1])}, 4.0)
+    with torch.no_grad():
+        eps = [m.denoiser(*args)(x, t)[1] for m in (again, ldm.eval())]
+    torch.testing.assert_close(*eps, atol=2e-2, rtol=0)
+
+
+def test_unconditional_and_pixel_models_are_saved_too(tmp_path):
+    for name, ldm in {"unconditional": model(conditioner=False, image_size=32), "pixels": LatentDiffusion(
+            None, unet(context_dim=None, vector_dim=None), NoiseSchedule(cosine_betas(100)), image_size=16)}.items():
+        again = LatentDiffusion.from_pretrained(ldm.save_pretrained(tmp_path / name))
+        assert torch.equal(ldm.sample(num=1, steps=2, seed=0), again.sample(num=1, steps=2, seed=0))
+        assert again.schedule.config == ldm.schedule.config
+
+
+def test_parts_of_ones_own_are_passed(tmp_path):
+    ldm = LatentDiffusion(autoencoder(), Spy(), NoiseSchedule(scaled_linear_betas()), Words(), image_size=16)
+    ldm.net.weight.data.fill_(0.3)
+    ldm.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"has a Spy.*pass net="):
+        LatentDiffusion.from_pretrained(tmp_path, conditioner=Words())
+    with pytest.raises(CheckpointError, match=r"has a Words.*pass conditioner="):
+        LatentDiffusion.from_pretrained(tmp_path, net=Spy())
+    again = LatentDiffusion.from_pretrained(tmp_path, net=Spy(), conditioner=Words())
+    assert again.net.weight.item() == pytest.approx(0.3)
+    with pytest.raises(CheckpointError, match="another model"):
+        LatentDiffusion.from_pretrained(tmp_path, net=unet(), conditioner=Words())
+
+
+def test_a_first_stage_lives_alone(tmp_path):
+    for kind in ("vq", "kl"):
+        ae = autoencoder(kind).eval()
+        again = load_autoencoder(save_autoencoder(tmp_path / kind, ae, card={"psnr": 30}))
+        images = batch()["image"]
+        assert not again.training and torch.equal(ae.encode(images), again.encode(images))
+        assert torch.equal(ae.decode(ae.encode(images)), again.decode(again.encode(images)))
+    with pytest.raises(CheckpointError, match="no ldm_mini.LatentDiffusion: it says ldm_mini.Autoencoder"):
+        LatentDiffusion.from_pretrained(tmp_path / "vq")
+
+
+def test_damaged_and_foreign_folders_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="config.json does not exist"):
+        LatentDiffusion.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    with pytest.raises(CheckpointError, match="describes no ldm_mini.LatentDiffusion"):
+        LatentDiffusion.from_pretrained(tmp_path)
+    model(image_size=16).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="model.safetensors does not exist"):
+        LatentDiffusion.from_pretrained(tmp_path)
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """A data folder with one small model in it, as the package carries it."""
+    folder = tmp_path / "data"
+    model(image_size=16).save_pretrained(folder / "weights" / "tiny", shard_bytes=50_000)
+    lines = [f"{files.sha256(p)}  {p.relative_to(folder).as_posix()}" for p in sorted(folder.rglob("*")) if p.is_file()]
+    (folder / "SHA256SUMS").write_text("\n".join(lines) + "\n")
+    caches = (files.data_dir, files.checksums, files.data_path)
+    for cached in caches:
+        cached.cache_clear()
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "ldm_mini" / "files.py"))
+    monkeypatch.chdir(tmp_path)
+    yield folder
+    for cached in caches:
+        cached.cache_clear()
+
+
+def test_a_bare_name_means_shipped_weights_checked_by_hash(shipped):
+    assert LatentDiffusion.from_pretrained("tiny").sample({"class": [1]}, steps=1).shape == (1, 3, 16, 16)
+    files.data_path.cache_clear()
+    shard = sorted((shipped / "weights" / "tiny").glob("model-*.safetensors"))[1]
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1  # one bit
+    shard.write_bytes(content)
+    with pytest.raises(files.DataFileError, match=shard.name):
+        LatentDiffusion.from_pretrained("tiny")
+
+
+@pytest.mark.parametrize("name", ["tinny", "./nowhere", "a/b/c", "/no/where", "../x"])
+def test_an_unknown_name_lists_what_is_shipped(shipped, name):
+    with pytest.raises(CheckpointError, match=r"shipped are \['tiny'\]"):
+        hub.find(name)
+
+
+def test_owner_and_name_go_to_the_hub(shipped, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def download(name, **options):
+        asked.append(name)
+        if name == "someone/offline":
+            raise ConnectionError("no network")
+        target = shipped.parent / "cache"
+        shutil.copytree(shipped / "weights" / "tiny", target)
+        return str(target)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert LatentDiffusion.from_pretrained("someone/model").image_size == (16, 16) and asked == ["someone/model"]
+    with pytest.raises(CheckpointError, match="could not be had from the Hugging Face Hub.*no network"):
+        LatentDiffusion.from_pretrained("someone/offline")
+
+
+def test_no_path_of_this_machine_is_saved(tmp_path):
+    model(image_size=16).save_pretrained(tmp_path / "m")
+    assert str(tmp_path) not in (tmp_path / "m" / "config.json").read_text() and len(os.listdir(tmp_path / "m")) == 2

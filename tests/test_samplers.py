@@ -1,0 +1,219 @@
+"""Samplers, proved without training: against diffusers step by step, against exact solutions, against each other."""
+
+import math
+
+import pytest
+import torch
+
+from ldm_mini.cond import Cond
+from ldm_mini.diffusion import ideal_denoiser, make_denoiser
+from ldm_mini.samplers import SAMPLERS, ddim, ddpm, dpm_solver, euler
+from ldm_mini.schedule import NoiseSchedule, scaled_linear_betas
+
+BETAS = dict(num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195)
+CLOSE = dict(atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def schedule():
+    return NoiseSchedule(scaled_linear_betas())
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def net(x, t, cond=None):
+    """Some smooth eps that depends on everything; not a good one, so that every mistake shows."""
+    return torch.tanh(0.7 * x.roll(1, dims=-1) + 0.002 * t.view(-1, 1, 1, 1)) + 0.3 * x
+
+
+def compare(ours, scheduler, z_T, generator=None, scale=1.0, **step_options):
+    """Each step of a diffusers scheduler against each step of ours, from the same noise."""
+    x, count = z_T * scale, 0
+    ours = list(ours)
+    assert len(ours) == len(scheduler.timesteps)
+    for mine, t in zip(ours, scheduler.timesteps, strict=True):
+        out = net(scheduler.scale_model_input(x, t), t.long().expand(len(x)))
+        x = scheduler.step(out, t, x, generator=generator, **step_options).prev_sample
+        there = x
+        if hasattr(scheduler, "sigmas") and scale != 1.0:  # the variance exploding view: x / alpha
+            there = x / (scheduler.sigmas[count + 1] ** 2 + 1).sqrt()
+        torch.testing.assert_close(mine, there, **CLOSE, msg=lambda m, i=count: f"step {i}: {m}")
+        count += 1
+
+
+@pytest.mark.parametrize("steps", [10, 50])
+def test_ddpm_is_diffusers_ddpm(steps, schedule):
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.DDPMScheduler(**BETAS, clip_sample=False, timestep_spacing="leading")
+    theirs.set_timesteps(steps)
+    z_T, generators = noise(3, 2, 4, 4), [torch.Generator().manual_seed(7) for _ in range(2)]
+    ours = ddpm(make_denoiser(net, schedule, Cond()), z_T, schedule, steps, generators[0], spacing="leading")
+    compare(ours, theirs, z_T, generators[1])
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("clean_end, offset, spacing", [(False, 1, "leading"), (True, 0, "leading"),
+                                                        (True, 0, "trailing")])
+def test_ddim_is_diffusers_ddim(eta, clean_end, offset, spacing, schedule):
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.DDIMScheduler(**BETAS, clip_sample=False, timestep_spacing=spacing, steps_offset=offset,
+                                     set_alpha_to_one=clean_end)
+    theirs.set_timesteps(20)
+    z_T, generators = noise(3, 2, 4, 4), [torch.Generator().manual_seed(7) for _ in range(2)]
+    ours = ddim(make_denoiser(net, schedule, Cond()), z_T, schedule, 20, generators[0], eta=eta, offset=offset,
+                clean_end=clean_end, spacing=spacing)
+    compare(ours, theirs, z_T, generators[1], eta=eta)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("steps", [3, 10, 20])  # below and above 15, where the last step changes its order
+@pytest.mark.parametrize("clean_end", [True, False])
+@pytest.mark.parametrize("spacing", ["linspace", "trailing", "leading"])
+def test_dpm_solver_is_diffusers_dpm_solver(order, steps, clean_end, spacing, schedule):
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.DPMSolverMultistepScheduler(**BETAS, solver_order=order, algorithm_type="dpmsolver++",
+                                                   solver_type="midpoint", timestep_spacing=spacing,
+                                                   final_sigmas_type="zero" if clean_end else "sigma_min")
+    theirs.set_timesteps(steps)
+    z_T, denoise = noise(3, 2, 4, 4), make_denoiser(net, schedule, Cond())
+    compare(dpm_solver(denoise, z_T, schedule, theirs.timesteps, order=order, clean_end=clean_end), theirs, z_T)
+    if spacing == "trailing":
+        theirs.set_timesteps(steps)  # begins anew
+        compare(dpm_solver(denoise, z_T, schedule, steps, order=order, clean_end=clean_end), theirs, z_T)
+
+
+@pytest.mark.parametrize("steps", [5, 20])
+def test_euler_is_diffusers_euler(steps, schedule):
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.EulerDiscreteScheduler(**BETAS, timestep_spacing="leading")
+    theirs.set_timesteps(steps)
+    z_T = noise(3, 2, 4, 4)
+    ours = euler(make_denoiser(net, schedule, Cond()), z_T, schedule, steps, spacing="leading")
+    compare(ours, theirs, z_T, scale=float(theirs.init_noise_sigma))
+
+
+def test_ddpm_is_ddim_with_eta_1(schedule):
+    denoise, z_T = make_denoiser(net, schedule, Cond()), noise(2, 1, 4, 4)
+    runs = [list(f(denoise, z_T, schedule, 25, torch.Generator().manual_seed(1), **options))
+            for f, options in ((ddpm, {}), (ddim, {"eta": 1.0}))]
+    for a, b in zip(*runs, strict=True):
+        torch.testing.assert_close(a, b, **CLOSE)
+
+
+@pytest.mark.parametrize("other, options", [(euler, {}), (dpm_solver, {"order": 1})])
+def test_euler_and_first_order_dpm_are_ddim(other, options, schedule):
+    denoise, z_T = make_denoiser(net, schedule, Cond()), noise(2, 1, 4, 4)
+    for a, b in zip(ddim(denoise, z_T, schedule, 25), other(denoise, z_T, schedule, 25, **options), strict=True):
+        torch.testing.assert_close(a, b, **CLOSE)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_with_the_ideal_denoiser_every_sampler_draws_the_data(name, schedule):
+    """2-D points of unequal weight: every sample ends on a point, in the right proportions."""
+    points = torch.tensor([[1.0, 0.0], [0.0, 1.5], [-1.0, -1.0], [-1.0, -1.0], [2.0, -2.0]])
+    generator = torch.Generator().manual_seed(0)
+    *_, x = SAMPLERS[name](ideal_denoiser(points, schedule), noise(1500, 2), schedule, 500, generator)
+    distance, nearest = torch.cdist(x, points[[0, 1, 2, 4]]).min(dim=1)
+    assert (distance < 0.05).double().mean() > 0.995 and distance.max() < 1.2, distance.max()
+    share = torch.bincount(nearest, minlength=4) / len(x)
+    torch.testing.assert_close(share, torch.tensor([0.2, 0.2, 0.4, 0.2]), atol=0.04, rtol=0)
+
+
+def gaussian(s: float, T: int):
+    """A float64 schedule, the exact denoiser of data N(0, s^2), and the exact probability flow from T - 1 to t."""
+    schedule = NoiseSchedule(scaled_linear_betas(T))
+    schedule.alphas_cumprod = torch.cumprod(1 - scaled_linear_betas(T), dim=0)
+
+    def denoise(x, t):
+        alpha, sigma = schedule.alpha(t, 2), schedule.sigma(t, 2)
+        x0 = alpha * s**2 / (alpha**2 * s**2 + sigma**2) * x
+        return x0, (x - alpha * x0) / sigma
+
+    def std(t):
+        a = schedule.alphas_cumprod[t].item()
+        return (a * s**2 + 1 - a) ** 0.5
+
+    return schedule, denoise, lambda t: std(t) / std(T - 1)
+
+
+@pytest.mark.parametrize("sampler, options, order", [(ddim, {}, 1), (euler, {}, 1), (dpm_solver, {"order": 1}, 1),
+                                                     (dpm_solver, {"order": 2}, 2)])
+@pytest.mark.parametrize("s", [0.5, 1.5])
+def test_order_of_convergence_on_a_gaussian(sampler, options, order, s):
+    """Half the step, 1 / 2**order of the error. From t = 1024 to 256, where lambda is smooth."""
+    schedule, denoise, exact = gaussian(s, T=1025)
+    errors = []
+    for stride in (32, 16, 8, 4):
+        steps = range(1024, 255, -stride)
+        *_, at_256, _ = sampler(denoise, torch.ones(1, 1, dtype=torch.float64), schedule, list(steps), **options)
+        errors.append(abs(at_256.item() - exact(256)))
+    orders = [math.log2(a / b) for a, b in zip(errors[:-1], errors[1:], strict=True)]
+    assert all(abs(o - order) < 0.15 for o in orders), (errors, orders)
+
+
+@pytest.mark.parametrize("steps", [10, 20, 40])
+def test_second_order_is_worth_it(steps):
+    """Before the last step, which is of first order for all, DPM-Solver++(2M) is several times nearer than DDIM."""
+    schedule, denoise, exact = gaussian(s=0.5, T=1000)
+    last = schedule.timesteps(steps, "trailing")[-1].item()
+    error = {}
+    for name in ("ddim", "dpm"):
+        *_, before, _ = SAMPLERS[name](denoise, torch.ones(1, 1, dtype=torch.float64), schedule, steps)
+        error[name] = abs(before.item() - exact(last))
+    assert error["dpm"] < 0.3 * error["ddim"], error
+
+
+def test_ddpm_draws_the_right_variance():
+    """With all steps and the exact denoiser, ancestral sampling is exact up to the variance of each step."""
+    schedule, denoise, _ = gaussian(s=0.5, T=1000)
+    z_T = noise(4000, 1).double()
+    *_, x = ddpm(denoise, z_T, schedule, 1000, torch.Generator().manual_seed(1))
+    assert x.std().item() == pytest.approx(0.5, rel=0.05) and abs(x.mean().item()) < 0.03
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 2, 7, 1000])
+def test_any_number_of_steps_gives_that_many_states(name, steps, schedule):
+    seen = []
+
+    def denoise(x, t):
+        seen.append(t)
+        return 0.5 * x, torch.zeros_like(x)
+
+    path = list(SAMPLERS[name](denoise, torch.ones(2, 1), schedule, steps))
+    assert len(path) == len(seen) == steps and all(x.isfinite().all() for x in path)
+    assert all(t.shape == (2,) and t.dtype == torch.int64 for t in seen) and seen[0][0] == 999
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_noise_only_from_the_generator_and_no_gradient(name, schedule):
+    weight = torch.ones(1, requires_grad=True)
+
+    def denoise(x, t):
+        return weight * x.tanh(), x
+
+    def run(seed):
+        torch.manual_seed(seed)
+        return list(SAMPLERS[name](denoise, noise(2, 3), schedule, 10, torch.Generator().manual_seed(5)))[-1]
+
+    assert torch.equal(run(0), run(1)) and not run(0).requires_grad
+    grads = []
+    for _ in SAMPLERS[name](denoise, noise(2, 3), schedule, 2):
+        grads.append(torch.is_grad_enabled())
+    assert grads == [True, True], "a sampler must not switch gradients off for whoever looks at its steps"
+
+
+def test_bad_input_is_refused(schedule):
+    z_T = torch.zeros(1, 1)
+    for bad in ([], [5, 5], [1, 2], [1000, 1], [3, -1], [2.5]):
+        with pytest.raises(ValueError, match="timesteps must"):
+            next(ddim(None, z_T, schedule, bad))
+    for bad in (0, 1001):
+        with pytest.raises(ValueError, match="from 1 to 1000"):
+            next(ddpm(None, z_T, schedule, bad))
+    with pytest.raises(ValueError, match="eta must"):
+        next(ddim(None, z_T, schedule, eta=1.5))
+    with pytest.raises(ValueError, match="order must"):
+        next(dpm_solver(None, z_T, schedule, order=3))
