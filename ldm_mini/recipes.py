@@ -155,11 +155,14 @@ AUTOENCODERS = {r.name: r for r in (TINY_AUTOENCODER, TINY_L1_AUTOENCODER, BASE_
 
 # ------------------------------------------------------------------------------------------------------ diffusion models
 
-# For a CPU: 16 nouns, one or two of them in a picture, in two of the four styles. Expect: TODO-MEASURE
+# For a CPU: 16 nouns, one or two of them in a picture, in one of the four styles, so that the pictures are good rather than many.
+# python -m ldm_mini train diffusion --recipe tiny --autoencoder runs/autoencoder-tiny/model
+# Expect: TODO-MEASURE
 TINY_DIFFUSION = DiffusionRecipe(
     name="tiny",
-    scenes=SceneConfig(),
-    channels=48, channel_mults=(1, 2, 3), head_dim=48, groups=3)
+    scenes=SceneConfig(nouns=TINY_NOUNS, styles=("fluent_flat",), max_objects=2, looks=("flat", "gradient", "glow"),
+                       p_place=0.35),
+    channels=64, channel_mults=(1, 2, 2))
 
 # For one H200: the whole vocabulary, styles and grammar. Expect: TODO-MEASURE
 BASE_DIFFUSION = DiffusionRecipe(
