@@ -19,6 +19,9 @@ from .unet import UNet, UNetConfig
 # Sixteen nouns of simple, distinct shape: what a CPU learns to draw in an hour.
 TINY_NOUNS = ("apple", "star", "fish", "car", "heart", "balloon", "umbrella", "mushroom", "dog", "cat", "owl", "tree",
               "house", "rocket", "cake", "sun")
+# One or two of them, in one of the four styles: pictures that are good rather than many.
+TINY_SCENES = SceneConfig(nouns=TINY_NOUNS, styles=("fluent_flat",), max_objects=2, looks=("flat", "gradient", "glow"),
+                          p_place=0.35)
 
 
 @dataclass(frozen=True)
@@ -128,13 +131,13 @@ def find_recipe(stage: str, name: str):
 # Expect: TODO-MEASURE
 TINY_AUTOENCODER = AutoencoderRecipe(
     name="tiny",
-    scenes=SceneConfig(),
+    scenes=TINY_SCENES,
     model=AutoencoderConfig(downsample_factor=4, latent_channels=4, channels=32, channel_mults=(1, 2), num_res_blocks=1,
                             mid_attn=False, groups=2, patch_size=2),
     codebook_size=1024,
-    steps=8_000,
+    steps=6_000,
     mse_weight=1.0,                             # steadies the start; L1 alone leaves small things grey for long
-    perceptual_start=4_500, disc_start=5_000,   # both triple the cost of a step: sharpen what is already there
+    perceptual_start=4_000, disc_start=4_200,   # both triple the cost of a step: sharpen what is already there
     disc_channels=32, disc_layers=2,            # judges patches of 34 pixels, about one sprite
     disc_lr=5e-4)
 
@@ -155,13 +158,12 @@ AUTOENCODERS = {r.name: r for r in (TINY_AUTOENCODER, TINY_L1_AUTOENCODER, BASE_
 
 # ------------------------------------------------------------------------------------------------------ diffusion models
 
-# For a CPU: 16 nouns, one or two of them in a picture, in one of the four styles, so that the pictures are good rather than many.
+# For a CPU, on the latents of the tiny autoencoder.
 # python -m ldm_mini train diffusion --recipe tiny --autoencoder runs/autoencoder-tiny/model
 # Expect: TODO-MEASURE
 TINY_DIFFUSION = DiffusionRecipe(
     name="tiny",
-    scenes=SceneConfig(nouns=TINY_NOUNS, styles=("fluent_flat",), max_objects=2, looks=("flat", "gradient", "glow"),
-                       p_place=0.35),
+    scenes=TINY_SCENES,
     channels=64, channel_mults=(1, 2, 2))
 
 # For one H200: the whole vocabulary, styles and grammar. Expect: TODO-MEASURE
