@@ -6,6 +6,7 @@ WordPiece with a closed vocabulary: regular plurals are the noun plus "##s" or "
 [UNK], [BOS] and [EOS] stand around a caption. Written to `data/tokenizer/` as a transformers tokenizer folder.
 """
 
+import json
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -49,4 +50,8 @@ def build() -> PreTrainedTokenizerFast:
 if __name__ == "__main__":
     result = build()
     result.save_pretrained(FOLDER)
+    config = FOLDER / "tokenizer_config.json"
+    settings = {**json.loads(config.read_text(encoding="utf-8")), "tokenizer_class": "PreTrainedTokenizerFast"}
+    settings.pop("backend", None)  # transformers 5 writes its own class names, which transformers 4 does not know
+    config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8", newline="\n")
     print(f"{len(result)} tokens written to {FOLDER.name}/. Now run: python data/checksums.py")
