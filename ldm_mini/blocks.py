@@ -89,8 +89,8 @@ class ResBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), with the time embedding put in between the two halves.
 
     time_dim:    width of the time embedding; None in the first stage, which knows no time.
-    scale_shift: the embedding scales and shifts the second norm instead of being added (Churches model only).
-    resample:    "down" or "up" inside the block, on both branches, without weights (BigGAN style: Churches, inpainting).
+    scale_shift: the embedding scales and shifts the second norm instead of being added (Churches model).
+    resample:    "down" or "up" inside the block, both branches, without weights (BigGAN style: Churches, inpainting).
     zero_init:   last convolution starts at 0, so the block starts as its skip connection (U-Net; not the first stage).
     """
 

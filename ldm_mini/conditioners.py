@@ -16,7 +16,7 @@ def batch_size(batch: dict) -> int:
     sizes = {key: len(value) for key, value in batch.items() if not isinstance(value, str)}
     if len(set(sizes.values())) != 1 or len(sizes) < len(batch):
         found = {key: sizes.get(key, "a single string") for key in batch} if batch else "an empty one"
-        raise ValueError('A batch is a dict of lists or tensors of one length, such as {"caption": ["a red apple"] * 8}; '
+        raise ValueError('A batch is a dict of lists or tensors of one length, such as {"caption": ["a dog"] * 8}; '
                          f"got {found}.")
     return next(iter(sizes.values()))
 
@@ -68,7 +68,7 @@ class ClassConditioner(Conditioner):
                              f"{tuple(classes.shape)} {classes.dtype}.")
         on_host = classes.device.type == "cpu"                                  # elsewhere, to look is to wait
         if on_host and len(classes) and not -1 <= classes.min() <= classes.max() < self.num_classes:
-            raise ValueError(f"ClassConditioner: batch[{self.keys[0]!r}] must lie between 0 and {self.num_classes - 1}, "
+            raise ValueError(f"ClassConditioner: batch[{self.keys[0]!r}] must lie between 0 and {self.num_classes - 1} "
                              f"or be -1 for no class; got {classes.min()} to {classes.max()}.")
         return self._embed(torch.where(classes < 0, self.num_classes, classes))
 

@@ -23,7 +23,7 @@ def unet_config_from_diffusers(config: dict) -> UNetConfig:
         raise ValueError(f"unet_config_from_diffusers: {bad} differ from what our U-Net computes: {FIXED}.")
     kinds = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
     if bad := set(config["down_block_types"]) - set(kinds):
-        raise ValueError(f"unet_config_from_diffusers: block types {sorted(bad)} are unknown; known are {sorted(kinds)}.")
+        raise ValueError(f"unet_config_from_diffusers: block types {sorted(bad)} are unknown; not {sorted(kinds)}.")
     widths, heads = config["block_out_channels"], config.get("num_attention_heads") or config["attention_head_dim"]
     heads = [heads] * len(widths) if isinstance(heads, int) else list(heads)    # its "attention_head_dim" is a count
     same_count, head_dims = len(set(heads)) == 1, {width / count for width, count in zip(widths, heads)}

@@ -1,0 +1,192 @@
+"""Conditioners: encode and null of equal shapes, drops that happen and only where they should, configs that rebuild."""
+
+import json
+
+import pytest
+import torch
+from tiny_tokenizer import tiny_tokenizer
+from torch.testing import assert_close
+
+from ldm_mini.cond import Cond
+from ldm_mini.conditioners import (
+    ClassConditioner,
+    CombinedConditioner,
+    Conditioner,
+    TextConditioner,
+    batch_size,
+    build_conditioner,
+)
+from ldm_mini.text import TextTransformer
+from ldm_mini.unet import UNet, UNetConfig
+
+BATCH = {"caption": ["a red apple", "", "a dog left of the apple"], "class": torch.tensor([4, -1, 0])}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.fixture()
+def text(tokenizer):
+    torch.manual_seed(0)
+    return TextConditioner(TextTransformer(16, layers=1, heads=2, max_length=9, tokenizer=tokenizer))
+
+
+@pytest.fixture()
+def classes():
+    torch.manual_seed(1)
+    return ClassConditioner(5, 16, vector_dim=16)
+
+
+class Palette(Conditioner):
+    """A learner's own: a colour as a vector, and an image as concat whose null is itself."""
+
+    keys = ("color",)
+
+    def encode(self, batch):
+        return Cond(vector=batch["color"], concat=batch["color"][:, :1, None, None].expand(-1, 1, 4, 4))
+
+    def null(self, batch):
+        return Cond(vector=torch.zeros(batch_size(batch), 16), concat=torch.zeros(batch_size(batch), 1, 4, 4))
+
+
+def shapes(cond):
+    return {name: None if value is None else tuple(value.shape) for name, value in vars(cond).items()}
+
+
+def equal(a: Cond, b: Cond):
+    assert shapes(a) == shapes(b)
+    for name, value in vars(a).items():
+        if value is not None:
+            assert_close(value, getattr(b, name), atol=1e-5, rtol=1e-4)
+
+
+def test_encode_and_null_have_the_same_shapes_so_guidance_stacks(text, classes):
+    combined = CombinedConditioner([text, classes])
+    expected = {text: (9, True), classes: (1, False), combined: (10, True)}
+    for conditioner, (tokens, masked) in expected.items():
+        cond, null = conditioner.encode(BATCH), conditioner.null(BATCH)
+        assert shapes(cond) == shapes(null) == {"concat": None, "context": (3, tokens, 16),
+                                                "mask": (3, tokens) if masked else None, "vector": (3, 16)}
+        assert len(Cond.stack([null, cond]).context) == 6
+        assert null.mask is None or null.mask.any(1).all()                      # there is always something to look at
+
+
+def test_class_token_and_vector_come_from_the_row_of_the_class(classes):
+    cond = classes.encode(BATCH)
+    assert_close(cond.context[:, 0], classes.token.weight[[4, 5, 0]])
+    assert_close(cond.vector, classes.vector.weight[[4, 5, 0]])
+    equal(classes.null(BATCH), cond[[1, 1, 1]])                                 # -1 is null
+    equal(classes.encode({"class": [4, -1, 0]}), cond)
+
+
+def test_class_parts_are_optional():
+    nothing = dict.fromkeys(("concat", "context", "mask", "vector"))
+    assert shapes(ClassConditioner(5, None, 8).encode(BATCH)) == {**nothing, "vector": (3, 8)}
+    assert shapes(ClassConditioner(5, 8).encode(BATCH)) == {**nothing, "context": (3, 1, 8)}
+    assert ClassConditioner(4, 8, key="style").encode({"style": torch.tensor([3])}).context.shape == (1, 1, 8)
+
+
+@pytest.mark.parametrize("bad, message", [
+    (torch.tensor([0, 5, 1]), "between 0 and 4.*-1 for no class; got 0 to 5"),
+    (torch.tensor([0, -2, 1]), "got -2 to 1"),
+    (torch.tensor([0.0, 1.0]), "float32"),
+    (torch.tensor([[1], [2]]), "shape"),
+])
+def test_classes_out_of_range_are_explained(classes, bad, message):
+    with pytest.raises(ValueError, match=message):
+        classes.encode({"class": bad})
+    with pytest.raises(ValueError, match="vector_dim"):
+        ClassConditioner(5, None)
+
+
+def test_text_context_mask_and_pooled_vector(text):
+    cond = text.encode(BATCH)
+    context, mask = text.text_transformer(BATCH["caption"])
+    assert_close(cond.context, context)
+    assert cond.mask.equal(mask)
+    assert_close(cond.vector[1], context[1, :2].mean(0))
+    equal(text.null(BATCH), cond[[1, 1, 1]])                                    # "" is null
+    assert TextConditioner(text.text_transformer, vector=False).encode(BATCH).vector is None
+
+
+def test_missing_keys_are_named(text, classes):
+    with pytest.raises(ValueError, match=r"'caption'.*\['class'\]"):
+        text.encode({"class": BATCH["class"]})
+    with pytest.raises(ValueError, match=r"\['captoin'\].*\['caption', 'class'\]"):
+        CombinedConditioner([text, classes]).encode({"captoin": ["a dog"]})
+
+
+def test_combined_joins_and_fills_what_the_batch_lacks(text, classes):
+    combined = CombinedConditioner([text, classes]).eval()
+    both, only_text = combined.encode(BATCH), combined.encode({"caption": BATCH["caption"]})
+    assert_close(both.context[:, :9], text.encode(BATCH).context)
+    assert_close(both.context[:, 9:], classes.encode(BATCH).context)
+    assert_close(both.vector, text.encode(BATCH).vector + classes.encode(BATCH).vector)
+    equal(only_text, Cond.join([text.encode(BATCH), classes.null(BATCH)]))
+    assert shapes(combined.encode({"class": torch.tensor([1, 2])}))["context"] == (2, 10, 16)
+    equal(combined.null(BATCH), Cond.join([text.null(BATCH), classes.null(BATCH)]))
+
+
+def test_parts_drop_independently_in_training_only(classes):
+    other = ClassConditioner(5, 16, key="style")
+    combined, size = CombinedConditioner([classes, other], p_drop_each=0.3), 4000
+    batch = {"class": torch.full((size,), 2), "style": torch.full((size,), 3)}
+    torch.manual_seed(0)
+    cond = combined.train().encode(batch)
+    first = (cond.context[:, 0] == classes.token.weight[5]).all(1)
+    second = (cond.context[:, 1] == other.token.weight[5]).all(1)
+    assert_close(cond.vector[first], classes.vector.weight[[5] * int(first.sum())])             # with its token
+    for rate, expected in ((first, 0.3), (second, 0.3), (first & second, 0.09)):
+        assert abs(rate.float().mean() - expected) < 0.04                       # more than 4 standard errors
+    equal(combined.eval().encode(batch), CombinedConditioner([classes, other]).encode(batch))
+
+
+def test_a_learners_own_part_joins_in_and_feeds_the_net(text):
+    combined = CombinedConditioner([text, Palette()], p_drop_each=0.5)
+    batch = {"caption": ["a dog", "a red apple"], "color": torch.rand(2, 16)}
+    net = UNet(UNetConfig(3, channels=16, channel_mults=(1, 2), attn_levels=(1,), head_dim=16, groups=2, context_dim=16,
+                          vector_dim=16, concat_channels=1))
+    nn_input = torch.randn(2, 3, 4, 4), torch.tensor([1, 2])
+    for given in (batch, {"caption": batch["caption"]}, {"color": batch["color"]}):
+        assert net(*nn_input, combined.encode(given)).shape == (2, 3, 4, 4)
+    assert net(*nn_input, combined.null(batch)).shape == (2, 3, 4, 4)
+    with pytest.raises(NotImplementedError, match="Palette"):
+        combined.to_config()
+
+
+def test_the_text_encoder_learns_with_the_net(text):
+    net = UNet(UNetConfig(3, channels=16, channel_mults=(1, 2), attn_levels=(1,), head_dim=16, groups=2, context_dim=16,
+                          vector_dim=16))
+    for parameter in net.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    net(torch.randn(3, 3, 4, 4), torch.tensor([1, 2, 3]), text.encode(BATCH)).square().mean().backward()
+    assert text.text_transformer.model.embeddings.word_embeddings.weight.grad.abs().max() > 0
+
+
+def test_configs_rebuild(text, classes, tokenizer, monkeypatch):
+    monkeypatch.setattr("ldm_mini.text.load_tokenizer", lambda: tokenizer)
+    combined = CombinedConditioner([text, classes], p_drop_each=0.2).eval()
+    again = build_conditioner(json.loads(json.dumps(combined.to_config()))).eval()
+    again.load_state_dict(combined.state_dict())
+    assert again.p_drop_each == 0.2 and again.keys == ("caption", "class")
+    equal(again.encode(BATCH), combined.encode(BATCH))
+    with pytest.raises(ValueError, match="'sound'"):
+        build_conditioner({"kind": "sound"})
+
+
+def test_batch_size_and_its_complaints():
+    assert batch_size(BATCH) == 3
+    for bad in ({}, {"caption": "a dog"}, {"caption": ["a dog"], "class": torch.tensor([1, 2])}):
+        with pytest.raises(ValueError, match="A batch is a dict"):
+            batch_size(bad)
+
+
+def test_the_base_class_asks_for_its_methods():
+    for method in (Conditioner().encode, Conditioner().null):
+        with pytest.raises(NotImplementedError, match="must define"):
+            method({})
+    with pytest.raises(ValueError, match="probability"):
+        CombinedConditioner([], p_drop_each=1.5)
