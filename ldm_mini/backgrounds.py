@@ -1,7 +1,7 @@
 """Backgrounds of Emoji Scenes: ten colours in seven looks, and six painted places, each in many variants.
 
-Layer 0: imports draws and vocabulary only. All positions are in units of 1/256 of the picture, so a variant looks the same
-at every size. Arithmetic is + - * / and square roots on rounded sine tables: every machine paints the same pixels.
+Layer 0: imports draws and vocabulary only. All positions are in units of 1/256 of the picture, so a variant looks the
+same at every size. Arithmetic is + - * / and square roots on rounded sine tables: every machine paints the same pixels.
 """
 
 from functools import lru_cache
@@ -9,8 +9,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from ldm_mini.draws import Draws
-from ldm_mini.vocabulary import BACKGROUND_INDEX, PLAIN, STUFF
+from .draws import Draws
+from .vocabulary import BACKGROUND_INDEX, PLAIN, STUFF
 
 UNIT = 256
 LOOKS = ("flat", "gradient", "glow", "stripes", "diagonal", "dots", "clouds")
@@ -130,14 +130,16 @@ def _beach(c: _Canvas):
     c.fill(c.y - SEA_TOP, "sea", (28, 102, 178 + hue), (66, 168, 208), SEA_TOP, 180, ripple)
     shore = c.hill(GROUND_TOP["beach"], 5, 1.2)
     c.fill(shore + 7, "sea", (232, 246, 248), (232, 246, 248))
-    c.fill(shore, "sand", (222, 192, 132), (240, 216 + hue // 2, 158), 166, 256, 5 * c.noise(8, 14) + 6 * c.noise(48, 48))
+    grain = 5 * c.noise(8, 14) + 6 * c.noise(48, 48)
+    c.fill(shore, "sand", (222, 192, 132), (240, 216 + hue // 2, 158), 166, 256, grain)
 
 
 def _snow(c: _Canvas):
     hue = c.draws.between(-8, 8)
     c.sky((138 + hue, 168, 204), (212, 224, 238))
     c.fill(c.hill(138, 12, 1.2), "snow", (218, 228, 242), (228, 236, 247), 120, 200, 3 * c.noise(5, 8))
-    c.fill(c.hill(GROUND_TOP["snow"] + 8, 9), "snow", (242, 246, 252), (226, 234, 247 - abs(hue)), 156, 256, 4 * c.noise(7, 10))
+    c.fill(c.hill(GROUND_TOP["snow"] + 8, 9), "snow", (242, 246, 252), (226, 234, 247 - abs(hue)), 156, 256,
+           4 * c.noise(7, 10))
     for _ in range(c.draws.between(0, 14)):  # snow in the air
         _speck(c, c.draws.below(UNIT), c.draws.below(150), (250, 252, 255), c.draws.choice((60, 80, 95)))
 
@@ -147,7 +149,8 @@ def _desert(c: _Canvas):
     c.sky((244, 174 + hue, 98), (253, 226, 176))
     c.fill(c.hill(140, 9, 1.3), "sand", (224, 164, 100), (218, 156, 92), 130, 190, 3 * c.noise(5, 6))
     ripple = _sin((c.y + .25 * c.x) / 24 + .5 * c.noise(5, 4)) * 8
-    c.fill(c.hill(GROUND_TOP["desert"] + 4, 9), "sand", (228, 172 + hue, 104), (200, 138, 74), 156, 256, ripple + 3 * c.noise(30, 30))
+    c.fill(c.hill(GROUND_TOP["desert"] + 4, 9), "sand", (228, 172 + hue, 104), (200, 138, 74), 156, 256,
+           ripple + 3 * c.noise(30, 30))
 
 
 def _night(c: _Canvas):
@@ -176,7 +179,8 @@ def _speck(c: _Canvas, x: int, y: int, color, percent: int):
     patch += (np.array(color) - patch) * (percent / 100)
 
 
-PAINTERS = {"meadow": _meadow, "beach": _beach, "snow": _snow, "desert": _desert, "night": _night, "under water": _under_water}
+PAINTERS = {"meadow": _meadow, "beach": _beach, "snow": _snow, "desert": _desert, "night": _night,
+            "under water": _under_water}
 
 
 @lru_cache(maxsize=512)
@@ -187,7 +191,7 @@ def _place(name: str, variant: int, size: int) -> tuple:
 
 
 def paint(background: str, look: str, variant: int, size: int) -> tuple:
-    """A background and what it is made of: image (size, size, 3) uint8, index into STUFF (size, size) uint8, both writable.
+    """A background and what it is made of: image (size, size, 3) uint8, index into STUFF (size, size) uint8, both new.
 
     `look` is one of LOOKS and matters for plain colours only; `variant` is 0 to VARIANTS - 1.
     """

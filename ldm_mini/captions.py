@@ -11,11 +11,12 @@ Layer 0: imports vocabulary only.
 import re
 from dataclasses import dataclass
 
-from ldm_mini.vocabulary import COLORS, NOUNS, PLAIN
+from .vocabulary import COLORS, NOUNS, PLAIN
 
 LEADS = ("", "there is", "a picture of", "we see")
 RELATIONS = {
-    "left": ("to the left of", "left of", "on the left of"), "right": ("to the right of", "right of", "on the right of"),
+    "left": ("to the left of", "left of", "on the left of"),
+    "right": ("to the right of", "right of", "on the right of"),
     "above": ("above", "over"), "below": ("below", "under"), "beside": ("next to", "beside"),
 }
 ARRANGEMENTS = {"row": ("from left to right", "left to right"), "column": ("from top to bottom", "top to bottom")}
@@ -28,21 +29,22 @@ PLACE_WORDS = {"meadow": ("in a meadow", "on the grass"), "beach": ("on the beac
                "snow": ("in the snow", "in winter"), "desert": ("in the desert", "in a desert"),
                "night": ("at night", "under the stars"), "under water": ("under water", "underwater", "in the sea")}
 NUMBERS = {"two": 2, "three": 3}
-SYNONYMS = {"cap": "hat", "gift": "present", "bicycle": "bike", "plane": "airplane", "ladybug": "ladybird", "donut": "doughnut",
-            "burger": "hamburger", "teddy": "teddy bear", "bird": "little bird", "rabbit": "bunny", "diamond": "gem",
-            "house": "home", "mug": "cup", "pine": "fir", "boat": "sailboat", "clock": "alarm clock", "ball": "soccer ball",
-            "car": "automobile"}
-PLURALS = {"fish": "fish", "butterfly": "butterflies", "bus": "buses", "octopus": "octopuses", "strawberry": "strawberries",
-           "cactus": "cacti", "snowman": "snowmen", "teddy": "teddies", "bunny": "bunnies"}
+SYNONYMS = {"cap": "hat", "gift": "present", "bicycle": "bike", "plane": "airplane", "ladybug": "ladybird",
+            "donut": "doughnut", "burger": "hamburger", "teddy": "teddy bear", "bird": "little bird",
+            "rabbit": "bunny", "diamond": "gem", "house": "home", "mug": "cup", "pine": "fir", "boat": "sailboat",
+            "clock": "alarm clock", "ball": "soccer ball", "car": "automobile"}
+PLURALS = {"fish": "fish", "butterfly": "butterflies", "bus": "buses", "octopus": "octopuses",
+           "strawberry": "strawberries", "cactus": "cacti", "snowman": "snowmen", "teddy": "teddies",
+           "bunny": "bunnies"}
 
 
 @dataclass(frozen=True)
 class Description:
     """What a caption claims. Everything may be left out: Description() is the empty caption, "no condition".
 
-    objects: ((noun, color or None), ...) in the order mentioned. relation: a key of RELATIONS (two objects: the first is
-    left of ... the second) or of ARRANGEMENTS (in this order). background: a plain colour or a place. position: a key of
-    POSITIONS (one object). style: one of STYLES.
+    objects: ((noun, color or None), ...) in the order mentioned. relation: a key of RELATIONS (two objects: the first
+    is left of ... the second) or of ARRANGEMENTS (in this order). background: a plain colour or a place. position: a
+    key of POSITIONS (one object). style: one of STYLES.
     """
 
     objects: tuple = ()
@@ -160,7 +162,7 @@ def parse_caption(caption: str) -> Description:
     parts = [part for part in re.split(r" \| | , and | , | and ", text) if part.strip()]
     objects = tuple(item for part in parts for item in _read_noun(part, caption))
     if relation and (len(objects) != 2 or arrangement):
-        raise ValueError(f"parse_caption: {caption!r} relates {len(objects)} objects; a relation is between two single objects.")
+        raise ValueError(f"parse_caption: {caption!r} relates {len(objects)} objects; a relation is between two.")
     return Description(objects, arrangement or relation, background, position, style)
 
 
@@ -184,9 +186,10 @@ def relation_holds(relation: str, centres) -> bool:
 
 
 def agreement(description: Description, objects, background=None, style=None) -> dict:
-    """Score each claim of a description: {"objects", "count", "colors", "relation", "background", ...: bool}, only what it says.
+    """Score each claim of a description, and only what it says: {"objects": bool, "count": ..., "colors": ..., ...}.
 
-    objects: found or true objects, a list of (noun, color or None, (x, y) centre in [0, 1]); the best of equal nouns is matched.
+    Keys: objects, count, colors, relation, position, background, style. objects: found or true objects, a list of
+    (noun, color or None, (x, y) centre in [0, 1]); the best of equal nouns is matched.
     """
     left, found = list(objects), []
     for noun, color in description.objects:

@@ -7,17 +7,17 @@ from functools import lru_cache
 
 import numpy as np
 
-from ldm_mini.backgrounds import LOOKS, UNIT, VARIANTS, paint
-from ldm_mini.draws import Draws
-from ldm_mini.sprites import noun_objects, object_stamp, object_table, put
-from ldm_mini.vocabulary import BACKGROUNDS, STYLES
+from .backgrounds import LOOKS, UNIT, VARIANTS, paint
+from .draws import Draws
+from .sprites import noun_objects, object_stamp, object_table, put
+from .vocabulary import BACKGROUNDS, STYLES
 
 SPLITS = ("train", "test")
 
 
 @lru_cache(maxsize=2)
 def collage_objects(split: str) -> tuple:
-    """Indices into the object sheets: "test" is one emoji in twenty, none of them a noun of the scenes; "train" the rest."""
+    """Indices into the object sheets: "test" is one emoji in twenty, never a noun of the scenes; "train" the rest."""
     if split not in SPLITS:
         raise ValueError(f"collage: split must be one of {SPLITS}, got {split!r}.")
     held = {i for i in range(len(object_table())) if i % 20 == 7 and i not in noun_objects()}
@@ -27,7 +27,7 @@ def collage_objects(split: str) -> tuple:
 def collage(seed: int, size: int = 64, split: str = "train") -> np.ndarray:
     """One to eight objects of any style and size, overlapping freely on any background: image (size, size, 3) uint8."""
     if size < 16 or size % 16 or seed < 0:
-        raise ValueError(f"collage: size must be a positive multiple of 16 and seed not negative, got {size} and {seed}.")
+        raise ValueError(f"collage: size must be a positive multiple of 16, seed not negative; got {size} and {seed}.")
     objects = collage_objects(split)
     draws = Draws(seed, SPLITS.index(split), 2)
     image, _ = paint(draws.choice(BACKGROUNDS), draws.choice(LOOKS), draws.below(VARIANTS), size)

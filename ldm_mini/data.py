@@ -1,26 +1,23 @@
 """Data sets and loaders. Every data set gives items of the same keys, so every model and conditioner takes any of them.
 
-After `collate`, a batch is: image (B,3,H,W) float in [-1,1]; caption, a list of B strings; class (B,) noun or label index,
--1 none; style (B,), background (B,), labels (B,3), colors (B,3), -1 none; boxes (B,3,4) xyxy in [0,1], 0 none; semantic
-(B,H,W); lowres (B,3,H/4,W/4) in [-1,1]; mask (B,1,H,W) float, 1 = hole; seed (B,). Indices are int64.
+After `collate`, a batch is: image (B,3,H,W) float in [-1,1]; caption, a list of B strings; class (B,) noun or label
+index, -1 none; style (B,), background (B,), labels (B,3), colors (B,3), -1 none; boxes (B,3,4) xyxy in [0,1], 0 none;
+semantic (B,H,W); lowres (B,3,H/4,W/4) in [-1,1]; mask (B,1,H,W) float, 1 = hole; seed (B,). Indices are int64.
 """
 
-import csv
-import json
 from itertools import count
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from ldm_mini.collage import collage
-from ldm_mini.draws import Draws
-from ldm_mini.masks import draw_mask, random_mask
-from ldm_mini.scenes import LOWRES_FACTOR, MAX_OBJECTS, SceneConfig, compose
+from .collage import collage
+from .draws import Draws
+from .masks import draw_mask, random_mask
+from .pictures import find_pictures, read_square, square
+from .scenes import LOWRES_FACTOR, MAX_OBJECTS, SceneConfig, compose
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 ENDLESS = 2 ** 62
 
 
@@ -54,7 +51,8 @@ def plain_item(image: np.ndarray, caption: str = "", label: int = -1, seed: int 
     none = torch.full((MAX_OBJECTS,), -1)
     hole = draw_mask(random_mask(Draws(seed, 3), 0), max(height, width))[:height, :width]
     return {"image": tensor, "caption": caption, "class": label, "style": -1, "labels": none, "colors": none.clone(),
-            "boxes": torch.zeros(MAX_OBJECTS, 4), "background": -1, "semantic": torch.zeros(height, width, dtype=torch.int64),
+            "boxes": torch.zeros(MAX_OBJECTS, 4), "background": -1,
+            "semantic": torch.zeros(height, width, dtype=torch.int64),
             "lowres": torch.nn.functional.avg_pool2d(tensor[None], LOWRES_FACTOR)[0],
             "mask": torch.from_numpy(hole).float()[None], "seed": seed}
 
@@ -64,7 +62,7 @@ class _Seeded(Dataset):
 
     def __init__(self, length: int, start: int = 0):
         if length < 1 or start < 0:
-            raise ValueError(f"{type(self).__name__}: length must be positive and start not negative, got {length}, {start}.")
+            raise ValueError(f"{type(self).__name__}: length={length} must be positive, start={start} not negative.")
         self.length, self.start = length, start
 
     def __len__(self):
@@ -88,7 +86,8 @@ class EmojiScenes(_Seeded):
         scene = compose(seed, self.config)
         del scene["scene"]
         return {**scene, "image": to_tensor(scene["image"]), "lowres": to_tensor(scene["lowres"]),
-                "semantic": torch.from_numpy(scene["semantic"]).long(), "mask": torch.from_numpy(scene["mask"]).float()[None],
+                "semantic": torch.from_numpy(scene["semantic"]).long(),
+                "mask": torch.from_numpy(scene["mask"]).float()[None],
                 **{key: torch.from_numpy(scene[key]) for key in ("boxes", "labels", "colors")}}
 
 
@@ -108,15 +107,15 @@ class SpriteCollage(_Seeded):
 class SceneLoader:
     """An endless stream of batches that can be entered at any step: batch k always has the same items.
 
-    data: a data set of `EmojiScenes` kind (random access by number); or a SceneConfig. On rank r of W, step k is the items
-    (k W + r) B ... + B - 1, counted from seed * 2**32, so different seeds and ranks never share one.
+    data: a data set of `EmojiScenes` kind (random access by number); or a SceneConfig. On rank r of W, step k is the
+    items (k W + r) B ... + B - 1, counted from seed * 2**32, so different seeds and ranks never share one.
     """
 
     def __init__(self, data, batch_size: int, workers: int = 0, seed: int = 0, rank: int = 0, world_size: int = 1,
                  pin_memory: bool = False):
         if batch_size < 1 or workers < 0 or seed < 0 or not 0 <= rank < world_size:
-            raise ValueError(f"SceneLoader: batch_size={batch_size}, workers={workers}, seed={seed}, rank={rank} of {world_size}; "
-                             "batch_size must be positive, the others not negative and rank below world_size.")
+            raise ValueError(f"SceneLoader: batch_size={batch_size}, workers={workers}, seed={seed}, rank={rank} of "
+                             f"{world_size}; batch_size must be positive, none negative, rank below world_size.")
         self.data = EmojiScenes(data) if isinstance(data, SceneConfig) else data
         self.batch_size, self.workers, self.pin_memory = batch_size, workers, pin_memory
         self.seed, self.rank, self.world_size = seed, rank, world_size
@@ -132,7 +131,8 @@ class SceneLoader:
     def batches(self, step: int = 0):
         """Iterator over the batches of step, step + 1, ... without end."""
         return iter(DataLoader(self.data, batch_sampler=map(self._indices, count(step)), num_workers=self.workers,
-                               collate_fn=collate, pin_memory=self.pin_memory, prefetch_factor=4 if self.workers else None))
+                               prefetch_factor=4 if self.workers else None, collate_fn=collate,
+                               pin_memory=self.pin_memory))
 
     __iter__ = batches
 
@@ -148,94 +148,35 @@ def scene_stream(config: SceneConfig, batch_size: int, start_step: int = 0, num_
     return SceneLoader(config, batch_size, num_workers, seed, rank, world_size).batches(start_step)
 
 
-def square(image: Image.Image, size: int) -> np.ndarray:
-    """Any picture -> its middle square, (size, size, 3) uint8; transparent parts become white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS))
-
-
 def _check_size(name: str, size: int):
     if size < LOWRES_FACTOR or size % LOWRES_FACTOR:
         raise ValueError(f"{name}: size must be a positive multiple of {LOWRES_FACTOR}, got {size}.")
 
 
-def read_captions(folder) -> dict:
-    """{file: caption} of a folder's captions.csv or captions.jsonl (fields file and caption), {} if it has neither."""
-    table = {}
-    for path in (Path(folder) / "captions.csv", Path(folder) / "captions.jsonl"):
-        if not path.is_file():
-            continue
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file)) if path.suffix == ".csv" else _json_lines(path, file)
-        for number, row in enumerate(rows, 1):
-            if not isinstance(row, dict) or not {"file", "caption"} <= row.keys():
-                raise ValueError(f"{path}: entry {number} has no fields \"file\" and \"caption\".")
-            table[Path(row["file"]).as_posix()] = (row["caption"] or "").strip()
-    return table
-
-
-def _json_lines(path, file) -> list:
-    rows = []
-    for number, line in enumerate(file, 1):
-        try:
-            rows += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: line {number} is not JSON ({error}).") from None
-    return rows
-
-
 class ImageFolderDataset(Dataset):
-    """All pictures under a folder, with captions if it has any: `cat.txt` beside `cat.png`, or captions.csv / captions.jsonl.
+    """All pictures under a folder, with captions if it has any (`pictures.find_pictures` says where they may stand).
 
-    ValueError for an empty folder, for a picture without caption where others have one, for a caption without picture;
-    an unreadable picture is named when it is read.
+    ValueError for an empty folder, a picture without caption where others have one, a caption without picture, an
+    unreadable picture.
     """
 
     def __init__(self, folder, size: int = 64):
         _check_size("ImageFolderDataset", size)
-        self.folder, self.size = Path(folder), size
-        if not self.folder.is_dir():
-            raise ValueError(f"ImageFolderDataset: {folder} is not a folder.")
-        self.files = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        if not self.files:
-            raise ValueError(f"ImageFolderDataset: no pictures ({', '.join(IMAGE_SUFFIXES)}) under {folder}.")
-        self.captions = self._match_captions()
-
-    def _match_captions(self) -> list:
-        table = read_captions(self.folder)
-        names = [path.relative_to(self.folder).as_posix() for path in self.files]
-        if unknown := sorted(table.keys() - set(names)):
-            raise ValueError(f"ImageFolderDataset: a caption names {unknown[0]}, which is not under {self.folder}.")
-        for path, name in zip(self.files, names):
-            text = path.with_suffix(".txt")
-            if name not in table and text.is_file():
-                table[name] = " ".join(text.read_text(encoding="utf-8").split())
-        missing = [name for name in names if name not in table]
-        if table and missing:
-            raise ValueError(f"ImageFolderDataset: {len(missing)} of {len(names)} pictures have no caption, the first is {missing[0]}. "
-                             f"Write {Path(missing[0]).with_suffix('.txt')} beside it, or remove all captions.")
-        return [table.get(name, "") for name in names]
+        self.size = size
+        self.files, self.captions = find_pictures(folder)
 
     def __len__(self):
         return len(self.files)
 
     def __getitem__(self, index):
-        path = self.files[index]
-        try:
-            with Image.open(path) as image:
-                pixels = square(image, self.size)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise ValueError(f"ImageFolderDataset: cannot read {path} ({error}). Remove or replace the file.") from None
-        return plain_item(pixels, self.captions[index], seed=index % len(self))
+        return plain_item(read_square(self.files[index], self.size), self.captions[index], seed=index % len(self))
 
 
 class TorchvisionDataset(Dataset):
     """Any classification data set of torchvision, e.g. CIFAR10(root), in the batch format of Emoji Scenes.
 
-    dataset: items (picture, label) with a PIL picture, or a (3,H,W) tensor in [0,1]. class_names: default `dataset.classes`;
-    the caption is "a <name>". size: None keeps the pictures' own, which must then be square.
+    dataset: items (picture, label) with a PIL picture, or a (3,H,W) tensor in [0,1]. class_names: default
+    `dataset.classes`; the caption is "a <name>". size: None keeps the pictures' own, which must then be square.
     """
 
     def __init__(self, dataset, class_names=None, size: int | None = None):
@@ -252,9 +193,11 @@ class TorchvisionDataset(Dataset):
         if isinstance(picture, torch.Tensor):
             picture = Image.fromarray((picture.movedim(0, -1).clamp(0, 1) * 255).round().byte().numpy())
         if not isinstance(picture, Image.Image):
-            raise ValueError(f"TorchvisionDataset: item {index} is a {type(picture).__name__}; pictures or tensors in [0,1] are needed.")
+            raise ValueError(f"TorchvisionDataset: item {index} is a {type(picture).__name__}, not a PIL picture "
+                             "or a tensor in [0,1].")
         label = int(label)
         if self.class_names and not 0 <= label < len(self.class_names):
-            raise ValueError(f"TorchvisionDataset: item {index} has label {label}, but there are {len(self.class_names)} class names.")
+            raise ValueError(f"TorchvisionDataset: item {index} has label {label}, but there are "
+                             f"{len(self.class_names)} class names.")
         caption = f"a {self.class_names[label]}" if self.class_names else ""
         return plain_item(square(picture, self.size or min(picture.size)), caption, label, seed=index % len(self))

@@ -1,11 +1,11 @@
-"""Where the objects of a scene stand: in units of 1/256 of the picture, things of the sky in the sky, of the ground on it.
+"""Where the objects of a scene stand, in units of 1/256: things of the sky in the sky, things of the ground on it.
 
 Layer 0: imports vocabulary, draws, backgrounds only.
 """
 
-from ldm_mini.backgrounds import GROUND_TOP, UNIT
-from ldm_mini.draws import Draws
-from ldm_mini.vocabulary import PLACE_KIND, PLACES
+from .backgrounds import GROUND_TOP, UNIT
+from .draws import Draws
+from .vocabulary import PLACE_KIND, PLACES
 
 
 def line(draws: Draws, sizes) -> list:

@@ -6,13 +6,16 @@ A mask is drawn first as a record of integers in units of 1/256, then painted at
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ldm_mini.draws import Draws
+from .draws import Draws
 
 UNIT = 256
 
 
 def random_mask(draws: Draws, count: int) -> tuple:
-    """(("box", x0, y0, x1, y1) | ("stroke", width, x, y, x, y, ...) | ("object", index, margin), ...) for `count` objects, 0 if unknown."""
+    """A tuple of ("box", x0, y0, x1, y1), ("stroke", width, x, y, x, y, ...) or ("object", index, margin).
+
+    count: how many objects the scene has; 0 if unknown.
+    """
     kind = draws.choice(("box", "stroke", "object") if count else ("box", "stroke"))
     if kind == "object":
         return (("object", draws.below(count), draws.between(6, 20)),)
@@ -31,7 +34,7 @@ def random_mask(draws: Draws, count: int) -> tuple:
 
 
 def draw_mask(shapes: tuple, size: int, boxes=None) -> np.ndarray:
-    """Paint a mask: (size, size) bool, True in the hole. boxes (n, 4) in pixels: where the objects are, for "object" shapes."""
+    """Paint a mask: (size, size) bool, True in the hole. boxes (n, 4) in pixels: the objects, for "object" shapes."""
     image = Image.new("L", (size, size))
     pen = ImageDraw.Draw(image)
     for kind, *numbers in shapes:

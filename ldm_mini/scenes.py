@@ -11,12 +11,26 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ldm_mini import captions, layout, masks
-from ldm_mini.backgrounds import LOOKS, UNIT, VARIANTS, paint
-from ldm_mini.draws import Draws
-from ldm_mini.sprites import noun_stamp, put
-from ldm_mini.vocabulary import (
-    BACKGROUND_INDEX, CLASHES, COLOR_INDEX, COLORS, HELDOUT_COLORS, HELDOUT_PLACE, NOUN_INDEX, NOUNS, PLACES, PLAIN, RECOLOURABLE, STUFF, STYLE_INDEX, STYLES, heldout_relation,
+from . import captions, layout, masks
+from .backgrounds import LOOKS, UNIT, VARIANTS, paint
+from .draws import Draws
+from .sprites import noun_stamp, put
+from .vocabulary import (
+    BACKGROUND_INDEX,
+    CLASHES,
+    COLOR_INDEX,
+    COLORS,
+    HELDOUT_COLORS,
+    HELDOUT_PLACE,
+    NOUN_INDEX,
+    NOUNS,
+    PLACES,
+    PLAIN,
+    RECOLOURABLE,
+    STUFF,
+    STYLE_INDEX,
+    STYLES,
+    heldout_relation,
 )
 
 MAX_OBJECTS = 3
@@ -44,7 +58,7 @@ class SceneConfig:
     centred: bool = False
     flips: bool = True
     split: str = "train"
-    p_paraphrase: float = 0.3  # captions in other words, some leaving a colour or the background out, some naming the style
+    p_paraphrase: float = 0.3  # in other words, some leaving the colours or the background out, some naming the style
     p_place: float = 0.4  # where both kinds of background are on
     p_same: float = 0.12  # several objects that are all alike: "three blue stars"
 
@@ -84,7 +98,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything needed to render. relation "row" / "column": the objects are listed from left to right / top to bottom."""
+    """Everything needed to render. relation "row" / "column": objects from left to right / top to bottom."""
 
     objects: tuple
     background: str
@@ -132,12 +146,12 @@ def _choose(draws: Draws, config: SceneConfig, count: int):
     places = [p for p in PLACES if not (strict and any(HELDOUT_PLACE[n] == p for n in nouns))] if config.places else []
     plain = PLAIN if config.plain_backgrounds else ()
     options = (places or plain) if not plain or draws.chance(config.p_place) else plain
-    options = [b for b in options if not any(b in CLASHES.get(n, ()) for n in nouns)]
+    options = [b for b in options if not any(n in CLASHES[b] for n in nouns)]
     if not options:
         return None
     background, colors = draws.choice(options), []
     for noun in nouns:
-        palette = [c for c in COLORS if background not in CLASHES[c] and not (strict and c in HELDOUT_COLORS[noun])] \
+        palette = [c for c in COLORS if c not in CLASHES[background] and not (strict and c in HELDOUT_COLORS[noun])] \
             if noun in RECOLOURABLE else [None]
         colors.append(draws.choice(palette))
     colors = [colors[0]] * count if same else colors
@@ -153,7 +167,8 @@ def _choose(draws: Draws, config: SceneConfig, count: int):
     order = _order(*objects) if count == 2 else None
     relation = (order[0] if order else None) if count == 2 else plan if count == 3 else None
     objects = tuple(sorted(objects, key=lambda o: o.y if relation == "column" else o.x)) if relation else objects
-    return Scene(objects, background, draws.choice(config.styles), draws.choice(config.looks), draws.below(VARIANTS), relation)
+    return Scene(objects, background, draws.choice(config.styles), draws.choice(config.looks), draws.below(VARIANTS),
+                 relation)
 
 
 def random_scene(seed: int, config: SceneConfig = SceneConfig()) -> Scene:
@@ -166,8 +181,8 @@ def random_scene(seed: int, config: SceneConfig = SceneConfig()) -> Scene:
         scene = _choose(draws, config, count)
         if scene and (config.split == "all" or is_heldout(scene) == (config.split == "heldout")):
             extra = Draws(seed, SPLITS.index(config.split), 1)  # other words and masks never change the picture
-            mask = masks.random_mask(extra, count)
-            return replace(scene, seed=seed, mask=mask, caption=captions.write(*describe(scene, extra, config.p_paraphrase)))
+            mask, said = masks.random_mask(extra, count), describe(scene, extra, config.p_paraphrase)
+            return replace(scene, seed=seed, mask=mask, caption=captions.write(*said))
     raise ValueError(f"random_scene: no scene with {count} objects fits split={config.split!r}, nouns={config.nouns}, "
                      f"places={config.places}; allow more nouns or backgrounds.")
 
@@ -183,7 +198,8 @@ def describe(scene: Scene, draws: Draws, p_paraphrase: float = 0.0) -> tuple:
             position = captions.position_name(x / UNIT, y / UNIT)
     if count == 2 and relation:
         order = draws.choice((1, -1))
-        relation = {("row", 1): "left", ("row", -1): "right", ("column", 1): "above", ("column", -1): "below"}[relation, order]
+        words = ("left", "right") if relation == "row" else ("above", "below")
+        relation = words[order == -1]
         objects = objects[::order]
     said, background, pick = [(o.noun, o.color) for o in objects], scene.background, lambda options: options[0]
     if draws.chance(p_paraphrase):
@@ -200,7 +216,10 @@ def describe(scene: Scene, draws: Draws, p_paraphrase: float = 0.0) -> tuple:
 
 
 def render(scene: Scene, config: SceneConfig = SceneConfig()) -> dict:
-    """Scene -> numpy arrays: image (H,W,3) uint8, boxes (3,4) float32, semantic (H,W) uint8, lowres (H/4,W/4,3) uint8, mask (H,W) bool."""
+    """Scene -> image (H,W,3), semantic (H,W), lowres (H/4,W/4,3) uint8; boxes (3,4) float32; mask (H,W) bool.
+
+    Boxes are tight around what is at least half opaque, also where a later object covers it.
+    """
     size = config.size
     image, semantic = paint(scene.background, scene.look, scene.variant, size)
     boxes = np.zeros((MAX_OBJECTS, 4), np.float32)

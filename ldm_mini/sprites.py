@@ -10,8 +10,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageFilter
 
-from ldm_mini.files import data_path
-from ldm_mini.vocabulary import NOUN_INDEX, STYLES
+from .files import data_path
+from .vocabulary import NOUN_INDEX, STYLES
 
 PALETTE = {  # colour: (hue in degrees, mean saturation, mean value) of a recoloured object
     "red": (357, .84, .86), "orange": (27, .87, .96), "yellow": (49, .84, .98), "green": (128, .68, .66),
@@ -117,23 +117,24 @@ def main_color(style: str, noun: str) -> tuple:
 
 
 def _shift_mean(part, mean, target):
-    """Move values in [0, 1] so that `mean` lands on `target`: scaled when lowered, shadows and highlights kept when raised."""
+    """Move values in [0, 1] so that `mean` lands on `target`: scaled when lowered, black and white kept when raised."""
     scaled = part * (target / mean)
     return scaled if target <= mean else np.where(part < mean, scaled, 1 - (1 - part) * ((1 - target) / (1 - mean)))
 
 
 def recolour(sprite: Image.Image, source: tuple, color: str) -> Image.Image:
-    """Move a sprite's main hue (`source`, from `main_color`) to a colour of PALETTE, its mean saturation and value too."""
+    """Move a sprite's main hue (`source`, from `main_color`), its mean saturation and value to a colour of PALETTE."""
     rgb, alpha = _pixels(sprite)
     hue, saturation, value = _hue_saturation_value(rgb)
     main, mean_saturation, mean_value, _ = source
     target_hue, target_saturation, target_value = PALETTE[color]
     away = _turn(hue, main)
     belongs = np.clip((46 - np.abs(away)) / 12, 0, 1) * np.clip((saturation - .06) / .12, 0, 1)
-    new = _rgb((target_hue + away * .25) % 360, np.clip(_shift_mean(saturation, mean_saturation, target_saturation), 0, 1),
+    new = _rgb((target_hue + away * .25) % 360,
+               np.clip(_shift_mean(saturation, mean_saturation, target_saturation), 0, 1),
                np.clip(_shift_mean(value, mean_value, target_value), 0, 1))
     mixed = rgb + (new - rgb) * belongs[..., None]
-    return Image.fromarray(np.dstack([np.rint(mixed * 255).astype(np.uint8), alpha]), "RGBA")
+    return Image.fromarray(np.dstack([np.rint(mixed * 255).astype(np.uint8), alpha]))
 
 
 def _resize(sprite: Image.Image, longest: int) -> Image.Image:

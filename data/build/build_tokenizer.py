@@ -22,7 +22,7 @@ MAX_LENGTH = 24  # tokens of the longest caption of the grammar, [BOS] and [EOS]
 
 def grammar_words() -> list:
     """Every word and punctuation mark that a caption can contain, sorted; regular plurals left to their endings."""
-    phrases = ["a", "an", "the", "one", "and", ",", "there are", "in style", *captions.LEADS, *captions.NUMBERS, *COLORS]
+    phrases = ["a an the one and , there are in style", *captions.LEADS, *captions.NUMBERS, *COLORS]
     for table in (captions.RELATIONS, captions.ARRANGEMENTS, captions.POSITIONS):
         phrases += [phrase for options in table.values() for phrase in options]
     phrases += [phrase for name in (*PLAIN, *captions.PLACE_WORDS) for phrase in captions.background_phrases(name)]
