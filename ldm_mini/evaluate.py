@@ -142,15 +142,18 @@ def markdown(report: dict) -> str:
     rows = {"model": "the model's", "real": "real scenes (ceiling)", "shuffled": "other captions (floor)"}
     for r in report.get("diffusion", []):
         names = list(r["real"])
-        lines += ["", f"## {'Held-out' if r['split'] == 'heldout' else 'Seen'} combinations, task {r['task']}: {r['n']} "
-                  f"captions, {r['steps']} steps, guidance {r['guidance_scale']:g}", "",
+        seen = "Held-out" if r["split"] == "heldout" else "Seen"
+        lines += ["", f"## {seen} combinations, task {r['task']}: {r['n']} captions, {r['steps']} steps, "
+                  f"guidance {r['guidance_scale']:g}", "",
                   "| pictures | " + " | ".join(n.removesuffix("_accuracy").replace("_", " ") for n in names) + " |",
                   "|---" * (len(names) + 1) + "|",
-                  *(f"| {row} | " + " | ".join(_number(r[key].get(n)) for n in names) + " |" for key, row in rows.items()), "",
+                  *(f"| {row} | " + " | ".join(_number(r[key].get(name)) for name in names) + " |"
+                    for key, row in rows.items()), "",
                   f"Frechet distance {r['frechet']:.1f} (real scenes: {r['frechet_floor']:.1f}); precision "
                   f"{r['precision']:.2f}, recall {r['recall']:.2f}; {r['seconds_per_image']:.3f} s a picture."]
     if r := report.get("autoencoder"):
-        codes = f", {r['codebook_used']:.0%} of codes used, perplexity {r['perplexity']:.0f}" if "perplexity" in r else ""
+        codes = "" if "perplexity" not in r else (f", {r['codebook_used']:.0%} of the codes used, perplexity "
+                                                  f"{r['perplexity']:.0f}")
         lines += ["", f"## First stage: {r['n']} scenes", "",
                   f"PSNR {r['psnr']:.2f} dB, SSIM {r['ssim']:.3f}, perceptual distance {r['perceptual']:.4f} "
                   f"({r['perceptual_kind']}), Frechet distance {r['frechet']:.1f} (other real scenes: "

@@ -1,7 +1,8 @@
 """The recogniser reads nouns, colours, boxes, background and style off an Emoji Scene: conditioning becomes a number.
 
-A centre heat map per noun with a colour and a box at each centre (as in CenterNet, Zhou et al. 2019), and two labels of
-the whole image. Trained on degraded scenes (`degrade`): it must judge what a picture shows, not how sharp it is.
+A centre heat map per noun with a colour, a style and a box at each centre (as in CenterNet, Zhou et al. 2019), and the
+background of the whole image. Trained on degraded scenes (`degrade`): it must judge what a picture shows, not how
+sharp it is.
 """
 
 import json
@@ -66,19 +67,19 @@ class Recogniser(nn.Module):
         self.coarse = nn.Sequential(_conv(w4, w8, 2), _Residual(w8), _Residual(w8))
         self.lateral = nn.Conv2d(w8, w4, 1)
         self.fuse = _Residual(w4)
-        self.cells = nn.Conv2d(w4, c.num_nouns + c.num_colours + 1 + 4, 1)
-        self.scene = nn.Linear(w8, c.num_backgrounds + c.num_styles)
+        self.cells = nn.Conv2d(w4, c.num_nouns + c.num_colours + 1 + c.num_styles + 4, 1)
+        self.scene = nn.Linear(w8, c.num_backgrounds)
         nn.init.constant_(self.cells.bias[: c.num_nouns], -4.6)              # p = 0.01: most cells are no centre
 
     def forward(self, x: Tensor) -> dict:
-        """(B, 3, S, S) -> logits: heat (B, K, h, w), colour (B, 8, h, w), box (B, 4, h, w), background, style."""
+        """(B, 3, S, S) -> maps (B, ., h, w) of heat, colour and style logits and of boxes; background logits (B, .)."""
         c = self.config
         fine = self.fine(x)                                                  # (B, w4, S/4, S/4)
         coarse = self.coarse(fine)                                           # (B, w8, S/8, S/8)
         cells = self.cells(self.fuse(fine + F.interpolate(self.lateral(coarse), scale_factor=2.0)))
-        heat, colour, box = cells.split([c.num_nouns, c.num_colours + 1, 4], dim=1)
-        background, style = self.scene(coarse.mean((2, 3))).split([c.num_backgrounds, c.num_styles], dim=1)
-        return {"heat": heat, "colour": colour, "box": box, "background": background, "style": style}
+        heat, colour, style, box = cells.split([c.num_nouns, c.num_colours + 1, c.num_styles, 4], dim=1)
+        background = self.scene(coarse.mean((2, 3)))
+        return {"heat": heat, "colour": colour, "style": style, "box": box, "background": background}
 
     @torch.inference_mode()
     def detect(self, images: Tensor, threshold: float = 0.3, max_objects: int = 8, batch_size: int = 64) -> list[dict]:
@@ -107,9 +108,10 @@ class Recogniser(nn.Module):
         scores, cell = peak.flatten(1).topk(max_objects)                     # (B, n)
         boxes = _boxes(out["box"], cell, size)                               # (B, n, 4)
         nouns = noun.flatten(1).gather(1, cell)
-        colours = out["colour"].argmax(1).flatten(1).gather(1, cell) - 1
-        nearest = out["colour"][:, 1:].argmax(1).flatten(1).gather(1, cell)
-        scene = (out["background"].argmax(1), out["style"].argmax(1))
+        colours = _at(out["colour"], cell).argmax(1) - 1
+        nearest = _at(out["colour"][:, 1:], cell).argmax(1)
+        votes = _at(out["style"], cell).log_softmax(1) * scores[:, None]     # all objects of a scene share its style
+        scene = (out["background"].argmax(1), votes.sum(2).argmax(1))
         rows = zip(*(v.tolist() for v in (scores, nouns, colours, nearest, boxes, *scene)))
         return [{"objects": [{"noun": n, "colour": c, "nearest_colour": near, "score": s, "box": tuple(b),
                               "centre": ((b[0] + b[2]) / 2, (b[1] + b[3]) / 2)}
@@ -138,6 +140,11 @@ class Recogniser(nn.Module):
 # ----------------------------------------------------------------------------------------------------------- learning
 
 
+def _at(maps: Tensor, cell: Tensor) -> Tensor:
+    """Maps (B, C, h, w) at flat cells (B, n) -> (B, C, n)."""
+    return maps.flatten(2).gather(2, cell.unsqueeze(1).expand(-1, maps.shape[1], -1))
+
+
 def _boxes(maps: Tensor, cell: Tensor, size: int) -> Tensor:
     """Box maps (B, 4, h, w) at flat cells (B, n) -> xyxy (B, n, 4) in [0, 1].
 
@@ -145,7 +152,7 @@ def _boxes(maps: Tensor, cell: Tensor, size: int) -> Tensor:
     """
     side = maps.shape[-1]
     middle = (torch.stack([cell % side, cell // side], -1) + 0.5) / side
-    reach = maps.flatten(2).gather(2, cell.unsqueeze(1).expand(-1, 4, -1)).mT * (16 / size)
+    reach = _at(maps, cell).mT * (16 / size)
     return torch.cat([middle - reach[..., :2], middle + reach[..., 2:]], -1).clamp(0, 1)
 
 
@@ -173,16 +180,15 @@ def recognition_loss(net: Recogniser, batch: dict) -> tuple[Tensor, dict]:
     log_p, log_q = F.logsigmoid(out["heat"]), F.logsigmoid(-out["heat"])
     focal = torch.where(target == 1, log_q.exp() ** 2 * log_p, (1 - target) ** 4 * log_p.exp() ** 2 * log_q)
     count = known.sum().clamp_min(1)
-    colour = out["colour"].flatten(2)
-    colour = colour.gather(2, cell.unsqueeze(1).expand(-1, colour.shape[1], -1))             # (B, 8, n)
     colour_index = (batch["colors"] + 1).where(known, -1)
+    style_index = batch["style"].unsqueeze(1).where(known, -1)
     boxes = _boxes(out["box"], cell, net.config.image_size)
     parts = {
         "heat": -focal.sum() / count,
-        "colour": F.cross_entropy(colour, colour_index, ignore_index=-1, reduction="sum") / count,
+        "colour": F.cross_entropy(_at(out["colour"], cell), colour_index, ignore_index=-1, reduction="sum") / count,
+        "style": 0.5 * F.cross_entropy(_at(out["style"], cell), style_index, ignore_index=-1, reduction="sum") / count,
         "box": 10 * ((boxes - batch["boxes"]).abs().mean(-1) * known).sum() / count,
-        "background": F.cross_entropy(out["background"], batch["background"]),
-        "style": 0.2 * F.cross_entropy(out["style"], batch["style"], ignore_index=-1, reduction="sum") / len(labels)}
+        "background": F.cross_entropy(out["background"], batch["background"])}
     return sum(parts.values()), {k: v.item() for k, v in parts.items()}
 
 
