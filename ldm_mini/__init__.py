@@ -23,7 +23,7 @@ CONTENTS = {
     "schedule": ("NoiseSchedule", "linear_betas", "scaled_linear_betas", "cosine_betas"),
     "diffusion": ("prediction_target", "to_x0_eps", "diffusion_loss", "make_denoiser", "ideal_denoiser"),
     "samplers": ("ddpm", "ddim", "dpm_solver", "euler", "SAMPLERS"),
-    "attention": ("attention", "Attention", "FeedForward", "TransformerBlock", "SpatialTransformer", "AttentionBlock"),
+    "attention": ("Attention", "FeedForward", "TransformerBlock", "SpatialTransformer", "AttentionBlock"),
     "unet": ("UNetConfig", "UNet"),
     # conditioning (sec. 3.3)
     "cond": ("Cond",),

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import CheckpointError, load_safetensors, read_json, save_safetensors, write_json
+from .checkpoint import load_safetensors, read_json, save_safetensors, write_json
 
 
 class LatentCache:
@@ -51,34 +51,36 @@ class LatentCache:
             yield self[order[first:first + batch_size]]
             step += 1
 
-    def save(self, folder) -> None:
+    def save(self, folder, made_from: str = "") -> None:
         """Write `latents.safetensors` and `latents.json`, the latter last: without it there is no cache."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {key: v for key, v in self.conditions.items() if isinstance(v, Tensor)}
         save_safetensors(folder / "latents.safetensors", {"latent": self.latents, **tensors})
-        write_json(folder / "latents.json", {key: v for key, v in self.conditions.items() if key not in tensors})
+        lists = {key: v for key, v in self.conditions.items() if key not in tensors}
+        write_json(folder / "latents.json", {"made_from": made_from, "length": len(self), "lists": lists})
 
     @classmethod
     def load(cls, folder) -> "LatentCache":
         """What `save` wrote. Raises CheckpointError if it is missing or damaged."""
-        lists = read_json(Path(folder) / "latents.json")
+        lists = read_json(Path(folder) / "latents.json")["lists"]
         tensors = load_safetensors(Path(folder) / "latents.safetensors")
         return cls(tensors.pop("latent"), {**lists, **tensors})
 
 
 @torch.no_grad()
-def cache_latents(autoencoder, batches, n: int, keys=("caption", "class"), path=None, progress: bool = False) -> LatentCache:
+def cache_latents(autoencoder, batches, n: int, keys=("caption", "class"), path=None, made_from: str = "",
+                  progress: bool = False) -> LatentCache:
     """Encode the first `n` images of `batches` and keep their conditions `keys`; a KL posterior is sampled once.
 
-    batches: dicts with "image" (B,C,H,W). path: a folder to keep the cache in; one that is already there, with n latents,
-    is loaded instead. Raises ValueError if the batches hold fewer than n images.
+    batches: dicts with "image" (B,C,H,W). path: a folder to keep the cache in; the one that is already there is loaded
+    instead if it has n latents and was `made_from` the same (say, first stage and scenes), and replaced if not.
+    Raises ValueError if the batches hold fewer than n images.
     """
     if path is not None and (Path(path) / "latents.json").is_file():
-        cache = LatentCache.load(path)
-        if len(cache) != n:
-            raise CheckpointError(f"{path} holds {len(cache)} latents instead of {n}: delete the folder to make it anew.")
-        return cache
+        there = read_json(Path(path) / "latents.json")
+        if (there.get("made_from"), there.get("length")) == (made_from, n):
+            return LatentCache.load(path)
     from tqdm.auto import tqdm
 
     device, training = next(autoencoder.parameters()).device, autoencoder.training
@@ -99,7 +101,7 @@ def cache_latents(autoencoder, batches, n: int, keys=("caption", "class"), path=
     columns = {key: _join([part[key] for part in parts]) for key in parts[0]}
     cache = LatentCache(columns.pop("latent"), columns)
     if path is not None:
-        cache.save(path)
+        cache.save(path, made_from)
     return cache
 
 

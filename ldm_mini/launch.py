@@ -1,6 +1,7 @@
 """From a recipe to a finished run: what `python -m ldm_mini train` does, on one device or, by `accelerate launch`, many."""
 
 import contextlib
+import hashlib
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from .discriminator import PatchDiscriminator
 from .hub import load_autoencoder, save_autoencoder
 from .latent_diffusion import latent_scale
 from .latents import cache_latents
+from .perceptual import PerceptualLoss
 from .plotting import save_grid
 from .train import TrainState, add_adversary, to_device, train_autoencoder, train_diffusion
 
@@ -64,8 +66,9 @@ def _autoencoder(recipe, out, accelerator, workers, seed, _, checkpoint):
         runs.restore(state, checkpoint, out)
     batches = scene_stream(recipe.scenes, recipe.batch_size, state.step, workers, accelerator.process_index,
                            accelerator.num_processes, seed=seed)
+    perceptual = _channels_last(PerceptualLoss()) if recipe.perceptual_weight else None
     logs = train_autoencoder(
-        state, batches, recipe.steps, warmup=recipe.warmup, decay=recipe.decay, mse_weight=recipe.mse_weight,
+        state, batches, recipe.steps, perceptual=perceptual, warmup=recipe.warmup, decay=recipe.decay, mse_weight=recipe.mse_weight,
         perceptual_weight=recipe.perceptual_weight, perceptual_start=recipe.perceptual_start,
         disc_weight=recipe.disc_weight, disc_start=recipe.disc_start)
     images = _validation(recipe, 32)["image"].to(state.device)
@@ -97,7 +100,8 @@ def _diffusion(recipe, out, accelerator, workers, seed, autoencoder, checkpoint)
     first = load_autoencoder(autoencoder, device=accelerator.device)
     with accelerator.main_process_first():                      # it encodes and saves, the others load
         encoded = cache_latents(first, scene_stream(recipe.scenes, 64, 0, workers, 0, 1, seed=seed), recipe.latents,
-                                path=out / "latents", progress=accelerator.is_main_process)
+                                path=out / "latents", made_from=_fingerprint(first, recipe.scenes, seed),
+                                progress=accelerator.is_main_process)
     scale = latent_scale(first, (encoded[i:i + 64] for i in range(0, min(4096, len(encoded)), 64)))
     ldm = recipes.build_diffusion(recipe, first, scale)
     _channels_last(ldm.net)
@@ -130,6 +134,14 @@ def _diffusion(recipe, out, accelerator, workers, seed, autoencoder, checkpoint)
 def _validation(recipe, n: int) -> dict:
     """One batch of n scenes that no training sees."""
     return next(iter(scene_stream(replace(recipe.scenes, split="val"), n, 0, 0, 0, 1, seed=0)))
+
+
+def _fingerprint(model, *settings) -> str:
+    """A hash of a model's weights and some settings."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for value in model.state_dict().values():
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _averaged(state):

@@ -21,29 +21,32 @@ from .plotting import plot_curve
 def open_run(out, recipe: dict, resume: bool = False) -> Path | None:
     """Make the folder of a new run, or find the checkpoint to continue from; never touches another run's results.
 
+    A run that ended before its first checkpoint has nothing to lose and begins anew.
     Raises ValueError if `out` holds a run and resume is False, if there is nothing to resume, or if the recipe changed.
     """
     out = Path(out)
-    began = (out / "recipe.json").is_file()
-    if not resume:
-        if out.exists() and any(out.iterdir()):
-            raise ValueError(f"{out} already holds " + ("a run: continue it with --resume" if began else "files")
-                             + ", or choose another --out. Nothing was changed.")
-        (out / "samples").mkdir(parents=True, exist_ok=True)
-        write_json(out / "recipe.json", recipe)
-        return None
-    if not began:
+    began, checkpoint = (out / "recipe.json").is_file(), latest(out / "checkpoints")
+    if resume and not began:
         raise ValueError(f"there is no run to resume in {out}: start one without --resume, or name its folder with --out.")
+    if resume and checkpoint is None:
+        raise ValueError(f"the run in {out} has no checkpoint to resume from: start it again without --resume.")
+    if resume:
+        _check_same(out, json.loads(json.dumps(recipe)))        # tuples are lists in JSON
+        return checkpoint
+    if checkpoint is not None or (not began and out.exists() and any(out.iterdir())):
+        raise ValueError(f"{out} already holds " + ("a run: continue it with --resume" if began else "files")
+                         + ", or choose another --out. Nothing was changed.")
+    (out / "samples").mkdir(parents=True, exist_ok=True)
+    (out / "log.jsonl").unlink(missing_ok=True)
+    write_json(out / "recipe.json", recipe)
+    return None
+
+
+def _check_same(out: Path, recipe: dict) -> None:
     saved = read_json(out / "recipe.json")
-    recipe = json.loads(json.dumps(recipe))                     # tuples are lists in JSON
     if changed := [name for name in saved.keys() | recipe.keys() if saved.get(name) != recipe.get(name)]:
         said = ", ".join(f"{name} was {saved.get(name)!r} and is {recipe.get(name)!r}" for name in sorted(changed))
         raise ValueError(f"the run in {out} has another recipe: {said}. Resume it as it was, or start a new one.")
-    checkpoint = latest(out / "checkpoints")
-    if checkpoint is None:
-        raise ValueError(f"the run in {out} ended before its first checkpoint, so there is nothing to resume: "
-                         "delete the folder or choose another --out.")
-    return checkpoint
 
 
 def restore(state, checkpoint, out) -> None:
