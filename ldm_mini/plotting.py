@@ -58,16 +58,24 @@ def save_grid(images, path, **options) -> Path:
     return path
 
 
-def show_images(images, titles=None, columns: int | None = None, size: float = 1.6, title_width: int = 22):
-    """Images (B, C, H, W) in [-1, 1] with a title below each, wrapped at `title_width` letters -> matplotlib Figure."""
+def show_images(images, titles=None, columns: int | None = None, size: float = 1.6, title_width: int = 22, row_labels=None):
+    """Images (B, C, H, W) in [-1, 1], a title below each, a label left of each row -> matplotlib Figure.
+
+    titles: one per image, or one per column, which then stand under the last row; wrapped at `title_width` letters.
+    """
     import matplotlib.pyplot as plt
 
     pixels = to_uint8(images)
-    if titles is not None and len(titles) != len(pixels):
-        raise ValueError(f"show_images: {len(titles)} titles for {len(pixels)} images; give one each.")
     columns = min(len(pixels), columns or 8)
     rows = math.ceil(len(pixels) / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(columns * size, rows * (size + (0.55 if titles else 0))),
+    if titles is not None and len(titles) == columns < len(pixels):
+        titles = [""] * (len(pixels) - columns) + list(titles)
+    if titles is not None and len(titles) != len(pixels):
+        raise ValueError(f"show_images: {len(titles)} titles for {len(pixels)} images; give one per image or column.")
+    if row_labels is not None and len(row_labels) != rows:
+        raise ValueError(f"show_images: {len(row_labels)} row_labels for {rows} rows; give one each.")
+    titled = 0 if titles is None else sum(any(titles[i:i + columns]) for i in range(0, len(titles), columns))
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * size + (row_labels is not None), rows * size + 0.55 * titled),
                                 squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.set_axis_off()
@@ -76,6 +84,8 @@ def show_images(images, titles=None, columns: int | None = None, size: float = 1
         if titles is not None:
             text = _wrap(titles[i], title_width)
             axis.text(0.5, -0.04, text, transform=axis.transAxes, ha="center", va="top", fontsize=7)
+    for axis, label in zip(axes[:, 0], row_labels or ()):
+        axis.text(-0.06, 0.5, label, transform=axis.transAxes, ha="right", va="center", fontsize=8)
     return figure
 
 
