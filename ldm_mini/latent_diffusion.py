@@ -172,7 +172,7 @@ class LatentDiffusion(nn.Module):
             z_T = draw_noise(torch.empty(shape, device=self.device), generator)
             path = sampler(denoise, z_T, self.schedule, steps=steps, generator=generator, **options)
             path = tqdm(path, total=steps if isinstance(steps, int) else len(steps), disable=not progress)
-            return self.decode(deque(path, maxlen=1).pop()).clamp(-1, 1)
+            return self.decode(deque(path, maxlen=1).pop()).float().clamp(-1, 1)  # autocast may be on
 
     @property
     def device(self) -> torch.device:
