@@ -71,7 +71,7 @@ def show_images(images, titles=None, columns: int | None = None, size: float = 1
     if titles is not None and len(titles) == columns < len(pixels):
         titles = [""] * (len(pixels) - columns) + list(titles)
     if titles is not None and len(titles) != len(pixels):
-        raise ValueError(f"show_images: {len(titles)} titles for {len(pixels)} images; give one per image or column.")
+        raise ValueError(f"show_images: {len(titles)} titles for {len(pixels)} images; give one each, or one per column.")
     if row_labels is not None and len(row_labels) != rows:
         raise ValueError(f"show_images: {len(row_labels)} row_labels for {rows} rows; give one each.")
     titled = 0 if titles is None else sum(any(titles[i:i + columns]) for i in range(0, len(titles), columns))
