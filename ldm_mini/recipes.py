@@ -155,7 +155,18 @@ BASE_AUTOENCODER = AutoencoderRecipe(
     codebook_size=2048, steps=12_000, batch_size=128, lr=4e-4, warmup=500, disc_start=4_000, disc_layers=2, disc_lr=2e-4,
     ema_decay=0.999, bf16=True, compile=True)
 
-AUTOENCODERS = {r.name: r for r in (TINY_AUTOENCODER, TINY_L1_AUTOENCODER, BASE_AUTOENCODER)}
+# Seconds on any machine, nothing worth looking at: to see a run from beginning to end, and for tests.
+MICRO_SCENES = SceneConfig(size=32, nouns=("apple", "star", "car"), styles=("fluent_flat",), max_objects=1, looks=("flat",),
+                           places=False, centred=True)
+MICRO_AUTOENCODER = AutoencoderRecipe(
+    name="micro",
+    scenes=MICRO_SCENES,
+    model=AutoencoderConfig(downsample_factor=4, latent_channels=3, channels=16, num_res_blocks=1, mid_attn=False, groups=4,
+                            patch_size=4),
+    codebook_size=32, restart_after=5, steps=40, batch_size=2, warmup=5, perceptual_start=10, disc_start=12,
+    disc_channels=4, disc_layers=1)
+
+AUTOENCODERS = {r.name: r for r in (TINY_AUTOENCODER, TINY_L1_AUTOENCODER, BASE_AUTOENCODER, MICRO_AUTOENCODER)}
 
 # ------------------------------------------------------------------------------------------------------ diffusion models
 
@@ -175,4 +186,10 @@ BASE_DIFFUSION = DiffusionRecipe(
     channels=128, channel_mults=(1, 2, 3), num_res_blocks=2, groups=8, text_width=256, text_layers=6, text_heads=8,
     latents=500_000, steps=15_000, batch_size=512, lr=6e-4, warmup=1_000, ema_decay=0.9995, bf16=True, compile=True)
 
-DIFFUSIONS = {r.name: r for r in (TINY_DIFFUSION, BASE_DIFFUSION)}
+MICRO_DIFFUSION = DiffusionRecipe(
+    name="micro",
+    scenes=MICRO_SCENES,
+    channels=16, channel_mults=(1, 2), attn_levels=(1,), head_dim=16, text_width=16, text_layers=1, text_heads=2,
+    latents=32, steps=40, batch_size=4, warmup=5, sample_captions=("an apple", "a red star"))
+
+DIFFUSIONS = {r.name: r for r in (TINY_DIFFUSION, BASE_DIFFUSION, MICRO_DIFFUSION)}

@@ -1,0 +1,96 @@
+"""Recipes: each can be built and trains two steps; numbers agree with each other; unknown names are answered with names."""
+
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+import torch
+
+from ldm_mini import recipes
+from ldm_mini.data import scene_stream
+from ldm_mini.recipes import AUTOENCODERS, DIFFUSIONS, build_autoencoder, build_diffusion, find_recipe
+from ldm_mini.scenes import NOUNS, random_scene
+from ldm_mini.text import load_tokenizer
+from ldm_mini.train import TrainState, train_autoencoder, train_diffusion
+
+
+def small(module):
+    """Millions of parameters."""
+    return sum(p.numel() for p in module.parameters()) / 1e6
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_autoencoder_recipe_trains_two_steps(name):
+    recipe = AUTOENCODERS[name]
+    torch.manual_seed(0)
+    model = build_autoencoder(recipe)
+    state = TrainState(model, recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, ema_decay=recipe.ema_decay)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    batches = scene_stream(recipe.scenes, 1)
+    logs = [log.floats() for log in train_autoencoder(state, batches, 2, perceptual_weight=0, disc_weight=0, mse_weight=recipe.mse_weight)]
+    assert len(logs) == 2 and all(0 < log["l1"] < 2 for log in logs)
+    idle = [n for n, p in model.named_parameters() if torch.equal(p, before[n])]
+    assert not idle, f"parameters that two steps did not move: {idle}"
+
+
+@pytest.mark.parametrize("name", DIFFUSIONS)
+def test_diffusion_recipe_trains_two_steps_and_samples(name):
+    recipe = DIFFUSIONS[name]
+    torch.manual_seed(0)
+    first = build_autoencoder(AUTOENCODERS["micro"])
+    ldm = build_diffusion(recipe, first, scale_factor=2.0)
+    state = TrainState(ldm, recipe.lr, ema_decay=recipe.ema_decay)
+    batches = scene_stream(recipe.scenes, 2)
+    losses = [log.loss for log in train_diffusion(state, batches, 2)]
+    assert all(0.1 < loss < 10 for loss in losses)
+    images = ldm.sample({"caption": ["an apple"], "class": torch.tensor([0])}, steps=1, seed=0)
+    assert images.shape == (1, 3, recipe.scenes.size, recipe.scenes.size) and images.isfinite().all()
+
+
+@pytest.mark.parametrize("name", DIFFUSIONS)
+def test_every_caption_fits_the_text_transformer(name):
+    recipe, tokenizer = DIFFUSIONS[name], load_tokenizer()
+    captions = [random_scene(seed, recipe.scenes).caption for seed in range(300)] + list(recipe.sample_captions)
+    lengths = [len(ids) for ids in tokenizer(captions)["input_ids"]]
+    assert max(lengths) <= recipe.max_length
+    assert tokenizer.unk_token_id not in sum(tokenizer(captions)["input_ids"], [])
+
+
+def test_sizes_are_what_the_recipes_say():
+    """A CPU's nets stay small; the latents of both stages fit together."""
+    assert small(build_autoencoder(AUTOENCODERS["tiny"])) < 2.5
+    assert small(build_autoencoder(AUTOENCODERS["base"])) < 15
+    for name, most in (("tiny", 10), ("base", 80)):
+        ldm = build_diffusion(DIFFUSIONS[name], build_autoencoder(AUTOENCODERS[name]))
+        assert small(ldm.net) < most
+        assert ldm.latent_shape(64) == (AUTOENCODERS[name].model.latent_channels, 16, 16)
+        assert set(DIFFUSIONS[name].scenes.nouns or NOUNS) <= set(AUTOENCODERS[name].scenes.nouns or NOUNS)
+
+
+def test_l1_twin_differs_in_its_losses_only():
+    tiny, twin = AUTOENCODERS["tiny"], AUTOENCODERS["tiny_l1"]
+    assert replace(twin, name="tiny", perceptual_weight=tiny.perceptual_weight, disc_weight=tiny.disc_weight) == tiny
+    assert twin.perceptual_weight == twin.disc_weight == 0
+
+
+def test_training_never_sees_what_is_held_out():
+    for recipe in [*AUTOENCODERS.values(), *DIFFUSIONS.values()]:
+        assert recipe.scenes.split == "train", recipe.name
+
+
+def test_kl_first_stage():
+    ae = build_autoencoder(replace(AUTOENCODERS["micro"], codebook_size=None))
+    assert ae.encode(torch.zeros(1, 3, 32, 32)).shape == (1, 3, 8, 8)
+    assert "kl" in type(ae.bottleneck).__name__.lower()
+
+
+def test_unknown_names_are_answered_with_names():
+    with pytest.raises(ValueError, match="tiny, tiny_l1, base"):
+        find_recipe("autoencoder", "huge")
+    with pytest.raises(ValueError, match="autoencoder, diffusion"):
+        find_recipe("vae", "tiny")
+    assert find_recipe("diffusion", "base") is recipes.BASE_DIFFUSION
+
+
+def test_recipes_are_frozen():
+    with pytest.raises(FrozenInstanceError):
+        AUTOENCODERS["tiny"].steps = 1
