@@ -47,8 +47,9 @@ def positions(draws: Draws, nouns, sizes, place, centred=False) -> tuple:
     if count == 3 and not on_land and draws.chance(.4):
         cells = draws.sample(((68, 68), (188, 68), (68, 188), (188, 188)), 3)
         return [(x + draws.between(-12, 12), y + draws.between(-12, 12)) for x, y in cells], None
-    if on_land and plan == "column" and (count != 2 or PLACE_KIND.get(nouns[0]) in ("ground", "water")):
-        plan = "row"
+    kinds = [PLACE_KIND.get(noun) for noun in nouns]
+    if on_land and (count != 2 or kinds[0] in ("ground", "water") or kinds[-1] == "sky"):
+        plan = "row"  # nothing of the ground above, nothing of the sky below
     if plan == "row":
         xs = line(draws, sizes)
         ys = [height(draws, nouns[0], place, sizes[0])]

@@ -1,0 +1,238 @@
+"""Data sets and loaders: one batch format, streams that resume exactly, and errors that say what to do."""
+
+import hashlib
+import pickle
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+from ldm_mini import vocabulary as v
+from ldm_mini.data import (
+    EmojiScenes,
+    ImageFolderDataset,
+    SceneLoader,
+    SpriteCollage,
+    TorchvisionDataset,
+    collate,
+    scene_loader,
+    scene_stream,
+    to_tensor,
+    to_uint8,
+)
+from ldm_mini.scenes import SceneConfig, compose
+
+SMALL = SceneConfig(size=32, nouns=("apple", "dog", "sun"), max_objects=2)
+
+
+def format_of(batch):
+    return {key: (tuple(value.shape[1:]), value.dtype) if torch.is_tensor(value) else type(value)
+            for key, value in batch.items()}
+
+
+def scene_format(size):
+    return {
+        "image": ((3, size, size), torch.float32), "lowres": ((3, size // 4, size // 4), torch.float32),
+        "mask": ((1, size, size), torch.float32), "boxes": ((3, 4), torch.float32), "caption": list,
+        "semantic": ((size, size), torch.int64), "labels": ((3,), torch.int64), "colors": ((3,), torch.int64),
+        **dict.fromkeys(("class", "style", "background", "seed"), ((), torch.int64)),
+    }
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) if torch.is_tensor(a[k]) else a[k] == b[k] for k in a)
+
+
+def save(folder, name, color=(255, 0, 0), size=(40, 20)):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).save(path)
+    return path
+
+
+def test_scene_batch():
+    batch = collate([EmojiScenes(SMALL, start=10)[i] for i in range(6)])
+    assert format_of(batch) == scene_format(32)
+    assert batch["seed"].tolist() == list(range(10, 16))
+    assert batch["image"].abs().max() <= 1 and set(batch["mask"].unique().tolist()) == {0.0, 1.0}
+    assert 0 <= batch["boxes"].min() and batch["boxes"].max() <= 1
+    assert batch["semantic"].max() < len(v.SEMANTIC) and batch["background"].max() < len(v.BACKGROUNDS)
+    for i in range(6):
+        arrays = compose(10 + i, SMALL)
+        np.testing.assert_array_equal(to_uint8(batch["image"][i]).numpy(), arrays["image"])
+        np.testing.assert_array_equal(batch["semantic"][i].numpy(), arrays["semantic"])
+        assert batch["caption"][i] == arrays["caption"] and batch["class"][i] == arrays["class"]
+    assert_close(torch.nn.functional.avg_pool2d(batch["image"], 4), batch["lowres"], atol=.5 / 127.5 + 1e-5, rtol=0)
+
+
+def test_item_range():
+    scenes = EmojiScenes(SMALL, length=3, start=4)
+    assert len(scenes) == 3 and scenes[-1]["seed"] == scenes[2]["seed"] == 6
+    assert [item["seed"] for item in scenes] == [4, 5, 6]
+    with pytest.raises(IndexError, match="index 3 of 3"):
+        scenes[3]
+    with pytest.raises(ValueError, match="length=0"):
+        EmojiScenes(SMALL, length=0)
+
+
+def test_batch_k_is_seeds_kb_to_kb_plus_b():
+    loader = scene_loader(SMALL, 4)
+    assert [batch["seed"].tolist() for batch in islice(loader.batches(2), 2)] == [[8, 9, 10, 11], [12, 13, 14, 15]]
+
+
+def test_a_resumed_stream_continues_exactly():
+    whole = list(islice(scene_stream(SMALL, 3), 5))
+    again = list(islice(scene_stream(SMALL, 3, start_step=3), 2))
+    assert all(same(a, b) for a, b in zip(whole[3:], again))
+    assert same(whole[3], SceneLoader(SMALL, 3).batch(3))
+    assert not same(whole[3], whole[4])
+
+
+def test_workers_keep_the_order():
+    alone, helped = (list(islice(scene_stream(SMALL, 3, start_step=1, num_workers=n), 4)) for n in (0, 2))
+    assert all(same(a, b) for a, b in zip(alone, helped))
+
+
+def test_ranks_share_the_work_and_seeds_are_apart():
+    ranks = [scene_stream(SMALL, 2, start_step=5, rank=rank, world_size=3) for rank in range(3)]
+    together = torch.cat([next(stream)["seed"] for stream in ranks])
+    assert together.tolist() == next(scene_stream(SMALL, 6, start_step=5))["seed"].tolist()
+    assert next(scene_stream(SMALL, 2, seed=1))["seed"].tolist() == [2 ** 32, 2 ** 32 + 1]
+
+
+def test_loader_of_a_short_data_set_goes_round():
+    loader = SceneLoader(SpriteCollage(32, length=3), 2)
+    assert [batch["seed"].tolist() for batch in islice(loader, 3)] == [[0, 1], [2, 0], [1, 2]]
+
+
+@pytest.mark.parametrize("bad", [{"batch_size": 0}, {"workers": -1}, {"rank": 2, "world_size": 2}, {"seed": -1}])
+def test_bad_loaders_are_refused(bad):
+    with pytest.raises(ValueError, match="SceneLoader"):
+        SceneLoader(SMALL, **{"batch_size": 2, **bad})
+
+
+def test_collage_items_have_no_condition():
+    batch = collate([SpriteCollage(32)[i] for i in range(3)])
+    assert format_of(batch) == scene_format(32)
+    assert batch["caption"] == [""] * 3 and (batch["class"] == -1).all() and not batch["boxes"].any()
+    assert 0 < batch["mask"].mean() < 1
+    with pytest.raises(ValueError, match="split"):
+        SpriteCollage(32, split="val")
+
+
+def test_collate_needs_items():
+    with pytest.raises(ValueError, match="no items"):
+        collate([])
+
+
+def test_pixels_there_and_back():
+    pixels = np.arange(256 * 3, dtype=np.uint8).reshape(16, 16, 3)
+    np.testing.assert_array_equal(to_uint8(to_tensor(pixels)).numpy(), pixels)
+    assert_close(to_tensor(pixels).aminmax().min, torch.tensor(-1.0))
+    assert to_uint8(torch.full((3, 1, 1), 7.0)).max() == 255
+
+
+def test_folder_of_pictures(tmp_path):
+    save(tmp_path, "b/red.jpg"), save(tmp_path, "a.png", (0, 0, 255))
+    (tmp_path / "notes.md").write_text("not a picture")
+    data = ImageFolderDataset(tmp_path, 16)
+    batch = collate([data[i] for i in range(len(data))])
+    assert len(data) == 2 and batch["caption"] == ["", ""] and format_of(batch) == scene_format(16)
+    assert to_uint8(batch["image"])[0, 8, 8].tolist() == [0, 0, 255]
+    with_txt = {"a.txt": "a blue thing\n", "b/red.txt": "a red thing"}
+    for name, text in with_txt.items():
+        (tmp_path / name).write_text(text)
+    assert [item["caption"] for item in map(ImageFolderDataset(tmp_path, 16).__getitem__, range(2))] == \
+        ["a blue thing", "a red thing"]
+
+
+@pytest.mark.parametrize("name, text", [
+    ("captions.csv", 'file,caption\na.png,"one, two"\nsub/b.png,three\n'),
+    ("captions.jsonl", '{"file": "a.png", "caption": "one, two"}\n\n{"file": "sub/b.png", "caption": "three"}\n')])
+def test_caption_tables(tmp_path, name, text):
+    save(tmp_path, "a.png"), save(tmp_path, "sub/b.png")
+    (tmp_path / name).write_text(text)
+    assert ImageFolderDataset(tmp_path, 16).captions == ["one, two", "three"]
+
+
+def test_middle_square_and_transparency(tmp_path):
+    picture = Image.new("RGBA", (30, 10), (0, 0, 0, 0))
+    picture.paste((255, 0, 0, 255), (10, 0, 20, 5))
+    picture.save(tmp_path / "a.png")
+    pixels = to_uint8(ImageFolderDataset(tmp_path, 8)[0]["image"]).numpy()
+    assert pixels[1, 4].tolist() == [255, 0, 0] and pixels[6, 4].tolist() == [255, 255, 255]
+
+
+def test_bad_folders_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="not a folder"):
+        ImageFolderDataset(tmp_path / "none")
+    with pytest.raises(ValueError, match="No pictures"):
+        ImageFolderDataset(tmp_path)
+    save(tmp_path, "a.png"), save(tmp_path, "b.png")
+    (tmp_path / "a.txt").write_text("first")
+    with pytest.raises(ValueError, match=r"1 of 2 pictures have no caption, the first is b\.png.*b\.txt"):
+        ImageFolderDataset(tmp_path)
+    table = tmp_path / "captions.csv"
+    table.write_text("file,caption\nb.png,second\nc.png,third\n")
+    with pytest.raises(ValueError, match=r"c\.png, which is not a picture"):
+        ImageFolderDataset(tmp_path)
+    table.write_text("name,text\nb.png,second\n")
+    with pytest.raises(ValueError, match="entry 1 has no fields"):
+        ImageFolderDataset(tmp_path)
+    table.unlink()
+    (tmp_path / "captions.jsonl").write_text("{oops\n")
+    with pytest.raises(ValueError, match="line 1 is not JSON"):
+        ImageFolderDataset(tmp_path)
+    with pytest.raises(ValueError, match="multiple of 4"):
+        ImageFolderDataset(tmp_path, 30)
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"no picture", lambda data: data[:len(data) // 2]])
+def test_an_unreadable_picture_is_named(tmp_path, damage):
+    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "broken.png")
+    (tmp_path / "broken.png").write_bytes(damage((tmp_path / "broken.png").read_bytes()))
+    with pytest.raises(ValueError, match=r"broken\.png.*Remove or replace"):
+        ImageFolderDataset(tmp_path, 16)[0]
+
+
+def test_cifar10_on_disk_layout(tmp_path):
+    cifar = pytest.importorskip("torchvision").datasets.CIFAR10
+    folder = tmp_path / cifar.base_folder
+    folder.mkdir()
+    classes = ["plane", "auto", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+    def dump(name, content):
+        (folder / name).write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 3 * 32 * 32), dtype=np.uint8)
+    batches = [dump(f"data_batch_{i + 1}", {"data": pixels[2 * i:2 * i + 2], "labels": [3, i]}) for i in range(2)]
+    name, md5 = dump("batches.meta", {"label_names": classes})
+
+    class SmallCopy(cifar):  # the real class, reading real files, of which there are only four pictures
+        train_list, test_list, meta = batches, [], {"filename": name, "key": "label_names", "md5": md5}
+
+    data = TorchvisionDataset(SmallCopy(tmp_path, train=True))
+    batch = collate([data[i] for i in range(len(data))])
+    assert format_of(batch) == scene_format(32)
+    assert batch["class"].tolist() == [3, 0, 3, 1]
+    assert batch["caption"] == ["a cat", "a plane", "a cat", "a auto"]
+    np.testing.assert_array_equal(to_uint8(batch["image"]).numpy(), pixels.reshape(4, 3, 32, 32).transpose(0, 2, 3, 1))
+    bigger = TorchvisionDataset(SmallCopy(tmp_path), class_names=["x"] * 10, size=64)[0]
+    assert bigger["image"].shape == (3, 64, 64) and bigger["caption"] == "a x"
+
+
+def test_torchvision_items_are_checked():
+    picture = torch.rand(3, 8, 8)
+    data = TorchvisionDataset([(picture, 1), (picture, 2), ([[0]], 0)], class_names=["cat", "dog"])
+    assert data[0]["caption"] == "a dog"
+    assert_close((data[0]["image"] + 1) / 2, picture, atol=.51 / 255, rtol=0)
+    with pytest.raises(ValueError, match="label 2"):
+        data[1]
+    with pytest.raises(ValueError, match="item 2 is a list"):
+        data[2]
+    assert TorchvisionDataset([(picture, 5)])[0]["caption"] == ""

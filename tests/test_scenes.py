@@ -1,0 +1,356 @@
+"""The scene composer: the same on every machine, captions true, boxes exact, held-out combinations kept out."""
+
+import csv
+import hashlib
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from ldm_mini import vocabulary as v
+from ldm_mini.backgrounds import LOOKS, paint
+from ldm_mini.captions import Description, agreement, parse_caption, position_name, write
+from ldm_mini.collage import collage, collage_objects
+from ldm_mini.draws import Draws
+from ldm_mini.files import data_path
+from ldm_mini.masks import draw_mask, random_mask
+from ldm_mini.scenes import (
+    Scene,
+    SceneConfig,
+    SceneObject,
+    compose,
+    describe,
+    heldout_combinations,
+    is_heldout,
+    random_scene,
+    render,
+    scene_objects,
+)
+from ldm_mini.sprites import PALETTE, main_color, noun_sprite, noun_stamp, object_table
+
+MANY = 3000
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [random_scene(seed) for seed in range(MANY)]
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return [compose(seed) for seed in range(150)]
+
+
+PIXELS = {  # mean brightness of 4 x 4 blocks of the pictures of seeds 1, 3, 6, by size
+    64: [
+        [181.6, 156.4, 134.2, 180.4, 191.4, 132.6, 106.1, 187.1,
+         235.2, 220.5, 224.8, 235.8, 238.2, 237.5, 237.6, 238.3],
+        [160.1, 164.7, 182.1, 182.2, 159.9, 163.3, 179.8, 179.9,
+         174.9, 157.5, 168.9, 173.1, 168.1, 155.6, 169.6, 167.8],
+        [152.8, 152.8, 152.8, 152.8, 150.0, 141.3, 153.3, 155.9,
+         147.3, 142.0, 171.8, 124.3, 144.5, 144.4, 147.6, 142.5],
+    ],
+    128: [
+        [181.7, 160.0, 136.6, 180.5, 192.8, 133.7, 103.2, 183.5,
+         234.2, 217.7, 221.4, 235.7, 238.2, 237.5, 237.6, 238.3],
+        [159.1, 166.3, 182.1, 182.2, 157.7, 163.6, 179.9, 179.9,
+         175.0, 158.3, 169.7, 173.1, 167.6, 154.5, 168.5, 167.1],
+        [152.7, 152.7, 152.7, 152.7, 150.0, 141.4, 153.8, 156.6,
+         147.2, 141.2, 173.7, 122.7, 144.4, 144.3, 148.3, 141.2],
+    ],
+}
+
+
+def test_scenes_are_the_same_on_every_machine(scenes):
+    records = json.dumps([asdict(scene) for scene in scenes[:300]])
+    assert hashlib.sha256(records.encode()).hexdigest()[:16] == "f2497dccf0c0f8e0"
+    assert Draws(1, 2).word() == 4099097715585878386
+
+
+@pytest.mark.parametrize("size", PIXELS)
+def test_pixels_are_the_same_on_every_machine(size):
+    images = np.stack([compose(seed, SceneConfig(size=size))["image"] for seed in (1, 3, 6)])
+    blocks = images.reshape(3, 4, size // 4, 4, size // 4, 3).mean((2, 4, 5))
+    np.testing.assert_allclose(blocks.reshape(3, 16), PIXELS[size], atol=0.1)  # a filter may round a pixel otherwise
+
+
+def test_same_seed_same_scene_other_seed_other_scene(scenes):
+    assert random_scene(5) == scenes[5]
+    assert len({replace(scene, seed=0) for scene in scenes}) == MANY
+    assert random_scene(5, SceneConfig(size=128)) == scenes[5]
+    one, two = compose(5), compose(5)
+    assert all(np.array_equal(one[key], two[key]) for key in one)
+
+
+def test_words_do_not_change_the_picture():
+    plain, varied = SceneConfig(p_paraphrase=0.0), SceneConfig(p_paraphrase=1.0)
+    pairs = [(random_scene(seed, plain), random_scene(seed, varied)) for seed in range(100)]
+    assert all(replace(a, caption="") == replace(b, caption="") for a, b in pairs)
+    assert sum(a.caption != b.caption for a, b in pairs) > 70
+
+
+def test_vocabulary_agrees_with_the_sprite_table():
+    with open(data_path("sprites", "nouns.csv"), encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(row["noun"] for row in rows) == v.NOUNS
+    assert {row["noun"] for row in rows if row["recolourable"] == "1"} == set(v.RECOLOURABLE)
+    assert {row["noun"]: row["place_kind"] for row in rows} == {n: v.PLACE_KIND.get(n, "any") for n in v.NOUNS}
+    assert len(v.NOUNS) == 64 and len(v.BACKGROUNDS) == 16 and len(v.SEMANTIC) == 72 and len(object_table()) == 984
+
+
+def test_headline_caption():
+    caption = "a red apple to the left of a dog on a blue background"
+    description = Description((("apple", "red"), ("dog", None)), relation="left", background="blue")
+    assert parse_caption(caption) == description
+    assert write(description) == caption
+    apple, dog = SceneObject("apple", "red", 104, 64, 128), SceneObject("dog", None, 104, 192, 128)
+    assert not is_heldout(Scene((apple, dog), "blue", "noto", relation="row"))
+
+
+@pytest.mark.parametrize("p_paraphrase", [0.0, 1.0])
+def test_captions_are_true_and_read_back(p_paraphrase):
+    config = SceneConfig(p_paraphrase=p_paraphrase)
+    said = set()
+    for seed in range(MANY):
+        scene = random_scene(seed, config)
+        description, pick = describe(scene, Draws(seed), p_paraphrase)
+        assert parse_caption(write(description, pick)) == description
+        description = parse_caption(scene.caption)
+        verdict = agreement(description, scene_objects(scene), scene.background, scene.style)
+        assert all(verdict.values()), (scene, verdict)
+        assert verdict["count"]
+        said.update(verdict, [description.relation])
+    everything = {"objects", "count", "colors", "relation", "background", "position", "left", "right", "above", "below",
+                  "row", "column"}
+    assert everything <= said
+    assert {"style", "beside"} <= said or p_paraphrase == 0
+
+
+def test_agreement_sees_every_kind_of_mistake():
+    description = parse_caption("a red star to the left of a cat on a black background in flat style")
+    star, cat = ("star", "red", (.2, .5)), ("cat", None, (.8, .5))
+
+    def wrong(objects, background="black", style="fluent_flat"):
+        return {claim for claim, holds in agreement(description, objects, background, style).items() if not holds}
+
+    assert wrong([cat, star]) == set()
+    assert wrong([("star", "blue", (.2, .5)), cat]) == {"colors"}
+    assert wrong([("star", "red", (.9, .5)), cat]) == {"relation"}
+    assert wrong([("star", "red", (.7, .1)), cat]) == {"relation"}
+    assert wrong([star, cat, cat]) == {"count"}
+    assert wrong([star]) == {"objects", "count", "relation"}
+    assert wrong([star, cat], "white", "noto") == {"background", "style"}
+    assert not agreement(parse_caption("three cats"), [cat, cat])["count"]
+    assert not agreement(parse_caption("a cat at the top"), [cat])["position"]
+    assert not agreement(parse_caption("a cat and a bee and a dog from left to right"),
+                         [("cat", None, (.1, 0)), ("dog", None, (.5, 0)), ("bee", None, (.9, 0))])["relation"]
+    assert agreement(Description(), [cat]) == {}
+
+
+@pytest.mark.parametrize("caption, expected", [
+    ("", Description()),
+    ("Two owls.", Description((("owl", None),) * 2)),
+    ("a bunny, a hat and a grey pizza", Description((("rabbit", None), ("cap", None), ("pizza", "gray")))),
+    ("under water, there is a little bird under a bike",
+     Description((("bird", None), ("bicycle", None)), "below", "under water")),
+    ("a dog at the top left on grey", Description((("dog", None),), None, "gray", "top left")),
+])
+def test_typed_captions(caption, expected):
+    assert parse_caption(caption) == expected
+
+
+@pytest.mark.parametrize("caption, word", [
+    ("a zebra", "zebra"), ("a red", "red"), ("a dogs", "dogs"), ("two cats above a dog", "3 objects"),
+    ("a dog on a turquoise background", "turquoise")])
+def test_captions_outside_the_grammar_are_refused(caption, word):
+    with pytest.raises(ValueError, match=word):
+        parse_caption(caption)
+
+
+def test_train_and_val_hold_out_and_heldout_does_not(scenes):
+    validation = [random_scene(seed, SceneConfig(split="val")) for seed in range(500)]
+    held = [random_scene(seed, SceneConfig(split="heldout")) for seed in range(500)]
+    assert not any(is_heldout(scene) for scene in scenes + validation)
+    assert all(is_heldout(scene) for scene in held)
+    kinds = {(len(c), c[-1] in v.PLACES) for scene in held for c in heldout_combinations(scene)}
+    assert kinds == {(2, False), (2, True), (3, False)}
+    picture = {replace(scene, seed=0, caption="", mask=()) for scene in scenes[:500]}
+    assert not picture & {replace(scene, seed=0, caption="", mask=()) for scene in validation}
+
+
+def test_held_out_combinations_leave_everything_common(scenes):
+    assert all(1 <= len(lost) <= 2 for lost in v.HELDOUT_COLORS.values())
+    objects = [o for scene in scenes for o in scene.objects]
+    backgrounds = [scene.background for scene in scenes]
+    for values in ([o.noun for o in objects], [o.color for o in objects if o.color], backgrounds):
+        counts = np.unique(values, return_counts=True)[1]
+        assert counts.min() > 0.4 * counts.mean()
+    assert {len(scene.objects) for scene in scenes} == {1, 2, 3}
+
+
+def test_no_object_on_its_own_background(scenes):
+    for scene in scenes:
+        assert all(o.color != scene.background and o.noun not in v.CLASHES[scene.background] for o in scene.objects)
+        assert all((o.color is not None) == (o.noun in v.RECOLOURABLE) for o in scene.objects)
+
+
+def test_sky_above_ground(scenes):
+    heights = {"sky": [], "ground": []}
+    for scene in scenes:
+        if scene.background in ("meadow", "night", "snow", "desert", "beach"):
+            for o in scene.objects:
+                if (kind := v.PLACE_KIND.get(o.noun)) in heights:
+                    heights[kind].append(o.y + o.size / 2 * (kind == "ground"))
+    assert min(heights["ground"]) > 150  # feet
+    assert max(heights["sky"]) < 140  # centres
+
+
+def test_boxes_and_maps_are_those_of_the_objects(samples):
+    checked = 0
+    for seed in range(150):
+        sample, size = samples[seed], 64
+        scene = sample["scene"]
+        for index, o in enumerate(scene.objects):
+            alone = render(replace(scene, objects=(o,)), SceneConfig())
+            rows, columns = np.nonzero(alone["semantic"] == len(v.STUFF) + v.NOUN_INDEX[o.noun])
+            tight = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / size
+            np.testing.assert_allclose(sample["boxes"][index], tight, atol=1e-6)
+            np.testing.assert_allclose((tight[:2] + tight[2:]) / 2 * 256, (o.x, o.y), atol=9)
+            changed = np.abs(alone["image"].astype(int) - paint_of(scene)).max(-1) > 0
+            assert changed[rows, columns].mean() > .8
+            checked += 1
+        assert not sample["boxes"][len(scene.objects):].any()
+        nouns = {len(v.STUFF) + v.NOUN_INDEX[o.noun] for o in scene.objects}
+        assert nouns == set(np.unique(sample["semantic"])) - set(range(len(v.STUFF)))
+    assert checked > 200
+
+
+def paint_of(scene, size=64):
+    return paint(scene.background, scene.look, scene.variant, size)[0].astype(int)
+
+
+def test_stuff_of_places():
+    expected = {"meadow": {"sky", "grass"}, "beach": {"sky", "sea", "sand"}, "snow": {"sky", "snow"},
+                "desert": {"sky", "sand"}, "night": {"night sky", "dark ground"}, "under water": {"sea", "sand"}}
+    for place, stuff in expected.items():
+        assert {v.STUFF[i] for i in np.unique(paint(place, "flat", 3, 64)[1])} == stuff
+    assert not paint("red", "dots", 3, 64)[1].any()
+
+
+def test_looks_differ_and_painting_does_not_spoil_the_cache():
+    pictures = [paint("blue", look, 5, 32)[0] for look in LOOKS]
+    assert len({picture.tobytes() for picture in pictures}) == len(LOOKS)
+    for background in ("blue", "night"):
+        first = paint(background, "flat", 1, 32)[0]
+        kept = first.copy()
+        first[:] = 0
+        np.testing.assert_array_equal(paint(background, "flat", 1, 32)[0], kept)
+
+
+@pytest.mark.parametrize("color", v.COLORS)
+def test_recoloured_sprites_have_the_colour(color):
+    for noun in v.RECOLOURABLE:
+        for style in v.STYLES:
+            stamp = noun_stamp(style, noun, color, 64, False, 128)
+            pixels = stamp.rgb[stamp.solid].astype(float) / 255
+            value, low = pixels.max(1), pixels.min(1)
+            weight = value - low
+            angle = np.arctan2(3 ** .5 * (pixels[:, 1] - pixels[:, 2]), 2 * pixels[:, 0] - pixels[:, 1] - pixels[:, 2])
+            near = np.cos(angle - np.radians(PALETTE[color][0])) > np.cos(np.radians(30))
+            assert (weight * near).sum() > .5 * weight.sum(), (noun, style)
+
+
+def test_dominant_hue_covers_its_share():
+    assert all(main_color(style, noun)[3] > .4 for style in v.STYLES for noun in v.RECOLOURABLE)
+
+
+def test_sprites_show_at_every_size():
+    for size in (2, 9, 40, 160):
+        stamp = noun_stamp("noto", "key", "red", size, True, 64)
+        x0, y0, x1, y1 = stamp.box
+        assert size * .6 <= max(x1 - x0, y1 - y0) <= size + 1
+    assert noun_sprite("twemoji", "whale").mode == "RGBA"
+
+
+def test_lowres_is_the_mean_of_blocks(samples):
+    for sample in samples[:20]:
+        blocks = sample["image"].reshape(16, 4, 16, 4, 3).astype(float).mean((1, 3))
+        assert np.abs(blocks - sample["lowres"]).max() <= .5
+
+
+def test_masks(samples):
+    kinds = {shape[0] for sample in samples for shape in sample["scene"].mask}
+    assert kinds == {"box", "stroke", "object"}
+    assert all(sample["mask"].shape == (64, 64) and 0 < sample["mask"].mean() < .8 for sample in samples)
+    for sample in samples:
+        for kind, *numbers in sample["scene"].mask:
+            if kind == "object":
+                x0, y0, x1, y1 = (sample["boxes"][numbers[0]] * 64).astype(int)
+                assert sample["mask"][y0:y1, x0:x1].all()
+    assert {shape[0] for seed in range(50) for shape in random_mask(Draws(seed), 0)} == {"box", "stroke"}
+    np.testing.assert_array_equal(np.argwhere(draw_mask((("box", 64, 0, 128, 32),), 8)), [[0, 2], [0, 3]])
+
+
+def test_batch_facts(samples):
+    for sample in samples:
+        scene, n = sample["scene"], len(sample["scene"].objects)
+        assert [v.NOUNS[i] for i in sample["labels"][:n]] == [o.noun for o in scene.objects]
+        assert [None if i < 0 else v.COLORS[i] for i in sample["colors"][:n]] == [o.color for o in scene.objects]
+        assert (sample["labels"][n:] == -1).all() and (sample["colors"][n:] == -1).all()
+        assert sample["class"] == (sample["labels"][0] if n == 1 else -1)
+        assert v.BACKGROUNDS[sample["background"]] == scene.background and v.STYLES[sample["style"]] == scene.style
+
+
+@pytest.mark.parametrize("size", [32, 48, 128])
+def test_other_sizes(size, samples):
+    sample = compose(7, SceneConfig(size=size))
+    assert sample["image"].shape == (size, size, 3) and sample["lowres"].shape == (size // 4, size // 4, 3)
+    np.testing.assert_allclose(sample["boxes"], samples[7]["boxes"], atol=2.1 / min(size, 64))
+
+
+def test_configuration_is_obeyed():
+    config = SceneConfig(nouns=("apple", "dog", "star"), styles=("noto",), max_objects=1, places=False, centred=True,
+                         looks=("flat",), flips=False)
+    for seed in range(100):
+        scene = random_scene(seed, config)
+        o, = scene.objects
+        assert o.noun in config.nouns and scene.style == "noto" and scene.look == "flat" and not o.flip
+        assert scene.background in v.PLAIN and abs(o.x - 128) <= 6 and abs(o.y - 128) <= 6 and 136 <= o.size <= 152
+    places = SceneConfig(plain_backgrounds=False, min_objects=2, max_objects=2)
+    pairs = [random_scene(seed, places) for seed in range(50)]
+    assert all(scene.background in v.PLACES and len(scene.objects) == 2 for scene in pairs)
+    alike = SceneConfig(p_same=1.0, min_objects=2)
+    assert all(len({(o.noun, o.color) for o in random_scene(s, alike).objects}) == 1 for s in range(50))
+
+
+@pytest.mark.parametrize("bad", [
+    {"size": 60}, {"size": 0}, {"nouns": ("unicorn",)}, {"nouns": "apple"}, {"nouns": ()}, {"styles": ("apple",)},
+    {"max_objects": 4}, {"min_objects": 3, "max_objects": 2}, {"split": "test"}, {"p_paraphrase": 1.5},
+    {"places": False, "plain_backgrounds": False}])
+def test_bad_configurations_are_refused(bad):
+    with pytest.raises(ValueError, match="SceneConfig"):
+        SceneConfig(**bad)
+
+
+def test_impossible_scenes_are_refused():
+    with pytest.raises(ValueError, match="allow more nouns"):
+        random_scene(0, SceneConfig(nouns=("dog",), places=False, split="heldout"))
+    with pytest.raises(ValueError, match="negative"):
+        random_scene(-1)
+
+
+@pytest.mark.parametrize("x, y, name", [
+    (.5, .5, "middle"), (.1, .5, "left"), (.5, .9, "bottom"), (.9, .1, "top right")])
+def test_position_names(x, y, name):
+    assert position_name(x, y) == name
+
+
+def test_collages():
+    one = collage(3)
+    assert one.shape == (64, 64, 3) and np.array_equal(one, collage(3)) and not np.array_equal(one, collage(4))
+    train, test = collage_objects("train"), collage_objects("test")
+    assert not set(train) & set(test) and len(train) + len(test) == 984 and 35 < len(test) < 60
+    for bad in ({"size": 50}, {"split": "val"}, {"seed": -1}):
+        with pytest.raises(ValueError, match="collage"):
+            collage(**{"seed": 0, **bad})
