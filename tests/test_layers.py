@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "ldm_mini"
 ROWS = {
     # 0: one idea each
-    "0a": "files vocabulary draws",
+    "0a": "files vocabulary draws pictures",
     "0b": "schedule diffusion cond blocks attention quantizer kl perceptual discriminator metrics plotting checkpoint "
           "ema sprites captions backgrounds masks distortions",
     "0c": "layout",
