@@ -177,7 +177,7 @@ TINY_DIFFUSION = DiffusionRecipe(
     name="tiny",
     scenes=TINY_SCENES,
     channels=64, channel_mults=(1, 2, 2),
-    steps=14_000, batch_size=16, lr=1e-3)       # so far from convergence, many small steps beat few large ones
+    steps=11_000, batch_size=16, lr=1e-3)       # so far from convergence, many small steps beat few large ones
 
 # For one H200: the whole vocabulary, styles and grammar. Expect: TODO-MEASURE
 BASE_DIFFUSION = DiffusionRecipe(
