@@ -1,0 +1,101 @@
+"""Several processes: `accelerate launch` runs the same command, gradients are averaged, processes stay in step."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm_mini import runs
+from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
+from ldm_mini.train import TrainState, train_autoencoder
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="two gloo processes by accelerate launch: Linux and macOS")
+
+
+def launch(*command):
+    """`accelerate launch` with two CPU processes; returns what it printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+             "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(port)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*start, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_accelerate_launch_trains_unchanged(tmp_path):
+    out = tmp_path / "run"
+    said = launch("-m", "ldm_mini", "train", "autoencoder", "--recipe", "micro", "--out", out, "--steps", "16", "--device", "cpu",
+                  "--log-every", "4", "--save-every", "8", "--sample-every", "8")
+    assert said.count("Finished at step 16 of 16") == 1, "one process speaks for all"
+    assert [record["step"] for record in runs.read_log(out)] == [4, 8, 12, 16]
+    assert '"processes": 2' in (out / "recipe.json").read_text()
+    assert (out / "model" / "model.safetensors").is_file() and (out / "curve.png").is_file()
+    assert len(list((out / "samples").glob("*.png"))) == 2
+
+
+WORKER = """
+import sys, torch
+from accelerate import Accelerator
+sys.path.insert(0, {tests!r})
+from test_accelerate import autoencoder, pictures
+from ldm_mini.discriminator import PatchDiscriminator
+from ldm_mini.train import TrainState, add_adversary, train_autoencoder
+
+accelerator = Accelerator(cpu=True)
+rank, half = accelerator.process_index, slice(4 * accelerator.process_index, 4 * accelerator.process_index + 4)
+state = TrainState(autoencoder(), lr=1e-3, seed=0, accelerator=accelerator)
+next(train_autoencoder(state, [pictures()[half]], 1, perceptual_weight=0, disc_weight=0))
+if rank == 0:
+    torch.save({{name: p.grad for name, p in state.model.named_parameters()}}, {out!r})
+
+state = TrainState(autoencoder(restart_after=2), lr=1e-3, seed=0, accelerator=accelerator)
+add_adversary(state, PatchDiscriminator(channels=4, num_layers=1))
+for log in train_autoencoder(state, [pictures()[half]], 6, perceptual_weight=0, disc_start=2):
+    pass
+both = accelerator.gather(torch.cat([v.detach().float().flatten() for m in (state.model, state.adversary.model)
+                                     for name, v in m.named_parameters()])[None])
+print(f"rank {{rank}}: processes differ by {{(both[0] - both[1]).abs().max().item()}}; d_loss {{log.d_loss > 0}}")
+accelerator.end_training()
+"""
+
+
+def autoencoder(**options):
+    """Restarts and data-dependent codes depend on the batch, so the comparison of gradients is without."""
+    torch.manual_seed(0)
+    config = AutoencoderConfig(downsample_factor=2, latent_channels=3, channels=8, channel_mults=(1, 1), num_res_blocks=1,
+                               mid_attn=False, groups=2)
+    options = {"restart_after": None, "init": "uniform", **options}
+    return Autoencoder(config, VQBottleneck(VectorQuantizer(16, 3, **options)))
+
+
+def pictures():
+    return torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_gradients_are_averaged_and_processes_stay_equal(tmp_path):
+    """Two processes with 4 pictures each have the gradient of one with all 8; and after GAN steps with restarts of
+    codes, both hold the same weights."""
+    script, out = tmp_path / "worker.py", tmp_path / "gradients.pt"
+    script.write_text(WORKER.format(tests=str(ROOT / "tests"), out=str(out)))
+    said = launch(script)
+    assert len(re.findall(r"differ by 0\.0; d_loss True", said)) == 2, said
+
+    state = TrainState(autoencoder(), lr=1e-3, seed=0)
+    next(train_autoencoder(state, [pictures()], 1, perceptual_weight=0, disc_weight=0))
+    shared = torch.load(out, weights_only=True)
+    for name, p in state.model.named_parameters():
+        torch.testing.assert_close(shared[name], p.grad, rtol=1e-3, atol=1e-6, msg=lambda text: f"{name}: {text}")
+    half = TrainState(autoencoder(), lr=1e-3, seed=0)
+    next(train_autoencoder(half, [pictures()[:4]], 1, perceptual_weight=0, disc_weight=0))
+    last = "decoder.conv_out.weight"
+    assert not torch.allclose(dict(half.model.named_parameters())[last].grad, shared[last], rtol=1e-3, atol=1e-6)
