@@ -17,6 +17,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+import ldm_mini
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -143,6 +145,11 @@ def test_readme_links_lead_somewhere():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+def test_readme_names_every_module():
+    named = set(re.findall(r"`(\w+)`", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert {path.stem for path in (ROOT / "ldm_mini").glob("*.py")} - named == {"__init__"}
+
+
 def checksum_lines():
     return [line.split(maxsplit=1) for line in (ROOT / "data" / "SHA256SUMS").read_text(encoding="utf-8").splitlines()]
 
@@ -177,7 +184,7 @@ def wheel(tmp_path_factory):
 def test_wheel_carries_the_data_and_nothing_else(wheel):
     for digest, name in checksum_lines():
         assert sha256((wheel / "ldm_mini" / "_data" / name).read_bytes()).hexdigest() == digest, name
-    assert sorted(path.name for path in wheel.iterdir()) == ["ldm_mini", f"ldm_mini-{PROJECT['version']}.dist-info"]
+    assert sorted(path.name for path in wheel.iterdir()) == ["ldm_mini", f"ldm_mini-{ldm_mini.__version__}.dist-info"]
     assert {p.name for p in (ROOT / "ldm_mini").glob("*.py")} == {p.name for p in (wheel / "ldm_mini").glob("*.py")}
     assert not (wheel / "ldm_mini" / "_data" / "build").exists()
 
