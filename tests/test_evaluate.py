@@ -36,6 +36,11 @@ class Painter:
         return torch.stack([self.draw(self.known[caption]) for caption in prompt["caption"]])
 
 
+@pytest.fixture(autouse=True)
+def few_reference_scenes(monkeypatch):
+    monkeypatch.setattr(evaluate, "REFERENCE", 48)
+
+
 @pytest.fixture(scope="module")
 def recogniser() -> Recogniser:
     return Recogniser.load()
@@ -96,7 +101,7 @@ def saved(tmp_path_factory):
     first = Autoencoder(config, VQBottleneck(VectorQuantizer(16, 3)))
     first.train()(collate([EmojiScenes(SCENES, 4)[i] for i in range(4)])["image"])  # the codebook needs data
     net = UNet(UNetConfig(in_channels=3, channels=16, channel_mults=(1,), num_res_blocks=1, groups=4, attn_levels=(),
-                          context_dim=16, vector_dim=16))
+                          head_dim=16, context_dim=16, vector_dim=16))
     conditioner = CombinedConditioner([TextConditioner(TextTransformer(16, 1, 1, 24)), ClassConditioner(64, 16, 16)])
     ldm = LatentDiffusion(first, net, NoiseSchedule(cosine_betas()), conditioner, prediction="v", image_size=64)
     folder = tmp_path_factory.mktemp("models")
@@ -128,6 +133,11 @@ def test_run_evaluate_by_class_and_first_stage_alone(saved):
     assert "diffusion" not in first and first["autoencoder"] == report["autoencoder"]
     with pytest.raises(ValueError, match="too few"):
         evaluate.run_evaluate(str(saved / "first"), num=2)
+
+
+def test_impossible_splits_are_left_out():
+    plain = SceneConfig(nouns=("cat", "dog"), max_objects=1, places=False)
+    assert evaluate._possible(plain) and not evaluate._possible(evaluate.replace(plain, split="heldout"))
 
 
 def test_scenes_of_reads_the_card_and_ignores_the_unknown():
