@@ -1,0 +1,15 @@
+"""Checks for the exercises: each takes *your* function, tries it on small inputs, and names the likely mistake.
+
+    from ldm_mini import checks
+    checks.box_iou(my_box_iou)
+
+A check prints one line when all is well and raises `CheckFailed` otherwise, so it works in a notebook cell, under
+`pytest --nbval` and as an autograder test alike. One file per notebook. Every check is itself tested: known wrong solutions
+must fail it, and correct ones written another way must pass (`tests/test_checks*.py`).
+"""
+
+from .checking import CheckFailed
+from .n00_start import guidance, latent_numbers, to_picture
+from .n01_data import alpha_over, box_iou, inpainting_input
+
+__all__ = ["CheckFailed", "alpha_over", "box_iou", "guidance", "inpainting_input", "latent_numbers", "to_picture"]

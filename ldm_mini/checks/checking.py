@@ -1,0 +1,66 @@
+"""What every check is made of: call a learner's function safely, compare its result, name the likely mistake."""
+
+import torch
+from torch import Tensor
+
+
+class CheckFailed(AssertionError):
+    """Your solution differs from what the exercise asks; the message says how, and what to look at."""
+
+    def _render_traceback_(self):
+        """Jupyter shows this instead of a stack trace through our files: the message is what helps."""
+        return [f"CheckFailed: {self}"]
+
+
+def compare(got, want: Tensor, what: str, mistakes=(), rtol=1e-4, atol=1e-5):
+    """Hold a learner's result against the right one.
+
+    mistakes: pairs (value a known mistake would give, what to tell the learner about it).
+    Raises CheckFailed naming the first difference: type, shape, dtype kind, a known mistake, or the largest error.
+    """
+    if got is None:
+        raise CheckFailed(f"{what} returned None. Did you forget the `return`, or is the stub still in place?")
+    if not isinstance(got, Tensor):
+        raise CheckFailed(f"{what} should return a torch.Tensor, not {type(got).__name__}.")
+    if got.shape != want.shape:
+        raise CheckFailed(f"{what} has shape {tuple(got.shape)}; it should be {tuple(want.shape)}.")
+    if (got.is_floating_point(), got.dtype == torch.uint8) != (want.is_floating_point(), want.dtype == torch.uint8):
+        raise CheckFailed(f"{what} has dtype {got.dtype}; it should be {want.dtype}.")
+    got, want = got.detach().double(), want.detach().double()
+    if torch.allclose(got, want, rtol=rtol, atol=atol):
+        return
+    if not got.isfinite().all():
+        raise CheckFailed(f"{what} contains NaN or infinity. Look for a division by zero.")
+    for value, message in mistakes:
+        if value.shape == got.shape and torch.allclose(got, value.detach().double(), rtol=rtol, atol=atol):
+            raise CheckFailed(f"{what}: {message}")
+    error = (got - want).abs()
+    where = tuple(int(i) for i in torch.unravel_index(error.argmax(), error.shape))
+    raise CheckFailed(f"{what} is off by up to {error.max():.3g} (at index {where}: got {got[where]:.4g}, "
+                      f"expected {want[where]:.4g}).")
+
+
+def passed(message: str):
+    """The one line a learner wants to see."""
+    print(f"✓ {message}")
+
+
+def attempt(function, *inputs, name: str):
+    """Call a learner's function; an exception inside it becomes a message that says where it came from."""
+    copies = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
+    try:
+        result = function(*copies)
+    except NotImplementedError:
+        raise CheckFailed(f"{name} is still the stub: replace `raise NotImplementedError` by your code.") from None
+    except Exception as error:
+        shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else repr(x) for x in inputs)
+        raise CheckFailed(f"{name} raised {type(error).__name__}: {error} (called with {shapes}).") from error
+    for before, after in zip(inputs, copies):
+        if isinstance(before, Tensor) and not torch.equal(before, after):
+            raise CheckFailed(f"{name} changed its input in place. Make a new tensor: `x = x * 2`, not `x *= 2`.")
+    return result
+
+
+def noise(*shape, seed=0) -> Tensor:
+    """Standard normal numbers that are the same everywhere."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
