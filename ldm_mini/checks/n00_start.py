@@ -14,7 +14,7 @@ def to_picture(function):
     compare(got, right, "to_picture(x)", atol=1.01, mistakes=[
         (scaled.round().to(torch.int64).to(torch.uint8).permute(0, 2, 3, 1),
          "values outside [-1, 1] wrapped around to the other end. Clamp before converting to uint8."),
-        ((x.clamp(0, 1) * 255).round().permute(0, 2, 3, 1), "the input lives in [-1, 1], not in [0, 1]: shift it first."),
+        ((x.clamp(0, 1) * 255).round().permute(0, 2, 3, 1), "the input lives in [-1, 1], not [0, 1]: shift it."),
         (((x.clamp(-1, 1) + 1) * 127.5).round().reshape(2, 4, 6, 3),
          "reshape scrambles the pixels; moving an axis needs permute (or einops.rearrange)."),
     ])
@@ -24,12 +24,13 @@ def to_picture(function):
 def guidance(function):
     """`function(uncond, cond, scale)`: classifier-free guidance, u + s (c - u)."""
     u, c = noise(2, 4, 3, 3), noise(2, 4, 3, 3, seed=1)
+    backwards = "the arrow points the wrong way: move from the unconditional prediction towards the conditional one."
     for s in (4.0, 1.0, 0.0):
         got = attempt(function, u, c, s, name="guide")
         compare(got, u + s * (c - u), f"guide(u, c, {s:g})", mistakes=[
-            (c + s * (c - u), "this is the other convention (Ho & Salimans' w = s - 1). Here a scale of 1 means: no guidance."),
-            (c + s * (u - c), "the arrow points the wrong way: move from the unconditional prediction towards the conditional one."),
-            (u + s * (u - c), "the arrow points the wrong way: move from the unconditional prediction towards the conditional one."),
+            (c + s * (c - u), "the other convention (Ho & Salimans' w = s - 1). Here a scale of 1 means: no guidance."),
+            (c + s * (u - c), backwards),
+            (u + s * (u - c), backwards),
             (u + s * c, "add the *difference* c - u, not c itself."),
         ])
     passed("guide: 0 ignores the caption, 1 follows it, more than 1 exaggerates it")
@@ -37,9 +38,9 @@ def guidance(function):
 
 def latent_numbers(function):
     """`function(height, width, f, channels)`: (numbers in an RGB picture, numbers in its latent)."""
-    for h, w, f, c, name in ((64, 64, 4, 3, ""), (256, 256, 8, 4, " (Stable Diffusion's first stage)"), (512, 256, 16, 16, "")):
+    for h, w, f, c in ((64, 64, 4, 3), (256, 256, 8, 4), (512, 256, 16, 16)):
         got, right = attempt(function, h, w, f, c, name="latent_numbers"), (h * w * 3, (h // f) * (w // f) * c)
-        call = f"latent_numbers({h}, {w}, {f}, {c}){name}"
+        call = f"latent_numbers({h}, {w}, {f}, {c})"
         if not isinstance(got, tuple) or len(got) != 2:
             raise CheckFailed(f"{call} should return two numbers (picture, latent), not {got!r}.")
         if got == (right[0], h * w // f * c):

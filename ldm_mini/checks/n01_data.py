@@ -10,7 +10,8 @@ def alpha_over(function):
     sprite, canvas = noise(3, 5, 5).sigmoid(), noise(3, 5, 5, seed=1).sigmoid()
     alpha = torch.linspace(0, 1, 25).view(1, 5, 5)
     right = alpha * sprite + (1 - alpha) * canvas
-    compare(attempt(function, sprite, alpha, canvas, name="alpha_over"), right, "alpha_over(sprite, alpha, canvas)", mistakes=[
+    got = attempt(function, sprite, alpha, canvas, name="alpha_over")
+    compare(got, right, "alpha_over(sprite, alpha, canvas)", mistakes=[
         (sprite + (1 - alpha) * canvas, "the sprite's colour is not premultiplied here: weigh it by alpha too."),
         ((1 - alpha) * sprite + alpha * canvas, "sprite and canvas are swapped: alpha = 1 means the sprite is opaque."),
         (torch.where(alpha > 0.5, sprite, canvas), "a hard threshold makes jagged edges: mix in proportion to alpha."),
@@ -28,7 +29,7 @@ def box_iou(function):
     area = lambda box: (box[:, 2:] - box[:, :2]).prod(-1)  # noqa: E731
     total = area(a)[:, None] + area(b)[None]
     compare(attempt(function, a, b, name="box_iou"), inter / (total - inter), "box_iou(a, b)", mistakes=[
-        (raw / (total - raw), "boxes that do not touch have a negative side: clamp width and height at 0 before multiplying."),
+        (raw / (total - raw), "boxes that do not touch have a negative side: clamp width and height at 0 first."),
         (inter / total, "the union counts the overlap once: area(a) + area(b) - intersection."),
         (inter, "this is the intersection; divide it by the union."),
     ])
@@ -36,7 +37,7 @@ def box_iou(function):
 
 
 def inpainting_input(function):
-    """`function(image, mask)`: image (B,3,H,W) in [-1,1], mask (B,1,H,W) with 1 = hole -> (masked image, mask in [-1,1])."""
+    """`function(image, mask)`: image (B,3,H,W) in [-1,1], mask (B,1,H,W), 1 = hole -> both as the net sees them."""
     image = noise(2, 3, 6, 6).clamp(-1, 1)
     mask = (noise(2, 1, 6, 6, seed=2) > 0).float()
     got = attempt(function, image, mask, name="inpainting_input")
@@ -46,7 +47,7 @@ def inpainting_input(function):
     compare(got[0], hidden, "the masked image", mistakes=[
         (image * (1 - mask), "the hole is 0, which is mid-grey in [-1, 1]. The released model has black (-1) there: "
                              "go to [0, 1], multiply, come back."),
-        (torch.where(mask.bool(), image, torch.tensor(-1.0)), "you kept the hole and hid the rest: here mask = 1 means *hole*."),
+        (torch.where(mask.bool(), image, torch.tensor(-1.0)), "you kept the hole and hid the rest: mask = 1 means *hole*."),
         (image, "the hole still shows the answer: a model trained on this learns to copy."),
     ])
     compare(got[1], mask * 2 - 1, "the mask", mistakes=[
