@@ -47,7 +47,8 @@ def inpainting_input(function):
     compare(got[0], hidden, "the masked image", mistakes=[
         (image * (1 - mask), "the hole is 0, which is mid-grey in [-1, 1]. The released model has black (-1) there: "
                              "go to [0, 1], multiply, come back."),
-        (torch.where(mask.bool(), image, torch.tensor(-1.0)), "you kept the hole and hid the rest: mask = 1 means *hole*."),
+        (torch.where(mask.bool(), image, torch.tensor(-1.0)),
+         "you kept the hole and hid the rest: mask = 1 is the *hole*."),
         (image, "the hole still shows the answer: a model trained on this learns to copy."),
     ])
     compare(got[1], mask * 2 - 1, "the mask", mistakes=[
