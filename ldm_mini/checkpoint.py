@@ -172,13 +172,12 @@ def save_training_state(folder, step: int, state: dict, keep: int = 2) -> Path:
         save_safetensors(temporary / f"{part}.safetensors", tensors)
         sizes[f"{part}.safetensors"] = (temporary / f"{part}.safetensors").stat().st_size
     write_json(temporary / "state.json", {"step": step, "files": sizes, "state": described})
-    if final.exists():  # the same step again: out of the way first, since a folder cannot replace a full one
-        final.rename(folder / f".{final.name}.old.tmp")
+    if final.exists():  # the same step again: a folder cannot replace a full one
+        _discard(final)
     temporary.rename(final)
     _sync_folder(folder)
-    shutil.rmtree(folder / f".{final.name}.old.tmp", ignore_errors=True)
     for old in _complete(folder)[keep:]:
-        shutil.rmtree(old)
+        _discard(old)
     return final
 
 
@@ -260,6 +259,13 @@ def _complete(folder: Path) -> list[Path]:
             return False
 
     return [p for p in sorted(folder.glob("step-????????"), reverse=True) if whole(p)]
+
+
+def _discard(folder: Path) -> None:
+    """Delete a checkpoint; hidden first, so that none is ever seen in part."""
+    hidden = folder.with_name(f".{folder.name}.old.tmp")
+    folder.rename(hidden)
+    shutil.rmtree(hidden)
 
 
 def _read(path) -> bytes:

@@ -133,7 +133,7 @@ def dies_at(moment: int, action) -> bool:
             return call
 
         for owner, names in ((os, ("fsync", "replace", "rename", "unlink", "mkdir", "rmdir")),
-                             (Path, ("rename", "mkdir")), (shutil, ("rmtree",))):
+                             (Path, ("rename", "mkdir")), (shutil, ("rmtree", "copyfile"))):
             for name in names:
                 setattr(owner, name, deadly(getattr(owner, name)))
         try:
@@ -178,6 +178,8 @@ def test_kill_9_during_a_checkpoint_leaves_a_complete_one(tmp_path):
         killed = dies_at(moment, lambda run=run: save_training_state(run, 3, state(3)))
         step, found = load_training_state(latest(run))
         assert step in (2, 3) and same_bits(found, state(step)), moment
+        for folder in run.glob("step-*"):  # what can be seen is whole
+            assert len(os.listdir(folder)) == 4 and load_training_state(folder)[0] == int(folder.name[5:]), moment
         outcomes.append((killed, step))
         save_training_state(run, 4, state(4))  # the next run is not disturbed by what the dead one left
         assert sorted(os.listdir(run))[-1] == "step-00000004" and not list(run.glob(".*")), os.listdir(run)
@@ -197,6 +199,7 @@ def test_small_weights_are_one_file(tmp_path):
 
 def test_large_weights_are_shards_with_an_index(tmp_path):
     tensors = {f"layer.{i}.weight": torch.randn(40 + i, 25) for i in range(20)} | {"huge": torch.randn(6000)}
+    tensors |= {f"many.small.{i}.bias": torch.randn(2) for i in range(500)}  # here the header is most of the file
     files = save_weights(tmp_path, tensors, shard_bytes=16_000)
     assert sorted(files) == sorted(os.listdir(tmp_path)) and INDEX in files and len(files) > 5
     index = json.loads((tmp_path / INDEX).read_text())
