@@ -62,6 +62,10 @@ def train(stage: Positional[Literal["autoencoder", "diffusion"]], recipe: str = 
     from .launch import train_stage
     from .recipes import find_recipe
 
+    for name, value in {"steps": steps, "batch-size": batch_size, "latents": latents, "log-every": log_every,
+                        "sample-every": sample_every, "save-every": save_every, "threads": threads}.items():
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}.")
     if threads is not None:
         torch.set_num_threads(threads)
     given = {"steps": steps, "batch_size": batch_size, "lr": lr, "latents": latents}
@@ -70,7 +74,7 @@ def train(stage: Positional[Literal["autoencoder", "diffusion"]], recipe: str = 
         raise ValueError("--latents is for diffusion; the autoencoder trains on images.")
     chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
     train_stage(stage, chosen, out or Path("runs") / f"{stage}-{recipe}", autoencoder=autoencoder, resume=resume,
-                minutes=minutes, device=device, compile=compile, workers=workers, seed=seed, tensorboard=tensorboard,
+                minutes=minutes, device=_device(device), compile=compile, workers=workers, seed=seed, tensorboard=tensorboard,
                 log_every=log_every, sample_every=sample_every, save_every=save_every)
 
 
@@ -104,8 +108,7 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, out: Path = Path("grid
         raise ValueError(f"--num must be at least 1, got {num}.")
     if threads is not None:
         torch.set_num_threads(threads)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = _device(device)
     batch = _conditions(captions, class_name, num)
     ldm = LatentDiffusion.from_pretrained(model, device=device)
     _warn_unknown_words(ldm, captions)
@@ -138,7 +141,7 @@ def evaluate(model: str = "emoji-scenes", task: Literal["text", "class"] = "text
 
     if threads is not None:
         torch.set_num_threads(threads)
-    run_evaluate(model, task, num=num, steps=steps, guidance_scale=guidance_scale, seed=seed, device=device, out=out)
+    run_evaluate(model, task, num=num, steps=steps, guidance_scale=guidance_scale, seed=seed, device=_device(device), out=out)
 
 
 def bench(device: str = "auto", *, rounds: int = 15, threads: int | None = None) -> None:
@@ -155,7 +158,22 @@ def bench(device: str = "auto", *, rounds: int = 15, threads: int | None = None)
 
     if threads is not None:
         torch.set_num_threads(threads)
-    run_bench(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device, rounds=rounds)
+    run_bench(_device(device), rounds=rounds)
+
+
+def _device(name: str) -> str:
+    """The device that a name means on this machine."""
+    import torch
+
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(kind for kind, is_here in here.items() if is_here)
+    if name not in here:
+        raise ValueError(f"--device must be auto, cpu, cuda or mps, got {name!r}.")
+    if not here[name]:
+        raise ValueError(f"--device {name}: torch finds no {'CUDA GPU' if name == 'cuda' else 'Apple GPU'} here; leave it out, "
+                         "or give cpu.")
+    return name
 
 
 def _conditions(captions, class_name, num: int) -> dict | None:

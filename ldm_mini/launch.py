@@ -11,7 +11,7 @@ import torch
 from . import recipes, runs
 from .data import scene_stream
 from .discriminator import PatchDiscriminator
-from .hub import load_autoencoder, save_autoencoder
+from .hub import find, load_autoencoder, save_autoencoder
 from .latent_diffusion import latent_scale
 from .latents import cache_latents
 from .perceptual import PerceptualLoss
@@ -29,6 +29,11 @@ def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None, resu
     autoencoder: for stage "diffusion", the first stage: the `model` folder of its run, or a name `hub.find` knows.
     Raises ValueError before anything is written, if the folder, the recipe or the first stage cannot be used.
     """
+    if stage == "diffusion":
+        if autoencoder is None:
+            raise ValueError("diffusion needs a first stage: --autoencoder FOLDER, the `model` folder of a run of "
+                             "`python -m ldm_mini train autoencoder`.")
+        find(autoencoder)
     out, accelerator = Path(out), _accelerator(device)
     settings = {"stage": stage, "seed": seed, "processes": accelerator.num_processes, **asdict(recipe)}
     if stage == "diffusion":
@@ -94,9 +99,6 @@ def _autoencoder(recipe, out, accelerator, workers, seed, _, checkpoint):
 
 def _diffusion(recipe, out, accelerator, workers, seed, autoencoder, checkpoint):
     """TrainState, loop, samples and export of the second stage."""
-    if autoencoder is None:
-        raise ValueError("diffusion needs a first stage: --autoencoder FOLDER, the `model` folder of a run of "
-                         "`python -m ldm_mini train autoencoder`.")
     first = load_autoencoder(autoencoder, device=accelerator.device)
     with accelerator.main_process_first():                      # it encodes and saves, the others load
         encoded = cache_latents(first, scene_stream(recipe.scenes, 64, 0, workers, 0, 1, seed=seed), recipe.latents,
@@ -152,10 +154,6 @@ def _averaged(state):
 def _accelerator(device: str | None):
     from accelerate import Accelerator
 
-    if device not in (None, "auto", "cpu", "cuda", "mps"):
-        raise ValueError(f"--device must be auto, cpu, cuda or mps, got {device!r}.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: this machine has no CUDA GPU that torch can use; leave it out, or give cpu.")
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")              # TF32
         torch.backends.cudnn.allow_tf32 = True

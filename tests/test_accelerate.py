@@ -20,11 +20,12 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="two gloo proces
 
 
 def launch(*command):
-    """`accelerate launch` with two CPU processes; returns what it printed."""
+    """`accelerate launch` with two processes; returns what it printed. --multi_gpu means torchrun: the command itself asks
+    for the CPU (accelerate's own --cpu would want MPI)."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    start = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+    start = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
              "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(port)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*start, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)

@@ -1,0 +1,174 @@
+"""The command line, from training to pictures; mistakes end in one line that says what to do."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import ldm_mini
+from ldm_mini import runs
+from ldm_mini.__main__ import HELP, main
+from ldm_mini.latent_diffusion import LatentDiffusion
+
+ROOT = Path(__file__).parents[1]
+QUICK = ["--device", "cpu", "--steps", "6", "--log-every", "2", "--sample-every", "3", "--save-every", "3"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Both stages, trained for six steps by the command line."""
+    folder = tmp_path_factory.mktemp("runs")
+    assert main(["train", "autoencoder", "--recipe", "micro", "--out", str(folder / "ae"), *QUICK]) == 0
+    assert main(["train", "diffusion", "--recipe", "micro", "--out", str(folder / "ldm"), "--autoencoder",
+                 str(folder / "ae" / "model"), *QUICK]) == 0
+    return folder
+
+
+def fails(capsys, *argv):
+    """The one line that a mistake ends in."""
+    assert main([str(a) for a in argv]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("error: ") and "Traceback" not in said
+    return said
+
+
+def test_without_arguments_a_page_of_help(capsys):
+    assert main([]) == 0
+    page = capsys.readouterr().out
+    assert page.strip() == HELP.strip()
+    for command in ("sample", "train autoencoder", "train diffusion", "evaluate", "bench", "--resume", "accelerate launch"):
+        assert command in page
+
+
+def test_help_explains_every_option(capsys):
+    for command in ("train", "sample", "evaluate", "bench"):
+        with pytest.raises(SystemExit) as stopped:
+            main([command, "--help"])
+        assert stopped.value.code == 0
+        assert "None" not in capsys.readouterr().out.split("usage")[0]
+
+
+@pytest.mark.parametrize("stage", ["ae", "ldm"])
+def test_training_writes_its_folder(trained, stage):
+    out = trained / stage
+    records = runs.read_log(out)
+    assert [r["step"] for r in records] == [2, 3, 4, 6]
+    assert all(r["loss"] > 0 and r["images_per_s"] > 0 for r in records)
+    measured = {"ae": {"val_psnr", "val_codes_used"}, "ldm": {"val_loss"}}[stage]
+    assert [measured <= r.keys() for r in records] == [False, True, False, True]
+    assert sorted(p.name for p in (out / "samples").iterdir()) == ["step-00000003.png", "step-00000006.png"]
+    assert Image.open(out / "curve.png").size[0] > 400
+    assert [p.name for p in sorted((out / "checkpoints").iterdir())] == ["step-00000003", "step-00000006"]
+    card = json.loads((out / "model" / "config.json").read_text())["card"]
+    assert card["steps"] == 6 and card["recipe"]["name"] == "micro" and "torch" in card["hardware"]
+    recipe = json.loads((out / "recipe.json").read_text())
+    assert recipe["steps"] == 6 and recipe["scenes"]["size"] == 32
+    assert not [p for p in out.rglob("*") if p.suffix in (".pt", ".pth", ".bin", ".pkl")]
+
+
+def test_first_stage_is_inside_the_second(trained):
+    ldm = LatentDiffusion.from_pretrained(trained / "ldm" / "model")
+    from ldm_mini.hub import load_autoencoder
+
+    first = load_autoencoder(trained / "ae" / "model").state_dict()
+    assert all(torch.equal(v, first[k]) for k, v in ldm.autoencoder.state_dict().items())
+    assert ldm.scale_factor.item() != 1, "the latent scale is measured"
+
+
+def test_sample_writes_the_same_grid_for_the_same_seed(trained, tmp_path, capsys):
+    def draw(name, *more):
+        assert main(["sample", "a red star", "an apple", "--model", str(trained / "ldm" / "model"), "--num", "4", "--steps", "2",
+                     "--device", "cpu", "--out", str(tmp_path / name), *more]) == 0
+        return (tmp_path / name).read_bytes()
+
+    first = draw("a.png")
+    assert Image.open(tmp_path / "a.png").size == (4 * 34 - 2, 32)
+    assert "4 pictures" in capsys.readouterr().out
+    assert draw("b.png") == first and draw("c.png", "--seed", "1") != first
+    assert draw("d.png", "--class", "apple") != first and draw("e.png", "--sampler", "ddpm") != first
+    draw("new/folder/f.png")
+
+
+def test_a_word_the_model_does_not_know_is_named(trained, tmp_path, capsys):
+    main(["sample", "a zeppelin", "--model", str(trained / "ldm" / "model"), "--num", "1", "--steps", "1", "--device", "cpu",
+          "--out", str(tmp_path / "a.png")])
+    assert "no word zeppelin" in capsys.readouterr().err
+
+
+def test_mistakes_end_in_one_line(trained, tmp_path, capsys):
+    model = trained / "ldm" / "model"
+    assert "tiny, tiny_l1, base" in fails(capsys, "train", "autoencoder", "--recipe", "huge", "--out", tmp_path / "x")
+    assert "no run to resume" in fails(capsys, "train", "autoencoder", "--recipe", "micro", "--out", tmp_path / "x", "--resume")
+    assert "--resume" in fails(capsys, "train", "autoencoder", "--recipe", "micro", "--out", trained / "ae", *QUICK)
+    assert "--autoencoder" in fails(capsys, "train", "diffusion", "--recipe", "micro", "--out", tmp_path / "x", *QUICK)
+    assert "no folder 'nowhere'" in fails(capsys, "train", "diffusion", "--recipe", "micro", "--out", tmp_path / "x",
+                                          "--autoencoder", "nowhere", *QUICK)
+    assert "--latents" in fails(capsys, "train", "autoencoder", "--recipe", "micro", "--out", tmp_path / "x", "--latents", 9)
+    assert "--steps" in fails(capsys, "train", "autoencoder", "--recipe", "micro", "--out", tmp_path / "x", "--steps", 0)
+    assert "--device" in fails(capsys, "train", "autoencoder", "--recipe", "micro", "--out", tmp_path / "x", "--device", "abacus")
+    assert "apple" in fails(capsys, "sample", "--class", "zeppelin", "--model", model)
+    assert "too few for 2 captions" in fails(capsys, "sample", "a star", "a car", "--num", 1, "--model", model)
+    assert "no folder" in fails(capsys, "sample", "a star", "--model", "nowhere")
+    assert "dpm" in fails(capsys, "sample", "a star", "--sampler", "magic", "--model", model)
+    assert not (tmp_path / "x").exists(), "a refused run must leave nothing behind"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+def test_cuda_asked_for_and_absent(tmp_path, capsys):
+    assert "no CUDA GPU" in fails(capsys, "train", "autoencoder", "--recipe", "micro", "--out", tmp_path / "x", "--device", "cuda")
+    assert "no CUDA GPU" in fails(capsys, "sample", "a star", "--device", "cuda")
+
+
+def test_resume_by_the_command_line(trained, capsys):
+    before = {p: p.read_bytes() for p in (trained / "ae" / "checkpoints").rglob("*") if p.is_file()}
+    assert main(["train", "autoencoder", "--recipe", "micro", "--out", str(trained / "ae"), "--resume", *QUICK]) == 0
+    assert "Finished at step 6 of 6" in capsys.readouterr().out
+    assert before == {p: p.read_bytes() for p in (trained / "ae" / "checkpoints").rglob("*") if p.is_file()}
+
+
+def test_tensorboard_is_optional(tmp_path, capsys):
+    argv = ["train", "autoencoder", "--recipe", "micro", "--out", tmp_path / "tb", "--tensorboard", *QUICK[:2], "--steps", "2"]
+    try:
+        importlib.import_module("tensorboard")
+    except ImportError:
+        assert "pip install tensorboard" in fails(capsys, *argv)
+    else:
+        assert main([str(a) for a in argv]) == 0
+        assert list((tmp_path / "tb" / "tensorboard").iterdir())
+
+
+def test_evaluate_and_bench_pass_their_options_on(monkeypatch):
+    import ldm_mini.bench
+    import ldm_mini.evaluate
+
+    seen = []
+    monkeypatch.setattr(ldm_mini.evaluate, "run_evaluate", lambda *args, **options: seen.append((args, options)))
+    monkeypatch.setattr(ldm_mini.bench, "run_bench", lambda *args, **options: seen.append((args, options)))
+    assert main(["evaluate", "--model", "m", "--task", "class", "--num", "9", "--steps", "3", "--out", "o"]) == 0
+    assert main(["bench", "--device", "cpu", "--rounds", "2"]) == 0
+    (evaluated, options), (benched, more) = seen
+    assert evaluated == ("m", "class") and (options["num"], options["steps"], options["out"]) == (9, 3, Path("o"))
+    assert benched == ("cpu",) and more["rounds"] == 2
+
+
+def test_the_package_is_a_table_of_contents():
+    for file, names in ldm_mini.CONTENTS.items():
+        module = importlib.import_module(f"ldm_mini.{file}")
+        for name in names:
+            assert getattr(ldm_mini, name) is getattr(module, name)
+            assert name not in ldm_mini.CONTENTS, f"{name} would be a file and a class"
+    assert "VectorQuantizer" in dir(ldm_mini)
+    with pytest.raises(AttributeError, match="no attribute 'Trainer'"):
+        ldm_mini.Trainer
+
+
+def test_importing_the_package_is_light():
+    code = ("import sys, ldm_mini, ldm_mini.__main__ as m; m.main([]); "
+            "print([x for x in ('torch', 'numpy', 'transformers', 'matplotlib') if x in sys.modules])")
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said.strip().endswith("[]"), said
