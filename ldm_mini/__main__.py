@@ -32,8 +32,9 @@ Every command explains its options with --help. Names of recipes: ldm_mini/recip
 def train(stage: Positional[Literal["autoencoder", "diffusion"]], recipe: str = "tiny", out: Path | None = None,
           autoencoder: str | None = None, resume: bool = False, minutes: float | None = None, steps: int | None = None,
           batch_size: int | None = None, lr: float | None = None, latents: int | None = None, device: str = "auto",
-          compile: bool | None = None, workers: int = 0, threads: int | None = None, seed: int = 0,
-          tensorboard: bool = False, log_every: int = 20, sample_every: int = 500, save_every: int = 500) -> None:
+          compile: Literal["recipe", "on", "off"] = "recipe", workers: int | None = None, threads: int | None = None,
+          seed: int = 0, tensorboard: bool = False, log_every: int = 20, sample_every: int = 500,
+          save_every: int = 500) -> None:
     """Train one of the two stages; everything about the run is written to its folder while it runs.
 
     Args:
@@ -48,8 +49,8 @@ def train(stage: Positional[Literal["autoencoder", "diffusion"]], recipe: str = 
         lr: in place of the recipe's.
         latents: number of scenes to encode for diffusion, in place of the recipe's.
         device: auto, cpu, cuda or mps.
-        compile: torch.compile the network, or not, in place of the recipe's; what fails to compile runs eagerly.
-        workers: processes that compose scenes beside the training; 0 composes them in between.
+        compile: torch.compile the networks; what fails to compile runs eagerly. On a CPU it takes longer than it saves.
+        workers: processes that compose scenes beside the training; 0 composes them in between. Some for a GPU, else 0.
         threads: CPU threads for torch; its own choice unless given.
         seed: of the weights, the data and the noise.
         tensorboard: also write TensorBoard files.
@@ -74,8 +75,9 @@ def train(stage: Positional[Literal["autoencoder", "diffusion"]], recipe: str = 
         raise ValueError("--latents is for diffusion; the autoencoder trains on images.")
     chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
     train_stage(stage, chosen, out or Path("runs") / f"{stage}-{recipe}", autoencoder=autoencoder, resume=resume,
-                minutes=minutes, device=_device(device), compile=compile, workers=workers, seed=seed, tensorboard=tensorboard,
-                log_every=log_every, sample_every=sample_every, save_every=save_every)
+                minutes=minutes, device=_device(device), compile={"recipe": None, "on": True, "off": False}[compile],
+                workers=workers, seed=seed, tensorboard=tensorboard, log_every=log_every, sample_every=sample_every,
+                save_every=save_every)
 
 
 def sample(captions: Positional[tuple[str, ...]] = (), *, out: Path = Path("grid.png"), num: int = 8, steps: int = 20,
@@ -141,7 +143,8 @@ def evaluate(model: str = "emoji-scenes", task: Literal["text", "class"] = "text
 
     if threads is not None:
         torch.set_num_threads(threads)
-    run_evaluate(model, task, num=num, steps=steps, guidance_scale=guidance_scale, seed=seed, device=_device(device), out=out)
+    run_evaluate(model, task, num=num, steps=steps, guidance_scale=guidance_scale, seed=seed, device=_device(device),
+                 out=out)
 
 
 def bench(device: str = "auto", *, rounds: int = 15, threads: int | None = None) -> None:
@@ -171,8 +174,8 @@ def _device(name: str) -> str:
     if name not in here:
         raise ValueError(f"--device must be auto, cpu, cuda or mps, got {name!r}.")
     if not here[name]:
-        raise ValueError(f"--device {name}: torch finds no {'CUDA GPU' if name == 'cuda' else 'Apple GPU'} here; leave it out, "
-                         "or give cpu.")
+        raise ValueError(f"--device {name}: torch finds no {'CUDA' if name == 'cuda' else 'Apple'} GPU here; "
+                         "leave it out, or give cpu.")
     return name
 
 

@@ -1,7 +1,8 @@
-"""From a recipe to a finished run: what `python -m ldm_mini train` does, on one device or, by `accelerate launch`, many."""
+"""From a recipe to a finished run: what `python -m ldm_mini train` does, alone or under `accelerate launch`."""
 
 import contextlib
 import hashlib
+import os
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from .discriminator import PatchDiscriminator
 from .hub import find, load_autoencoder, save_autoencoder
 from .latent_diffusion import latent_scale
 from .latents import cache_latents
+from .metrics import psnr
 from .perceptual import PerceptualLoss
 from .plotting import save_grid
 from .train import TrainState, add_adversary, to_device, train_autoencoder, train_diffusion
@@ -21,12 +23,14 @@ from .train import TrainState, add_adversary, to_device, train_autoencoder, trai
 VALIDATION_SEED = 1_000_000_007                                 # of noise and dropped conditions, the same every time
 
 
-def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None, resume: bool = False, minutes: float | None = None,
-                device: str | None = None, compile: bool | None = None, workers: int = 0, seed: int = 0,
-                tensorboard: bool = False, log_every: int = 20, sample_every: int = 500, save_every: int = 500) -> bool:
+def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None, resume: bool = False,
+                minutes: float | None = None, device: str | None = None, compile: bool | None = None,
+                workers: int | None = None, seed: int = 0, tensorboard: bool = False, log_every: int = 20,
+                sample_every: int = 500, save_every: int = 500) -> bool:
     """Train a recipe in the folder `out`; True when it is finished, False when it was stopped and can be resumed.
 
     autoencoder: for stage "diffusion", the first stage: the `model` folder of its run, or a name `hub.find` knows.
+    compile:     None = as the recipe says, on a GPU. workers: None = 0 on a CPU, which they would only slow down.
     Raises ValueError before anything is written, if the folder, the recipe or the first stage cannot be used.
     """
     if stage == "diffusion":
@@ -41,15 +45,17 @@ def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None, resu
     with accelerator.main_process_first():                      # the others find what it left
         checkpoint = (runs.open_run(out, settings, resume) if accelerator.is_main_process else
                       runs.latest(out / "checkpoints") if resume else None)
+    if workers is None:
+        workers = 0 if accelerator.device.type == "cpu" else min(12, max(1, (os.cpu_count() or 2) - 2))
     torch.manual_seed(seed)                                     # the same fresh weights in every process
     prepare = {"autoencoder": _autoencoder, "diffusion": _diffusion}[stage]
     state, logs, sample, export = prepare(recipe, out, accelerator, workers, seed, autoencoder, checkpoint)
-    if recipe.compile if compile is None else compile:
+    if (recipe.compile and state.device.type == "cuda") if compile is None else compile:
         _compile(state.model)
-    began = time.monotonic()
-    finished = runs.follow(logs, state, out, steps=recipe.steps, images_per_step=recipe.batch_size * accelerator.num_processes,
-                           sample=sample, minutes=minutes, tensorboard=tensorboard, log_every=log_every,
-                           sample_every=sample_every, save_every=save_every)
+    began, together = time.monotonic(), recipe.batch_size * accelerator.num_processes
+    finished = runs.follow(logs, state, out, steps=recipe.steps, images_per_step=together, sample=sample,
+                           minutes=minutes, tensorboard=tensorboard, log_every=log_every, sample_every=sample_every,
+                           save_every=save_every)
     if accelerator.is_main_process:
         export({"recipe": settings, "steps": state.step, "hardware": _hardware(state.device),
                 "minutes": round((time.monotonic() - began) / 60, 1)})
@@ -62,8 +68,7 @@ def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None, resu
 def _autoencoder(recipe, out, accelerator, workers, seed, _, checkpoint):
     """TrainState, loop, samples and export of the first stage."""
     model = _channels_last(recipes.build_autoencoder(recipe))
-    state = TrainState(model, recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, grad_clip=recipe.grad_clip,
-                       ema_decay=recipe.ema_decay, seed=seed, bf16=_bf16(recipe, accelerator), accelerator=accelerator)
+    state = _state(model, recipe, seed, accelerator)
     if recipe.disc_weight:
         judge = PatchDiscriminator(recipe.model.in_channels, recipe.disc_channels, recipe.disc_layers)
         add_adversary(state, _channels_last(judge), recipe.disc_lr)
@@ -73,21 +78,23 @@ def _autoencoder(recipe, out, accelerator, workers, seed, _, checkpoint):
                            accelerator.num_processes, seed=seed)
     perceptual = _channels_last(PerceptualLoss()) if recipe.perceptual_weight else None
     logs = train_autoencoder(
-        state, batches, recipe.steps, perceptual=perceptual, warmup=recipe.warmup, decay=recipe.decay, mse_weight=recipe.mse_weight,
-        perceptual_weight=recipe.perceptual_weight, perceptual_start=recipe.perceptual_start,
-        disc_weight=recipe.disc_weight, disc_start=recipe.disc_start)
+        state, batches, recipe.steps, perceptual=perceptual, perceptual_weight=recipe.perceptual_weight,
+        perceptual_start=recipe.perceptual_start, mse_weight=recipe.mse_weight, disc_weight=recipe.disc_weight,
+        disc_start=recipe.disc_start, warmup=recipe.warmup, decay=recipe.decay)
     images = _validation(recipe, 32)["image"].to(state.device)
 
     @torch.no_grad()
     def sample() -> dict:
         model.eval()
-        x_rec = model.decode(model.encode(images)).clamp(-1, 1)
+        with _averaged(state):
+            z = model.encode(images)
+            x_rec = model.decode(z).clamp(-1, 1)
+            codes = None if recipe.codebook_size is None else model.quantize(z)[1]
         model.train()
         save_grid([images[:16], x_rec[:16]], out / "samples" / f"step-{state.step:08}.png")
-        measured = {"val_psnr": (-10 * (((images - x_rec) / 2).square().flatten(1).mean(1)).log10()).mean().item()}
-        if recipe.codebook_size is not None:
-            used = model.quantize(model.encode(images))[1].unique().numel()
-            measured["val_codes_used"] = used / recipe.codebook_size
+        measured = {"val_psnr": psnr(x_rec.cpu(), images.cpu()).mean().item()}
+        if codes is not None:
+            measured["val_codes_used"] = codes.unique().numel() / recipe.codebook_size
         return measured
 
     def export(card):
@@ -107,11 +114,11 @@ def _diffusion(recipe, out, accelerator, workers, seed, autoencoder, checkpoint)
     scale = latent_scale(first, (encoded[i:i + 64] for i in range(0, min(4096, len(encoded)), 64)))
     ldm = recipes.build_diffusion(recipe, first, scale)
     _channels_last(ldm.net)
-    state = TrainState(ldm, recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, grad_clip=recipe.grad_clip,
-                       ema_decay=recipe.ema_decay, seed=seed, bf16=_bf16(recipe, accelerator), accelerator=accelerator)
+    state = _state(ldm, recipe, seed, accelerator)
     if checkpoint is not None:
         runs.restore(state, checkpoint, out)
-    batches = encoded.to(state.device).batches(recipe.batch_size, state.step, seed, state.rank, accelerator.num_processes)
+    batches = encoded.to(state.device).batches(recipe.batch_size, state.step, seed, state.rank,
+                                               accelerator.num_processes)
     logs = train_diffusion(state, batches, recipe.steps, warmup=recipe.warmup, decay=recipe.decay)
     held_out = to_device(_validation(recipe, 256), state.device)
     captions = list(recipe.sample_captions)
@@ -151,17 +158,23 @@ def _averaged(state):
     return contextlib.nullcontext() if state.ema is None else state.ema.applied(state.model)
 
 
+def _state(model, recipe, seed: int, accelerator) -> TrainState:
+    bf16 = accelerator.mixed_precision == "bf16" or (recipe.bf16 and accelerator.device.type == "cuda")
+    return TrainState(model, recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay,
+                      grad_clip=recipe.grad_clip, ema_decay=recipe.ema_decay, seed=seed, bf16=bf16,
+                      accelerator=accelerator)
+
+
 def _accelerator(device: str | None):
     from accelerate import Accelerator
 
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")              # TF32
         torch.backends.cudnn.allow_tf32 = True
-    return Accelerator(cpu=device == "cpu")
-
-
-def _bf16(recipe, accelerator) -> bool:
-    return accelerator.mixed_precision == "bf16" or (recipe.bf16 and accelerator.device.type == "cuda")
+    accelerator = Accelerator(cpu=device == "cpu")
+    if accelerator.mixed_precision not in ("no", "bf16"):
+        raise ValueError(f"mixed precision {accelerator.mixed_precision!r} is not supported: use bf16 or no.")
+    return accelerator
 
 
 def _channels_last(module):
@@ -169,11 +182,18 @@ def _channels_last(module):
 
 
 def _compile(model) -> None:
-    """Compile the U-Net, or encoder and decoder; whatever the compiler cannot do runs eagerly."""
+    """Compile the U-Net, or encoder and decoder; whatever the compiler cannot do runs eagerly.
+
+    The decoder's last layer stays out: the adaptive weight asks for its gradient alone, and a compiled backward gives
+    all or nothing. The buffers of a backward must outlive it, for the adaptive weight runs it before the loss does.
+    """
     import torch._dynamo
+    import torch._functorch.config
 
     torch._dynamo.config.suppress_errors = True
-    for part in (model.net,) if hasattr(model, "net") else (model.encoder, model.decoder):
+    torch._functorch.config.donated_buffer = False
+    parts = [model.net] if hasattr(model, "net") else [model.encoder, model.decoder.middle, *model.decoder.levels]
+    for part in parts:
         part.compile()
 
 

@@ -97,7 +97,8 @@ def build_autoencoder(recipe: AutoencoderRecipe) -> Autoencoder:
     c = recipe.model.latent_channels
     if recipe.codebook_size is None:
         return Autoencoder(recipe.model, KLBottleneck(c, weight=recipe.kl_weight))
-    return Autoencoder(recipe.model, VQBottleneck(VectorQuantizer(recipe.codebook_size, c, restart_after=recipe.restart_after)))
+    quantizer = VectorQuantizer(recipe.codebook_size, c, restart_after=recipe.restart_after)
+    return Autoencoder(recipe.model, VQBottleneck(quantizer))
 
 
 def build_diffusion(recipe: DiffusionRecipe, autoencoder: Autoencoder, scale_factor: float = 1.0) -> LatentDiffusion:
@@ -106,9 +107,9 @@ def build_diffusion(recipe: DiffusionRecipe, autoencoder: Autoencoder, scale_fac
     text = TextTransformer(r.text_width, r.text_layers, r.text_heads, r.max_length)
     conditioner = CombinedConditioner([TextConditioner(text), ClassConditioner(len(NOUNS), r.text_width, r.text_width)],
                                       p_drop_each=r.p_drop_each)
-    net = UNet(UNetConfig(in_channels=autoencoder.config.latent_channels, channels=r.channels, channel_mults=r.channel_mults,
-                          num_res_blocks=r.num_res_blocks, attn_levels=r.attn_levels, head_dim=r.head_dim, groups=r.groups,
-                          context_dim=r.text_width, vector_dim=r.text_width))
+    net = UNet(UNetConfig(in_channels=autoencoder.config.latent_channels, channels=r.channels,
+                          channel_mults=r.channel_mults, num_res_blocks=r.num_res_blocks, attn_levels=r.attn_levels,
+                          head_dim=r.head_dim, groups=r.groups, context_dim=r.text_width, vector_dim=r.text_width))
     betas = {"cosine": cosine_betas, "scaled_linear": scaled_linear_betas}[r.schedule]()
     return LatentDiffusion(autoencoder, net, NoiseSchedule(betas), conditioner, prediction=r.prediction,
                            p_uncond=r.p_uncond, scale_factor=scale_factor, image_size=r.scenes.size)
@@ -150,25 +151,24 @@ TINY_L1_AUTOENCODER = replace(TINY_AUTOENCODER, name="tiny_l1", perceptual_weigh
 BASE_AUTOENCODER = AutoencoderRecipe(
     name="base",
     scenes=SceneConfig(),
-    model=AutoencoderConfig(downsample_factor=4, latent_channels=4, channels=64, channel_mults=(1, 2, 4), num_res_blocks=2,
-                            groups=4),
-    codebook_size=2048, steps=12_000, batch_size=128, lr=4e-4, warmup=500, disc_start=4_000, disc_layers=2, disc_lr=2e-4,
-    ema_decay=0.999, bf16=True, compile=True)
+    model=AutoencoderConfig(downsample_factor=4, latent_channels=4, channels=64, channel_mults=(1, 2, 4), groups=4),
+    codebook_size=2048, steps=12_000, batch_size=128, lr=4e-4, warmup=500,
+    disc_start=4_000, disc_layers=2, disc_lr=2e-4, ema_decay=0.999, bf16=True, compile=True)
 
 # Seconds on any machine, nothing worth looking at: to see a run from beginning to end, and for tests.
-MICRO_SCENES = SceneConfig(size=32, nouns=("apple", "star", "car"), styles=("fluent_flat",), max_objects=1, looks=("flat",),
-                           places=False, centred=True)
+MICRO_SCENES = SceneConfig(size=32, nouns=("apple", "star", "car"), styles=("fluent_flat",), max_objects=1,
+                           looks=("flat",), places=False, centred=True)
 MICRO_AUTOENCODER = AutoencoderRecipe(
     name="micro",
     scenes=MICRO_SCENES,
-    model=AutoencoderConfig(downsample_factor=4, latent_channels=3, channels=16, num_res_blocks=1, mid_attn=False, groups=4,
-                            patch_size=4),
+    model=AutoencoderConfig(downsample_factor=4, latent_channels=3, channels=16, num_res_blocks=1, mid_attn=False,
+                            groups=4, patch_size=4),
     codebook_size=32, restart_after=5, steps=40, batch_size=2, warmup=5, perceptual_start=10, disc_start=12,
     disc_channels=4, disc_layers=1)
 
 AUTOENCODERS = {r.name: r for r in (TINY_AUTOENCODER, TINY_L1_AUTOENCODER, BASE_AUTOENCODER, MICRO_AUTOENCODER)}
 
-# ------------------------------------------------------------------------------------------------------ diffusion models
+# ----------------------------------------------------------------------------------------------------- diffusion models
 
 # For a CPU, on the latents of the tiny autoencoder.
 # python -m ldm_mini train diffusion --recipe tiny --autoencoder runs/autoencoder-tiny/model

@@ -14,7 +14,15 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import CheckpointError, latest, load_training_state, read_json, save_training_state, write_file, write_json
+from .checkpoint import (
+    CheckpointError,
+    latest,
+    load_training_state,
+    read_json,
+    save_training_state,
+    write_file,
+    write_json,
+)
 from .plotting import plot_curve
 
 
@@ -27,7 +35,7 @@ def open_run(out, recipe: dict, resume: bool = False) -> Path | None:
     out = Path(out)
     began, checkpoint = (out / "recipe.json").is_file(), latest(out / "checkpoints")
     if resume and not began:
-        raise ValueError(f"there is no run to resume in {out}: start one without --resume, or name its folder with --out.")
+        raise ValueError(f"there is no run to resume in {out}: start one without --resume, or name another --out.")
     if resume and checkpoint is None:
         raise ValueError(f"the run in {out} has no checkpoint to resume from: start it again without --resume.")
     if resume:
@@ -72,8 +80,9 @@ def read_log(out) -> list[dict]:
     return records
 
 
-def follow(logs, state, out, *, steps: int, images_per_step: int, sample=None, log_every: int = 10, sample_every: int = 500,
-           save_every: int = 500, minutes: float | None = None, tensorboard: bool = False) -> bool:
+def follow(logs, state, out, *, steps: int, images_per_step: int, sample=None, log_every: int = 10,
+           sample_every: int = 500, save_every: int = 500, minutes: float | None = None,
+           tensorboard: bool = False) -> bool:
     """Run a training loop and write its folder. Returns True when all steps are done, False when it stopped before.
 
     logs: the generator of train_autoencoder or train_diffusion.
@@ -93,8 +102,8 @@ def follow(logs, state, out, *, steps: int, images_per_step: int, sample=None, l
             draw = sample is not None and (last or log.step % sample_every == 0)
             if main and (last or draw or log.step % log_every == 0):
                 now = time.monotonic()
-                record = {"step": log.step, **_means(window), "images_per_s": len(window) * images_per_step / (now - clock)}
-                window, clock = [], now
+                speed = len(window) * images_per_step / (now - clock)
+                record, window, clock = {"step": log.step, **_means(window), "images_per_s": speed}, [], now
                 if draw:
                     record |= sample()
                     clock = time.monotonic()                    # sampling is no part of the training speed
@@ -113,7 +122,7 @@ def follow(logs, state, out, *, steps: int, images_per_step: int, sample=None, l
 
 def draw_curve(out) -> None:
     """log.jsonl -> curve.png: the loss, and beside it whatever was measured on new pictures (names with `val_`)."""
-    from matplotlib.figure import Figure                        # no pyplot: no window, no global state
+    from matplotlib.figure import Figure  # no pyplot: no window, no global state
 
     records = read_log(out)
     names = ["loss", *sorted({name for r in records for name in r if name.startswith("val_")})]

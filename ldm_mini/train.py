@@ -65,7 +65,6 @@ class TrainState:
         self.ema = None if ema_decay is None else EMA(model, ema_decay)
         self.adversary: TrainState | None = None
         self.step = 0
-        self._wrapped = {}
 
     @property
     def device(self) -> torch.device:
@@ -78,14 +77,13 @@ class TrainState:
         return 0 if self.accelerator is None else self.accelerator.process_index
 
     def wrap(self, objective: nn.Module) -> nn.Module:
-        """The objective, averaging gradients over all processes when there are several (DDP wraps a forward: `objective`
-        must compute the whole loss in its own)."""
-        if self.accelerator is None:
+        """The objective; with several processes, one that averages their gradients.
+
+        DistributedDataParallel wraps a forward, so the objective must compute its whole loss in its own.
+        """
+        if self.accelerator is None or self.accelerator.num_processes == 1:
             return objective
-        kind = type(objective)
-        if kind not in self._wrapped:                           # one wrapper only: each adds hooks to the parameters
-            self._wrapped[kind] = self.accelerator.prepare_model(objective)
-        return self._wrapped[kind]
+        return self.accelerator.prepare_model(objective)
 
     def autocast(self):
         """Context of the forward pass: bfloat16 where asked for."""
@@ -96,7 +94,7 @@ class TrainState:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * factor
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward() if self.accelerator is None else self.accelerator.backward(loss)
+        loss.backward()
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.grad_clip or math.inf)
         self.optimizer.step()
         if self.ema is not None:
@@ -106,7 +104,8 @@ class TrainState:
 
     def state_dict(self) -> dict:
         """All of it, as parts for `checkpoint.save_training_state`."""
-        parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": {"step": self.step}}
+        parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+                 "step": {"step": self.step}}
         if self.ema is not None:
             parts["ema"] = {"averages": self.ema.state_dict(), "updates": self.ema.updates}
         if self.adversary is not None:
@@ -134,7 +133,7 @@ class TrainState:
 
 
 def lr_factor(step: int, steps: int, warmup: int = 0, decay: str = "cosine") -> float:
-    """Learning rate of step `step` (0-based) as a part of its peak: linear warm-up, then "constant" or "cosine" to 0."""
+    """Learning rate of a step (from 0) as a part of its peak: linear warm-up, then "constant", or "cosine" to 0."""
     if decay not in ("cosine", "constant"):
         raise ValueError(f'decay must be "cosine" or "constant", got {decay!r}.')
     if step < warmup:
@@ -145,7 +144,7 @@ def lr_factor(step: int, steps: int, warmup: int = 0, decay: str = "cosine") -> 
 
 
 class AutoencoderObjective(nn.Module):
-    """The first stage's loss (LDM eq. 25; VQGAN eq. 6, 7): image terms + codebook or KL term + lambda * adversarial term.
+    """The first stage's loss (LDM eq. 25; VQGAN eq. 6, 7): image terms + bottleneck's term + lambda * adversarial term.
 
     Every term is a mean over pixels, as in the VQ models. `mse_weight` is ours: it steadies short trainings.
     """
@@ -155,8 +154,11 @@ class AutoencoderObjective(nn.Module):
         self.autoencoder, self.perceptual = autoencoder, perceptual
         self.perceptual_weight, self.mse_weight, self.disc_weight = perceptual_weight, mse_weight, disc_weight
 
-    def forward(self, x: Tensor, look: bool = True, discriminator: nn.Module | None = None) -> tuple[Tensor, Tensor, dict]:
-        """x (B,C,H,W) -> loss, reconstructions (B,C,H,W) without gradient, terms for the log. look: perceptual loss on."""
+    def forward(self, x: Tensor, look: bool = True, discriminator=None) -> tuple[Tensor, Tensor, dict]:
+        """x (B,C,H,W) -> loss (), reconstructions (B,C,H,W) without gradient, terms for the log.
+
+        look: with the perceptual term; discriminator: with the adversarial one.
+        """
         x_rec, bottleneck_loss = self.autoencoder(x)
         x_rec = x_rec.float()
         l1 = (x - x_rec).abs().mean()
@@ -189,22 +191,21 @@ class DiscriminatorObjective(nn.Module):
 def add_adversary(state: TrainState, discriminator: nn.Module | None = None, lr: float | None = None) -> TrainState:
     """Give a first stage its discriminator, with an optimizer of its own. `lr`: the autoencoder's, unless given."""
     if state.adversary is None:
-        discriminator = PatchDiscriminator() if discriminator is None else discriminator
+        discriminator = PatchDiscriminator(state.model.config.in_channels) if discriminator is None else discriminator
         state.adversary = TrainState(discriminator.to(state.device), lr or state.lr, betas=(0.5, 0.9), weight_decay=0.0,
                                      grad_clip=state.grad_clip, bf16=state.bf16, accelerator=state.accelerator)
     return state.adversary
 
 
-def train_autoencoder(state: TrainState, batches, steps: int, *, disc_start: int = 0, perceptual=None,
-                      perceptual_weight: float = 1.0, perceptual_start: int = 0, mse_weight: float = 0.0, disc_weight: float = 0.75,
-                      warmup: int = 0, decay: str = "constant"):
+def train_autoencoder(state: TrainState, batches, steps: int, *, perceptual=None, perceptual_weight: float = 1.0,
+                      perceptual_start: int = 0, mse_weight: float = 0.0, disc_weight: float = 0.75,
+                      disc_start: int = 0, warmup: int = 0, decay: str = "constant"):
     """Train state.model, an Autoencoder, until `steps` steps are done; yields a Log after each.
 
     batches:           images (B,C,H,W) in [-1,1], or dicts or tuples that hold them.
-    disc_start:        the first step (0-based) with an adversarial loss.
-    perceptual:        the distance to use; None = PerceptualLoss(). perceptual_weight=0 and disc_weight=0 switch their
-                       term off; both off leave the plain L1 autoencoder.
-    perceptual_start:  the first step with a perceptual loss; on a CPU it costs more than the autoencoder.
+    perceptual:        the distance to use; None = PerceptualLoss().
+    perceptual_weight, disc_weight: 0 switches a term off; both off leave the plain L1 autoencoder.
+    perceptual_start, disc_start:   the first step (from 0) with that term; both are costly on a CPU.
     """
     if perceptual_weight and perceptual is None:
         perceptual = PerceptualLoss()
@@ -252,13 +253,13 @@ def images_of(batch) -> Tensor:
     images = batch["image"] if isinstance(batch, dict) else batch[0] if isinstance(batch, (tuple, list)) else batch
     if not isinstance(images, Tensor) or images.ndim != 4:
         raise ValueError('a batch must be images (B,C,H,W), a dict with "image", or a tuple that starts with them; got '
-                         f"{type(batch).__name__}" + (f" of {tuple(images.shape)}" if isinstance(images, Tensor) else "") + ".")
+                         + (f"{tuple(images.shape)}." if isinstance(images, Tensor) else f"{type(images).__name__}."))
     return images
 
 
 def to_device(batch: dict, device) -> dict:
     """The batch with its tensors on `device`; captions stay as they are."""
-    return {key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    return {key: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for key, v in batch.items()}
 
 
 def _until(state: TrainState, batches, steps: int):

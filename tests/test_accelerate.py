@@ -16,27 +16,65 @@ from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
 from ldm_mini.train import TrainState, train_autoencoder
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="two gloo processes by accelerate launch: Linux and macOS")
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="two gloo processes by accelerate launch: Linux and macOS"
+)
 
 
 def launch(*command):
-    """`accelerate launch` with two processes; returns what it printed. --multi_gpu means torchrun: the command itself asks
-    for the CPU (accelerate's own --cpu would want MPI)."""
+    """`accelerate launch` with two processes; returns what it printed.
+
+    --multi_gpu means torchrun; the command itself asks for the CPU (accelerate's own --cpu would want MPI).
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    start = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-             "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(port)]
+    start = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        str(port),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*start, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [*start, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
 def test_accelerate_launch_trains_unchanged(tmp_path):
     out = tmp_path / "run"
-    said = launch("-m", "ldm_mini", "train", "autoencoder", "--recipe", "micro", "--out", out, "--steps", "16", "--device", "cpu",
-                  "--log-every", "4", "--save-every", "8", "--sample-every", "8")
+    said = launch(
+        "-m",
+        "ldm_mini",
+        "train",
+        "autoencoder",
+        "--recipe",
+        "micro",
+        "--out",
+        out,
+        "--steps",
+        "16",
+        "--device",
+        "cpu",
+        "--log-every",
+        "4",
+        "--save-every",
+        "8",
+        "--sample-every",
+        "8",
+    )
     assert said.count("Finished at step 16 of 16") == 1, "one process speaks for all"
     assert [record["step"] for record in runs.read_log(out)] == [4, 8, 12, 16]
     assert '"processes": 2' in (out / "recipe.json").read_text()
@@ -73,8 +111,15 @@ accelerator.end_training()
 def autoencoder(**options):
     """Restarts and data-dependent codes depend on the batch, so the comparison of gradients is without."""
     torch.manual_seed(0)
-    config = AutoencoderConfig(downsample_factor=2, latent_channels=3, channels=8, channel_mults=(1, 1), num_res_blocks=1,
-                               mid_attn=False, groups=2)
+    config = AutoencoderConfig(
+        downsample_factor=2,
+        latent_channels=3,
+        channels=8,
+        channel_mults=(1, 1),
+        num_res_blocks=1,
+        mid_attn=False,
+        groups=2,
+    )
     options = {"restart_after": None, "init": "uniform", **options}
     return Autoencoder(config, VQBottleneck(VectorQuantizer(16, 3, **options)))
 

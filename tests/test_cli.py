@@ -24,8 +24,22 @@ def trained(tmp_path_factory):
     """Both stages, trained for six steps by the command line."""
     folder = tmp_path_factory.mktemp("runs")
     assert main(["train", "autoencoder", "--recipe", "micro", "--out", str(folder / "ae"), *QUICK]) == 0
-    assert main(["train", "diffusion", "--recipe", "micro", "--out", str(folder / "ldm"), "--autoencoder",
-                 str(folder / "ae" / "model"), *QUICK]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "diffusion",
+                "--recipe",
+                "micro",
+                "--out",
+                str(folder / "ldm"),
+                "--autoencoder",
+                str(folder / "ae" / "model"),
+                *QUICK,
+            ]
+        )
+        == 0
+    )
     return folder
 
 
@@ -41,7 +55,15 @@ def test_without_arguments_a_page_of_help(capsys):
     assert main([]) == 0
     page = capsys.readouterr().out
     assert page.strip() == HELP.strip()
-    for command in ("sample", "train autoencoder", "train diffusion", "evaluate", "bench", "--resume", "accelerate launch"):
+    for command in (
+        "sample",
+        "train autoencoder",
+        "train diffusion",
+        "evaluate",
+        "bench",
+        "--resume",
+        "accelerate launch",
+    ):
         assert command in page
 
 
@@ -82,8 +104,27 @@ def test_first_stage_is_inside_the_second(trained):
 
 def test_sample_writes_the_same_grid_for_the_same_seed(trained, tmp_path, capsys):
     def draw(name, *more):
-        assert main(["sample", "a red star", "an apple", "--model", str(trained / "ldm" / "model"), "--num", "4", "--steps", "2",
-                     "--device", "cpu", "--out", str(tmp_path / name), *more]) == 0
+        assert (
+            main(
+                [
+                    "sample",
+                    "a red star",
+                    "an apple",
+                    "--model",
+                    str(trained / "ldm" / "model"),
+                    "--num",
+                    "4",
+                    "--steps",
+                    "2",
+                    "--device",
+                    "cpu",
+                    "--out",
+                    str(tmp_path / name),
+                    *more,
+                ]
+            )
+            == 0
+        )
         return (tmp_path / name).read_bytes()
 
     first = draw("a.png")
@@ -95,22 +136,45 @@ def test_sample_writes_the_same_grid_for_the_same_seed(trained, tmp_path, capsys
 
 
 def test_a_word_the_model_does_not_know_is_named(trained, tmp_path, capsys):
-    main(["sample", "a zeppelin", "--model", str(trained / "ldm" / "model"), "--num", "1", "--steps", "1", "--device", "cpu",
-          "--out", str(tmp_path / "a.png")])
+    main(
+        [
+            "sample",
+            "a zeppelin",
+            "--model",
+            str(trained / "ldm" / "model"),
+            "--num",
+            "1",
+            "--steps",
+            "1",
+            "--device",
+            "cpu",
+            "--out",
+            str(tmp_path / "a.png"),
+        ]
+    )
     assert "no word zeppelin" in capsys.readouterr().err
 
 
 def test_mistakes_end_in_one_line(trained, tmp_path, capsys):
     model = trained / "ldm" / "model"
     assert "tiny, tiny_l1, base" in fails(capsys, "train", "autoencoder", "--recipe", "huge", "--out", tmp_path / "x")
-    assert "no run to resume" in fails(capsys, "train", "autoencoder", "--recipe", "micro", "--out", tmp_path / "x", "--resume")
+    assert "no run to resume" in fails(
+        capsys, "train", "autoencoder", "--recipe", "micro", "--out", tmp_path / "x", "--resume"
+    )
     assert "--resume" in fails(capsys, "train", "autoencoder", "--recipe", "micro", "--out", trained / "ae", *QUICK)
     assert "--autoencoder" in fails(capsys, "train", "diffusion", "--recipe", "micro", "--out", tmp_path / "x", *QUICK)
-    assert "no folder 'nowhere'" in fails(capsys, "train", "diffusion", "--recipe", "micro", "--out", tmp_path / "x",
-                                          "--autoencoder", "nowhere", *QUICK)
-    assert "--latents" in fails(capsys, "train", "autoencoder", "--recipe", "micro", "--out", tmp_path / "x", "--latents", 9)
-    assert "--steps" in fails(capsys, "train", "autoencoder", "--recipe", "micro", "--out", tmp_path / "x", "--steps", 0)
-    assert "--device" in fails(capsys, "train", "autoencoder", "--recipe", "micro", "--out", tmp_path / "x", "--device", "abacus")
+    assert "no folder 'nowhere'" in fails(
+        capsys, "train", "diffusion", "--recipe", "micro", "--out", tmp_path / "x", "--autoencoder", "nowhere", *QUICK
+    )
+    assert "--latents" in fails(
+        capsys, "train", "autoencoder", "--recipe", "micro", "--out", tmp_path / "x", "--latents", 9
+    )
+    assert "--steps" in fails(
+        capsys, "train", "autoencoder", "--recipe", "micro", "--out", tmp_path / "x", "--steps", 0
+    )
+    assert "--device" in fails(
+        capsys, "train", "autoencoder", "--recipe", "micro", "--out", tmp_path / "x", "--device", "abacus"
+    )
     assert "apple" in fails(capsys, "sample", "--class", "zeppelin", "--model", model)
     assert "too few for 2 captions" in fails(capsys, "sample", "a star", "a car", "--num", 1, "--model", model)
     assert "no folder" in fails(capsys, "sample", "a star", "--model", "nowhere")
@@ -120,7 +184,9 @@ def test_mistakes_end_in_one_line(trained, tmp_path, capsys):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
 def test_cuda_asked_for_and_absent(tmp_path, capsys):
-    assert "no CUDA GPU" in fails(capsys, "train", "autoencoder", "--recipe", "micro", "--out", tmp_path / "x", "--device", "cuda")
+    assert "no CUDA GPU" in fails(
+        capsys, "train", "autoencoder", "--recipe", "micro", "--out", tmp_path / "x", "--device", "cuda"
+    )
     assert "no CUDA GPU" in fails(capsys, "sample", "a star", "--device", "cuda")
 
 
@@ -132,7 +198,18 @@ def test_resume_by_the_command_line(trained, capsys):
 
 
 def test_tensorboard_is_optional(tmp_path, capsys):
-    argv = ["train", "autoencoder", "--recipe", "micro", "--out", tmp_path / "tb", "--tensorboard", *QUICK[:2], "--steps", "2"]
+    argv = [
+        "train",
+        "autoencoder",
+        "--recipe",
+        "micro",
+        "--out",
+        tmp_path / "tb",
+        "--tensorboard",
+        *QUICK[:2],
+        "--steps",
+        "2",
+    ]
     try:
         importlib.import_module("tensorboard")
     except ImportError:
@@ -168,7 +245,9 @@ def test_the_package_is_a_table_of_contents():
 
 
 def test_importing_the_package_is_light():
-    code = ("import sys, ldm_mini, ldm_mini.__main__ as m; m.main([]); "
-            "print([x for x in ('torch', 'numpy', 'transformers', 'matplotlib') if x in sys.modules])")
+    code = (
+        "import sys, ldm_mini, ldm_mini.__main__ as m; m.main([]); "
+        "print([x for x in ('torch', 'numpy', 'transformers', 'matplotlib') if x in sys.modules])"
+    )
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert said.strip().endswith("[]"), said

@@ -1,4 +1,4 @@
-"""Recipes: each can be built and trains two steps; numbers agree with each other; unknown names are answered with names."""
+"""Recipes: each can be built and trains two steps, their numbers agree, unknown names are answered with names."""
 
 from dataclasses import FrozenInstanceError, replace
 
@@ -23,10 +23,17 @@ def test_autoencoder_recipe_trains_two_steps(name):
     recipe = AUTOENCODERS[name]
     torch.manual_seed(0)
     model = build_autoencoder(recipe)
-    state = TrainState(model, recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, ema_decay=recipe.ema_decay)
+    state = TrainState(
+        model, recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, ema_decay=recipe.ema_decay
+    )
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     batches = scene_stream(recipe.scenes, 1)
-    logs = [log.floats() for log in train_autoencoder(state, batches, 2, perceptual_weight=0, disc_weight=0, mse_weight=recipe.mse_weight)]
+    logs = [
+        log.floats()
+        for log in train_autoencoder(
+            state, batches, 2, perceptual_weight=0, disc_weight=0, mse_weight=recipe.mse_weight
+        )
+    ]
     assert len(logs) == 2 and all(0 < log["l1"] < 2 for log in logs)
     idle = [n for n, p in model.named_parameters() if torch.equal(p, before[n])]
     assert not idle, f"parameters that two steps did not move: {idle}"

@@ -37,14 +37,18 @@ def recipe_of(stage):
 @pytest.fixture(scope="module")
 def first_stage(tmp_path_factory):
     out = tmp_path_factory.mktemp("first") / "run"
-    train_stage("autoencoder", replace(recipe_of("autoencoder"), steps=4, perceptual_weight=0.0, disc_weight=0.0), out, **EVERY)
+    train_stage(
+        "autoencoder", replace(recipe_of("autoencoder"), steps=4, perceptual_weight=0.0, disc_weight=0.0), out, **EVERY
+    )
     return str(out / "model")
 
 
 def final(out):
     """Every tensor of the newest training state and of the exported model."""
     tensors = {}
-    for file in sorted(runs.latest(out / "checkpoints").glob("*.safetensors")) + sorted((out / "model").glob("*.safetensors")):
+    for file in sorted(runs.latest(out / "checkpoints").glob("*.safetensors")) + sorted(
+        (out / "model").glob("*.safetensors")
+    ):
         if file.name != "rng.safetensors":
             tensors |= {f"{file.name}:{name}": v for name, v in load_safetensors(file).items()}
     return tensors
@@ -68,9 +72,21 @@ def test_killed_run_continues_bit_by_bit(stage, tmp_path, first_stage):
     train_stage(stage, recipe, tmp_path / "straight", autoencoder=first, **EVERY)
 
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "ldm_mini", "train", stage, "--recipe", "micro", "--out", str(out), "--threads", "1",
-               *sum(([f"--{k.replace('_', '-')}", str(v)] for k, v in EVERY.items()), []),
-               *(["--autoencoder", first] if first else [])]
+    command = [
+        sys.executable,
+        "-m",
+        "ldm_mini",
+        "train",
+        stage,
+        "--recipe",
+        "micro",
+        "--out",
+        str(out),
+        "--threads",
+        "1",
+        *sum(([f"--{k.replace('_', '-')}", str(v)] for k, v in EVERY.items()), []),
+        *(["--autoencoder", first] if first else []),
+    ]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while not (out / "checkpoints" / "step-00000008").is_dir() and process.poll() is None:
         time.sleep(0.002)
@@ -79,7 +95,7 @@ def test_killed_run_continues_bit_by_bit(stage, tmp_path, first_stage):
     assert process.returncode == -signal.SIGKILL, f"it ended before it could be killed: {said}"
     reached = int(runs.latest(out / "checkpoints").name[5:])
     assert 8 <= reached < recipe.steps and not (out / "model").exists()
-    with open(out / "log.jsonl", "a") as file:                  # as if killed in the middle of a line
+    with open(out / "log.jsonl", "a") as file:  # as if killed in the middle of a line
         file.write(json.dumps({"step": reached + 1, "loss": 9.0}) + '\n{"step": ')
 
     assert train_stage(stage, recipe, out, autoencoder=first, resume=True, **EVERY)

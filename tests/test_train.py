@@ -14,20 +14,39 @@ from ldm_mini.latent_diffusion import LatentDiffusion
 from ldm_mini.latents import LatentCache, cache_latents
 from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
 from ldm_mini.schedule import NoiseSchedule, cosine_betas
-from ldm_mini.train import AutoencoderObjective, Log, TrainState, add_adversary, lr_factor, train_autoencoder, train_diffusion
+from ldm_mini.train import (
+    AutoencoderObjective,
+    Log,
+    TrainState,
+    add_adversary,
+    lr_factor,
+    train_autoencoder,
+    train_diffusion,
+)
 from ldm_mini.unet import UNet, UNetConfig
 
 
 def micro_autoencoder(seed=0):
     torch.manual_seed(seed)
-    config = AutoencoderConfig(downsample_factor=2, latent_channels=3, channels=8, channel_mults=(1, 1), num_res_blocks=1,
-                               mid_attn=False, groups=2)
+    config = AutoencoderConfig(
+        downsample_factor=2,
+        latent_channels=3,
+        channels=8,
+        channel_mults=(1, 1),
+        num_res_blocks=1,
+        mid_attn=False,
+        groups=2,
+    )
     return Autoencoder(config, VQBottleneck(VectorQuantizer(16, 3)))
 
 
 def micro_diffusion(autoencoder=None, seed=0):
     torch.manual_seed(seed)
-    net = UNet(UNetConfig(in_channels=3, channels=8, channel_mults=(1,), num_res_blocks=1, attn_levels=(), head_dim=8, groups=2))
+    net = UNet(
+        UNetConfig(
+            in_channels=3, channels=8, channel_mults=(1,), num_res_blocks=1, attn_levels=(), head_dim=8, groups=2
+        )
+    )
     return LatentDiffusion(autoencoder or micro_autoencoder(), net, NoiseSchedule(cosine_betas(50)), prediction="v")
 
 
@@ -64,7 +83,9 @@ def test_l1_only_is_l1_and_codebook_loss_only():
 
 
 def test_every_term_is_in_the_loss():
-    objective = AutoencoderObjective(micro_autoencoder().eval(), Squared(), perceptual_weight=0.3, mse_weight=0.7, disc_weight=0.5)
+    objective = AutoencoderObjective(
+        micro_autoencoder().eval(), Squared(), perceptual_weight=0.3, mse_weight=0.7, disc_weight=0.5
+    )
     judge = PatchDiscriminator(channels=4, num_layers=1).eval()
     x = pictures()
     loss, x_rec, terms = objective(x, True, judge)
@@ -78,7 +99,7 @@ def test_adaptive_weight_balances_the_gradients():
     """lambda times the adversarial gradient at the last layer is as long as the reconstruction gradient there."""
     objective = AutoencoderObjective(micro_autoencoder(), disc_weight=1.0)
     judge = PatchDiscriminator(channels=4, num_layers=1)
-    nn.init.normal_(judge.main[-1].weight)                      # well above delta
+    nn.init.normal_(judge.main[-1].weight)  # well above delta
     last, x = objective.autoencoder.last_layer, pictures()
     x_rec, _ = objective.autoencoder(x)
     nll, g = (x - x_rec).abs().mean(), -judge(x_rec).mean()
@@ -107,8 +128,10 @@ def test_generator_step_gives_the_discriminator_no_gradient():
     state = TrainState(micro_autoencoder(), lr=1e-3, seed=0)
     adversary = add_adversary(state, PatchDiscriminator(channels=4, num_layers=1))
     seen = []
-    adversary.update, update = lambda loss, factor: seen.append([p.grad for p in adversary.parameters]) or update(loss, factor), \
-        adversary.update
+    adversary.update, update = (
+        lambda loss, factor: seen.append([p.grad for p in adversary.parameters]) or update(loss, factor),
+        adversary.update,
+    )
     next(train_autoencoder(state, [pictures()], 1, perceptual_weight=0))
     assert seen and all(grad is None for grad in seen[0]), "the generator's backward pass reached the discriminator"
     assert all(p.grad is not None for p in adversary.parameters), "its own did not"
@@ -175,7 +198,9 @@ def test_learning_rate():
     with pytest.raises(ValueError, match="decay"):
         lr_factor(0, 1, decay="linear")
     state = TrainState(micro_autoencoder(), lr=1e-3, seed=0)
-    rates = [log.lr for log in train_autoencoder(state, [pictures(2)], 4, perceptual_weight=0, disc_weight=0, decay="cosine")]
+    rates = [
+        log.lr for log in train_autoencoder(state, [pictures(2)], 4, perceptual_weight=0, disc_weight=0, decay="cosine")
+    ]
     assert rates == pytest.approx([0.5e-3 * (1 + math.cos(math.pi * k / 4)) for k in range(4)])
 
 
@@ -191,7 +216,7 @@ def test_seed_makes_a_step_repeatable_whatever_happens_in_between():
         state = TrainState(micro_diffusion(), lr=1e-3, seed=7)
         for log in train_diffusion(state, [{"latent": pictures(4, 8)}], 4):
             if disturb:
-                torch.rand(log.step)                            # what drawing samples does
+                torch.rand(log.step)  # what drawing samples does
         return log.loss
 
     assert run(False) == run(True)
@@ -204,7 +229,7 @@ def test_state_dict_continues_bit_by_bit():
         return state
 
     def run(state, steps):
-        batches = [pictures(seed=k) for k in range(steps)][state.step:]
+        batches = [pictures(seed=k) for k in range(steps)][state.step :]
         for _ in train_autoencoder(state, batches, steps, perceptual_weight=0, disc_start=2):
             pass
         return state
@@ -254,8 +279,15 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights():
 def test_latent_cache_is_what_the_encoder_says(tmp_path):
     ae = micro_autoencoder()
     images = pictures(10)
-    batches = [{"image": images[i:i + 4], "caption": [f"picture {j}" for j in range(i, min(i + 4, 10))],
-                "class": torch.arange(i, min(i + 4, 10)), "mask": torch.zeros(len(images[i:i + 4]))} for i in (0, 4, 8)]
+    batches = [
+        {
+            "image": images[i : i + 4],
+            "caption": [f"picture {j}" for j in range(i, min(i + 4, 10))],
+            "class": torch.arange(i, min(i + 4, 10)),
+            "mask": torch.zeros(len(images[i : i + 4])),
+        }
+        for i in (0, 4, 8)
+    ]
     cache = cache_latents(ae, batches, 9, path=tmp_path / "cache")
     assert ae.training and len(cache) == 9
     again = cache_latents(None, None, 9, path=tmp_path / "cache")[torch.tensor([8, 2])]
