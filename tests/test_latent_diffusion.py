@@ -109,6 +109,11 @@ def test_a_kl_first_stage_trains_on_samples_and_encodes_to_the_mode():
     assert torch.equal(ldm.encode(images), ldm.encode(images))
     assert not torch.equal(ldm.encode(images, sample=True), ldm.encode(images, sample=True))
     assert torch.equal(*[ldm.encode(images, sample=True, generator=seeded()) for _ in range(2)])
+    ldm.net, ldm.conditioner = Spy(), None
+    ldm.autoencoder.quant_conv.weight.data[3:] = 0
+    ldm.autoencoder.quant_conv.bias.data[3:] = 9.0  # log variance: samples are now almost nothing but noise
+    ldm.loss(batch(), seeded())
+    assert ldm.net.seen[0][0].std() > 10, "the loss must see a sample"
 
 
 def test_loss_is_repeatable_and_is_the_forward():
