@@ -1,4 +1,4 @@
-"""Where the files in `data/` are, and that they are what we shipped: found by name, checked by hash before they are trusted."""
+"""Where the files in `data/` are: found by name, and checked by hash before they are trusted."""
 
 import hashlib
 from functools import lru_cache
@@ -46,7 +46,8 @@ def data_path(*parts: str) -> Path:
     name = "/".join(parts)
     path = data_dir() / name
     if name not in checksums():
-        raise DataFileError(f"data/{name} is not listed in data/SHA256SUMS. If you added it, run `python data/checksums.py`.")
+        raise DataFileError(f"data/{name} is not listed in data/SHA256SUMS. "
+                            "If you added it, run `python data/checksums.py`.")
     if not path.is_file():
         raise DataFileError(f"data/{name} is missing. {REMEDY}")
     if sha256(path) != checksums()[name]:

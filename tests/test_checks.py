@@ -1,4 +1,4 @@
-"""A check is worth what it kills: the known wrong solutions must fail with a message that helps; other right ones must pass."""
+"""A check is worth what it kills: known wrong solutions must fail with a hint; other right ones must pass."""
 
 import pytest
 import torch
@@ -41,10 +41,10 @@ CORRECT = [
 ]
 
 MUTANTS = [
-    (checks.to_picture, lambda x: ((x + 1) * 127.5).round().to(torch.int64).to(torch.uint8).permute(0, 2, 3, 1), "wrapped"),
+    (checks.to_picture, lambda x: ((x + 1) * 127.5).round().long().to(torch.uint8).permute(0, 2, 3, 1), "wrapped"),
     (checks.to_picture, lambda x: (x.clamp(0, 1) * 255).to(torch.uint8).permute(0, 2, 3, 1), r"\[0, 1\]"),
     (checks.to_picture, lambda x: ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8), "shape"),
-    (checks.to_picture, lambda x: ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).reshape(2, 4, 6, 3), "permute"),
+    (checks.to_picture, lambda x: ((x.clamp(-1, 1) + 1) * 127.5).round().byte().reshape(2, 4, 6, 3), "permute"),
     (checks.to_picture, lambda x: ((x.clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1), "dtype"),
     (checks.to_picture, lambda x: x.clamp_(-1, 1).add(1).mul(127.5).to(torch.uint8).permute(0, 2, 3, 1), "in place"),
     (checks.to_picture, lambda x: None, "return"),
