@@ -13,6 +13,8 @@ import torch
 # Okabe & Ito 2008: black, orange, sky blue, bluish green, yellow, blue, vermilion, reddish purple
 PALETTE = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 LINE_STYLES = ("-", "--", "-.", ":")
+# of semantic maps, first classes first; they suit plain, sky, grass, sea, sand, snow, night sky, dark ground
+MAP_COLOURS = ("#D0D0D0", "#56B4E9", "#009E73", "#0072B2", "#F0E442", "#FFFFFF", "#2A1A5E", "#3A3A3A")
 
 
 def to_uint8(images) -> np.ndarray:
@@ -58,7 +60,8 @@ def save_grid(images, path, **options) -> Path:
     return path
 
 
-def show_images(images, titles=None, columns: int | None = None, size: float = 1.6, title_width: int = 22, row_labels=None):
+def show_images(images, titles=None, columns: int | None = None, size: float = 1.6, title_width: int = 22,
+                row_labels=None):
     """Images (B, C, H, W) in [-1, 1], a title below each, a label left of each row -> matplotlib Figure.
 
     titles: one per image, or one per column, which then stand under the last row; wrapped at `title_width` letters.
@@ -71,19 +74,21 @@ def show_images(images, titles=None, columns: int | None = None, size: float = 1
     if titles is not None and len(titles) == columns < len(pixels):
         titles = [""] * (len(pixels) - columns) + list(titles)
     if titles is not None and len(titles) != len(pixels):
-        raise ValueError(f"show_images: {len(titles)} titles for {len(pixels)} images; give one each, or one per column.")
+        raise ValueError(f"show_images: {len(titles)} titles for {len(pixels)} images; give one each, "
+                         "or one per column.")
     if row_labels is not None and len(row_labels) != rows:
         raise ValueError(f"show_images: {len(row_labels)} row_labels for {rows} rows; give one each.")
-    titled = 0 if titles is None else sum(any(titles[i:i + columns]) for i in range(0, len(titles), columns))
-    figure, axes = plt.subplots(rows, columns, figsize=(columns * size + (row_labels is not None), rows * size + 0.55 * titled),
-                                squeeze=False, layout="constrained")
+    texts = [_wrap(title, title_width) for title in titles or ()]
+    lines = sum(max(text.count("\n") + bool(text) for text in texts[i:i + columns])
+                for i in range(0, len(texts), columns))
+    figure, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained",
+                                figsize=(columns * size + (row_labels is not None), rows * size + 0.16 * lines + 0.1))
     for axis in axes.flat:
         axis.set_axis_off()
     for i, (axis, image) in enumerate(zip(axes.flat, pixels)):
         _show(axis, image)
-        if titles is not None:
-            text = _wrap(titles[i], title_width)
-            axis.text(0.5, -0.04, text, transform=axis.transAxes, ha="center", va="top", fontsize=7)
+        if texts:
+            axis.text(0.5, -0.04, texts[i], transform=axis.transAxes, ha="center", va="top", fontsize=7)
     for axis, label in zip(axes[:, 0], row_labels or ()):
         axis.text(-0.06, 0.5, label, transform=axis.transAxes, ha="right", va="center", fontsize=8)
     return figure
@@ -111,11 +116,11 @@ def draw_boxes(image, boxes, labels=None, ax=None):
 
 
 def class_colours(count: int) -> np.ndarray:
-    """(count, 3) uint8: the palette first, then steps of lightness that never repeat: neighbours differ in grey too."""
+    """(count, 3) uint8: MAP_COLOURS first, then steps of lightness that never repeat: neighbours differ in grey too."""
     import matplotlib
     from matplotlib.colors import to_rgb
 
-    fixed = [to_rgb(colour) for colour in PALETTE[:count]]
+    fixed = [to_rgb(colour) for colour in MAP_COLOURS[:count]]
     rest = max(0, count - len(fixed))
     order = [(i * 37) % 101 / 100 for i in range(rest)]     # 37 and 101 share no factor
     ramp = matplotlib.colormaps["cividis"]
@@ -161,7 +166,9 @@ def plot_curve(records, key: str = "loss", band=None, x: str = "step", smooth: i
     means = np.convolve(ys, np.ones(smooth) / smooth, mode="valid")
     colours = (PALETTE[5], PALETTE[6], PALETTE[3], PALETTE[7], PALETTE[0])
     ax.plot(xs[smooth - 1:], means, color=colours[n % 5], linestyle=LINE_STYLES[n % 4], label=label or key, gid="curve")
-    ax.set(xlabel=x, ylabel=key, yscale="log" if log else "linear")
+    ax.set(xlabel=x, ylabel=key if n == 0 or ax.get_ylabel() == key else "")
+    if log:
+        ax.set_yscale("log")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=8)
     return ax

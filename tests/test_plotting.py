@@ -49,6 +49,9 @@ def test_show_images_titles():
     titles = ["one", "two", "a long caption that has to be wrapped"]
     figure = plotting.show_images(levels(0.0, 0.0, 0.0), titles, columns=2)
     texts = [text.get_text() for axis in figure.axes for text in axis.texts]
+    figure.canvas.draw()
+    bottoms = [text.get_window_extent().y0 for axis in figure.axes for text in axis.texts]
+    assert min(bottoms) >= 0, "the last caption is cut off"
     assert texts[:2] == ["one", "two"] and "\n" in texts[2] and len(figure.axes) == 4
 
 

@@ -5,6 +5,7 @@ import torch
 
 from ldm_mini import distortions
 from ldm_mini.checkpoint import CheckpointError, save_safetensors
+from ldm_mini.data import EmojiScenes, collate
 from ldm_mini.recogniser import (
     Recogniser,
     RecogniserConfig,
@@ -14,6 +15,8 @@ from ldm_mini.recogniser import (
     recognition_loss,
     train_recogniser,
 )
+from ldm_mini.scenes import SceneConfig
+from ldm_mini.scoring import score_captions, score_scenes
 
 SMALL = RecogniserConfig(num_nouns=2, num_colours=3, num_backgrounds=2, num_styles=2, widths=(16, 16, 32),
                          image_size=32)
@@ -189,3 +192,34 @@ def test_distortions_known_answers():
 def test_bad_input_says_what_to_do(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Recogniser:
+    return Recogniser.load()
+
+
+def scenes(n, **options):
+    data = EmojiScenes(SceneConfig(**{"split": "all", **options}), n, 20_000_000)
+    return collate([data[i] for i in range(n)])
+
+
+@pytest.mark.parametrize("options", [{}, {"split": "heldout"}, {"size": 128, "max_objects": 1}])
+def test_shipped_recogniser_reads_real_scenes(shipped, options):
+    batch = scenes(48, **options)
+    scores = score_scenes(shipped.detect(batch["image"]), batch)
+    assert scores["object_recall"] > 0.96 and scores["exact"] > 0.93 and scores["box_iou"] > 0.8
+    assert score_captions(shipped.detect(batch["image"]), batch["caption"])["exact"] > 0.93
+
+
+def test_shipped_recogniser_judges_content(shipped):
+    """A blur costs little; another scene's caption, an empty background and shuffled tiles score next to nothing."""
+    batch = scenes(48)
+    x, captions = batch["image"], batch["caption"]
+    assert score_scenes(shipped.detect(distortions.gaussian_blur(x, 0.85)), batch)["exact"] > 0.9
+    assert score_captions(shipped.detect(x), captions[1:] + captions[:1])["exact"] < 0.05
+    tiles = x.unflatten(2, (4, 16)).unflatten(4, (4, 16))                    # (B, 3, 4, 16, 4, 16)
+    shuffled = tiles.flip(2).roll(1, 4).reshape(x.shape)
+    assert score_captions(shipped.detect(shuffled), captions)["exact"] < 0.1
+    flat = torch.linspace(-1, 1, 8).view(8, 1, 1, 1).expand(8, 3, 64, 64)
+    assert not any(found["objects"] for found in shipped.detect(flat))

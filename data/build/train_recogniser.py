@@ -4,8 +4,8 @@
     python data/build/train_recogniser.py --measure data/weights/recogniser.safetensors
     python data/checksums.py
 
-Whole vocabulary, all combinations (split "all"), a fifth of the scenes centred. The learning rate follows the clock, so a
-run on another machine sees another number of scenes. Then put the file in its place and the table into its card.
+Whole vocabulary, all combinations (split "all"), a fifth of the scenes centred. The learning rate follows the clock, so
+a run on another machine sees another number of scenes. Then put the file in its place and the table into its card.
 """
 
 import argparse
@@ -18,26 +18,24 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from ldm_mini import checkpoint, distortions, scenes  # noqa: E402
+from ldm_mini import checkpoint, distortions  # noqa: E402
+from ldm_mini.data import EmojiScenes, collate  # noqa: E402
 from ldm_mini.recogniser import Recogniser, recogniser_optimizer, train_recogniser  # noqa: E402
+from ldm_mini.scenes import SceneConfig  # noqa: E402
 from ldm_mini.scoring import score_captions, score_scenes  # noqa: E402
 
 BATCH = 32
-KEYS = ("image", "labels", "colors", "boxes", "background", "style", "caption")
 
 
 def batch_of(config, seeds) -> dict:
-    """Scenes of these seeds as a batch of tensors."""
-    samples = [scenes.compose(seed, config) for seed in seeds]
-    batch = {key: [s[key] for s in samples] for key in KEYS}
-    tensors = {key: torch.stack([torch.as_tensor(v) for v in batch[key]]) for key in KEYS if key != "caption"}
-    tensors["image"] = tensors["image"].permute(0, 3, 1, 2).float() / 127.5 - 1
-    return {**tensors, "caption": batch["caption"]}
+    """The scenes of these seeds."""
+    data = EmojiScenes(config)
+    return collate([data[seed] for seed in seeds])
 
 
 def stream(step: int = 0):
     """Batches of never repeated scenes, from a step on."""
-    configs = [scenes.SceneConfig(split="all", centred=i == 4, p_same=0.2) for i in range(5)]
+    configs = [SceneConfig(split="all", centred=i == 4, p_same=0.2) for i in range(5)]
     for i in count(step):
         yield batch_of(configs[i % 5], range(i * BATCH, (i + 1) * BATCH))
 
@@ -60,7 +58,8 @@ def train(minutes: float, state: Path) -> Recogniser:
             sums[key] = sums.get(key, 0.0) + value
         if log["step"] % 100 == 0:
             means = {key: round(value / 100, 4) for key, value in sums.items() if key not in ("step", "progress")}
-            print(json.dumps({"step": step, "scenes": step * BATCH, "progress": round(log["progress"], 4), **means}), flush=True)
+            record = {"step": step, "scenes": step * BATCH, "progress": round(log["progress"], 4), **means}
+            print(json.dumps(record), flush=True)
             sums = {}
         if time.monotonic() - saved_at > 180:
             checkpoint.save_training_state(state, step, {"net": net.state_dict(), "optimizer": optimizer.state_dict(),
@@ -75,10 +74,11 @@ def measure(net: Recogniser, n: int = 1000, threshold: float = 0.3) -> dict:
     start, tables = 10_000_000, {}
     small = ("apple", "star", "fish", "car", "heart", "balloon", "umbrella", "mushroom", "dog", "cat", "owl", "tree",
              "house", "rocket", "cake", "sun")
-    batch = batch_of(scenes.SceneConfig(split="all"), range(start, start + n))
+    batch = batch_of(SceneConfig(split="all"), range(start, start + n))
     captions, image = batch["caption"], batch["image"]
     views = {"real scenes": image, "blurred (sigma 0.85)": distortions.gaussian_blur(image, 0.85),
-             "32 px and back": distortions.resample(image, 32), "cosines rounded (step 0.2)": distortions.coarse_cosines(image, 0.2)}
+             "32 px and back": distortions.resample(image, 32),
+             "cosines rounded (step 0.2)": distortions.coarse_cosines(image, 0.2)}
     for name, view in views.items():
         found = net.detect(view, threshold)
         tables[name] = {**score_scenes(found, batch), "caption_exact": score_captions(found, captions)["exact"]}
@@ -90,7 +90,7 @@ def measure(net: Recogniser, n: int = 1000, threshold: float = 0.3) -> dict:
                "two objects": {"min_objects": 2, "max_objects": 2}, "three objects": {"min_objects": 3},
                "held-out combinations": {"split": "heldout"}, "centred": {"centred": True}, "128 px": {"size": 128}}
     for name, options in subsets.items():
-        batch = batch_of(scenes.SceneConfig(**{"split": "all", **options}), range(start, start + n // 2))
+        batch = batch_of(SceneConfig(**{"split": "all", **options}), range(start, start + n // 2))
         found = net.detect(batch["image"], threshold)
         tables[name] = {**score_scenes(found, batch), "caption_exact": score_captions(found, batch["caption"])["exact"]}
     return tables
@@ -98,10 +98,11 @@ def measure(net: Recogniser, n: int = 1000, threshold: float = 0.3) -> dict:
 
 def table(tables: dict) -> str:
     """Scores as a markdown table."""
-    columns = {"object_recall": "recall", "object_precision": "precision", "colour_accuracy": "colour", "box_iou": "box IoU",
-               "relation_accuracy": "relation", "count_accuracy": "count", "background_accuracy": "background",
+    columns = {"object_recall": "recall", "object_precision": "precision", "colour_accuracy": "colour",
+               "box_iou": "box IoU", "relation_accuracy": "relation", "count_accuracy": "count", "background_accuracy": "background",
                "style_accuracy": "style", "exact": "exact", "caption_exact": "caption exact"}
-    rows = [f"| {name} | " + " | ".join(f"{s[c]:.3f}" if c in s else "-" for c in columns) + " |" for name, s in tables.items()]
+    rows = [f"| {name} | " + " | ".join(f"{s[c]:.3f}" if c in s else "-" for c in columns) + " |"
+            for name, s in tables.items()]
     return "\n".join([f"| scenes | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|", *rows])
 
 
