@@ -100,8 +100,8 @@ def table(tables: dict) -> str:
     """Scores as a markdown table."""
     columns = {"object_recall": "recall", "object_precision": "precision", "colour_accuracy": "colour",
                "box_iou": "box IoU", "relation_accuracy": "relation", "count_accuracy": "count",
-               "background_accuracy": "background",
-               "style_accuracy": "style", "exact": "exact", "caption_exact": "caption exact"}
+               "background_accuracy": "background", "style_accuracy": "style", "exact": "exact",
+               "caption_exact": "caption exact"}
     rows = [f"| {name} | " + " | ".join(f"{s[c]:.3f}" if c in s else "-" for c in columns) + " |"
             for name, s in tables.items()]
     return "\n".join([f"| scenes | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|", *rows])
