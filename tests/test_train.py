@@ -330,3 +330,30 @@ def _same(a, b, where):
             _same(u, v, f"{where}.{i}")
     else:
         assert a == b, where
+
+
+def test_what_cannot_be_compiled_runs_eagerly(monkeypatch):
+    import torch._dynamo
+    import torch._functorch.config
+    import torch._inductor.compile_fx
+
+    from ldm_mini.launch import _compile
+
+    asked = []
+
+    def broken(*args, **options):
+        asked.append(args)
+        raise RuntimeError("no compiler on this machine")
+
+    monkeypatch.setattr(torch._inductor.compile_fx, "compile_fx", broken)
+    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)
+    monkeypatch.setattr(torch._functorch.config, "donated_buffer", torch._functorch.config.donated_buffer)
+    eager, compiled = micro_diffusion(), micro_diffusion()
+    _compile(compiled)
+    assert compiled.state_dict().keys() == eager.state_dict().keys(), "checkpoints must fit with and without"
+    losses = [
+        next(train_diffusion(TrainState(ldm, lr=1e-3, seed=0), [{"latent": pictures(2, 8)}], 1)).loss
+        for ldm in (eager, compiled)
+    ]
+    torch._dynamo.reset()
+    assert asked and losses[0] == losses[1]
