@@ -161,8 +161,8 @@ def test_without_a_conditioner_the_network_hears_of_no_condition():
 
 
 @pytest.mark.parametrize("options", [
-    {"prediction": "noise"}, {"p_uncond": 1.0}, {"p_uncond": -0.1}, {"scale_factor": 0.0}, {"scale_factor": float("nan")},
-    {"scale_factor": float("inf")}])
+    {"prediction": "noise"}, {"p_uncond": 1.0}, {"p_uncond": -0.1}, {"scale_factor": 0.0},
+    {"scale_factor": float("nan")}, {"scale_factor": float("inf")}])
 def test_bad_settings_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         LatentDiffusion(None, Spy(), NoiseSchedule(scaled_linear_betas()), **options)
