@@ -68,9 +68,10 @@ def evaluate_diffusion(ldm, config: SceneConfig = SceneConfig(), task: str = "te
                        recogniser: Recogniser | None = None) -> dict:
     """n pictures for the captions (task "text") or classes ("class") of n scenes, on split "val", "heldout" or "train".
 
-    -> {"model", "real", "shuffled": scores of `score_captions` for the samples, for the scenes that the captions were
-    written for (the ceiling), and for the samples under each other's captions (the floor)}, "frechet" of the samples to
-    other real scenes with "frechet_floor" for the scenes themselves, "precision", "recall", "seconds_per_image".
+    -> {"model", "real", "decoded", "shuffled": scores of `score_captions` for the samples; for the scenes that the
+    captions were written for (the ceiling), also after the first stage if there is one (what it leaves of the ceiling);
+    and for the samples under each other's captions (the floor)}, "frechet" of the samples to other real scenes with
+    "frechet_floor" for the scenes themselves, "precision", "recall", "seconds_per_image".
     Equal seeds give equal samples. `config`: the scenes that the model was trained on.
     """
     if task not in TASKS:
@@ -78,20 +79,24 @@ def evaluate_diffusion(ldm, config: SceneConfig = SceneConfig(), task: str = "te
     config = replace(config, split=split, **({"min_objects": 1, "max_objects": 1} if task == "class" else {}))
     recogniser = (Recogniser.load() if recogniser is None else recogniser).to(ldm.device)
     judge, generator = _frechet_features(ldm.device), torch.Generator().manual_seed(seed)
-    captions, found, features, seconds = [], {"model": [], "real": []}, {"model": [], "real": []}, 0.0
+    captions, found, seconds = [], {"model": [], "real": [], "decoded": []}, 0.0
+    features = {name: [] for name in found}
     for batch in _scenes(config, n, seed * n):
         prompt = {key: batch[key] for key in ({"text": "caption", "class": "class"}[task],)}
         captions += batch["caption"] if task == "text" else [f"a {NOUNS[k]}" for k in batch["class"].tolist()]
         began = time.perf_counter()
         samples = ldm.sample(prompt, steps=steps, guidance_scale=guidance_scale, generator=generator)
         seconds += time.perf_counter() - began
-        for name, images in (("model", samples), ("real", batch["image"].to(ldm.device))):
+        pictures = {"model": samples, "real": batch["image"].to(ldm.device)}
+        if ldm.autoencoder is not None:
+            pictures["decoded"] = ldm.decode(ldm.encode(pictures["real"])).clamp(-1, 1)
+        for name, images in pictures.items():
             found[name] += recogniser.detect(images)
             features[name].append(judge(images))
     model, real = (torch.cat(features[name]) for name in ("model", "real"))
     reference = _features_of(judge, config, max(n, REFERENCE), REFERENCE_START + seed * n)
     return {"task": task, "split": split, "n": n, "steps": steps, "guidance_scale": guidance_scale, "seed": seed,
-            "model": score_captions(found["model"], captions), "real": score_captions(found["real"], captions),
+            **{name: score_captions(found[name], captions) for name in found if found[name]},
             "shuffled": score_captions(found["model"], captions[1:] + captions[:1]),
             "frechet": metrics.frechet_distance(model, reference).item(),
             "frechet_floor": metrics.frechet_distance(real, reference).item(),
@@ -139,7 +144,8 @@ def scenes_of(stored: dict) -> SceneConfig:
 def markdown(report: dict) -> str:
     """A report as markdown tables."""
     lines = [f"# {report['model']}"]
-    rows = {"model": "the model's", "real": "real scenes (ceiling)", "shuffled": "other captions (floor)"}
+    rows = {"model": "the model's", "real": "real scenes (ceiling)", "decoded": "real scenes after the first stage",
+            "shuffled": "the model's, other captions (floor)"}
     for r in report.get("diffusion", []):
         names = list(r["real"])
         seen = "Held-out" if r["split"] == "heldout" else "Seen"
@@ -148,7 +154,7 @@ def markdown(report: dict) -> str:
                   "| pictures | " + " | ".join(n.removesuffix("_accuracy").replace("_", " ") for n in names) + " |",
                   "|---" * (len(names) + 1) + "|",
                   *(f"| {row} | " + " | ".join(_number(r[key].get(name)) for name in names) + " |"
-                    for key, row in rows.items()), "",
+                    for key, row in rows.items() if key in r), "",
                   f"Frechet distance {r['frechet']:.1f} (real scenes: {r['frechet_floor']:.1f}); precision "
                   f"{r['precision']:.2f}, recall {r['recall']:.2f}; {r['seconds_per_image']:.3f} s a picture."]
     if r := report.get("autoencoder"):

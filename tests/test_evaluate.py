@@ -25,6 +25,7 @@ class Painter:
     """Stands for a model: knows the scene behind every caption of the test, draws it through `draw`."""
 
     device = torch.device("cpu")
+    autoencoder = None
 
     def __init__(self, draw, split="val", n=24, config=SCENES):
         data = EmojiScenes(evaluate.replace(config, split=split), n, 0)
@@ -119,6 +120,7 @@ def test_run_evaluate_writes_what_it_prints(saved, tmp_path, capsys):
     assert [r["split"] for r in report["diffusion"]] == ["val", "heldout"]
     assert 0 < report["autoencoder"]["codebook_used"] <= 1 <= report["autoencoder"]["perplexity"] <= 16
     real = report["diffusion"][0]["real"]
+    assert report["diffusion"][0]["decoded"]["object_recall"] < real["object_recall"]  # an untrained first stage
     assert "count_accuracy" in real and "relation_accuracy" not in real       # the card says: one object each
     again = evaluate.run_evaluate(str(saved / "ldm"), num=8, steps=2, device="cpu")
     for r in report["diffusion"] + again["diffusion"]:
