@@ -30,7 +30,8 @@ Every command explains its options with --help. Names of recipes: ldm_mini/recip
 
 
 def train(stage: Positional[Literal["autoencoder", "diffusion"]], recipe: str = "tiny", out: Path | None = None,
-          autoencoder: str | None = None, resume: bool = False, minutes: float | None = None, steps: int | None = None,
+          autoencoder: str | None = None, start_from: str | None = None, resume: bool = False,
+          minutes: float | None = None, steps: int | None = None,
           batch_size: int | None = None, lr: float | None = None, latents: int | None = None, device: str = "auto",
           compile: Literal["recipe", "on", "off"] = "recipe", workers: int | None = None, threads: int | None = None,
           seed: int = 0, tensorboard: bool = False, log_every: int = 20, sample_every: int = 500,
@@ -42,6 +43,7 @@ def train(stage: Positional[Literal["autoencoder", "diffusion"]], recipe: str = 
         recipe: name of a recipe in ldm_mini/recipes.py, such as tiny (a CPU) or base (a GPU).
         out: folder of the run; runs/STAGE-RECIPE unless given. A folder that holds something is never overwritten.
         autoencoder: for diffusion: the trained first stage, for example runs/autoencoder-tiny/model.
+        start_from: for diffusion: a trained model of the same shape to train further, on other scenes say.
         resume: continue the run in this folder from its newest checkpoint, as if it had never stopped.
         minutes: stop after so long, with a checkpoint.
         steps: in place of the recipe's; the learning rate reaches zero at the last.
@@ -74,10 +76,10 @@ def train(stage: Positional[Literal["autoencoder", "diffusion"]], recipe: str = 
     if latents is not None and stage == "autoencoder":
         raise ValueError("--latents is for diffusion; the autoencoder trains on images.")
     chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
-    train_stage(stage, chosen, out or Path("runs") / f"{stage}-{recipe}", autoencoder=autoencoder, resume=resume,
-                minutes=minutes, device=_device(device), compile={"recipe": None, "on": True, "off": False}[compile],
-                workers=workers, seed=seed, tensorboard=tensorboard, log_every=log_every, sample_every=sample_every,
-                save_every=save_every)
+    train_stage(stage, chosen, out or Path("runs") / f"{stage}-{recipe}", autoencoder=autoencoder,
+                start_from=start_from, resume=resume, minutes=minutes, device=_device(device),
+                compile={"recipe": None, "on": True, "off": False}[compile], workers=workers, seed=seed,
+                tensorboard=tensorboard, log_every=log_every, sample_every=sample_every, save_every=save_every)
 
 
 def sample(captions: Positional[tuple[str, ...]] = (), *, out: Path = Path("grid.png"), num: int = 8, steps: int = 20,

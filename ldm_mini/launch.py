@@ -13,7 +13,7 @@ from . import recipes, runs
 from .data import scene_stream
 from .discriminator import PatchDiscriminator
 from .hub import find, load_autoencoder, save_autoencoder
-from .latent_diffusion import latent_scale
+from .latent_diffusion import LatentDiffusion, latent_scale
 from .latents import cache_latents
 from .metrics import psnr
 from .perceptual import PerceptualLoss
@@ -23,13 +23,15 @@ from .train import TrainState, add_adversary, to_device, train_autoencoder, trai
 VALIDATION_SEED = 1_000_000_007                                 # of noise and dropped conditions, the same every time
 
 
-def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None, resume: bool = False,
+def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None,
+                start_from: str | None = None, resume: bool = False,
                 minutes: float | None = None, device: str | None = None, compile: bool | None = None,
                 workers: int | None = None, seed: int = 0, tensorboard: bool = False, log_every: int = 20,
                 sample_every: int = 500, save_every: int = 500) -> bool:
     """Train a recipe in the folder `out`; True when it is finished, False when it was stopped and can be resumed.
 
     autoencoder: for stage "diffusion", the first stage: the `model` folder of its run, or a name `hub.find` knows.
+    start_from:  a trained diffusion model of the same shape, whose network and conditioner are trained further.
     compile:     None = as the recipe says, on a GPU. workers: None = 0 on a CPU, which they would only slow down.
     Raises ValueError before anything is written, if the folder, the recipe or the first stage cannot be used.
     """
@@ -38,10 +40,14 @@ def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None, resu
             raise ValueError("diffusion needs a first stage: --autoencoder FOLDER, the `model` folder of a run of "
                              "`python -m ldm_mini train autoencoder`.")
         find(autoencoder)
+    if start_from is not None:
+        if stage != "diffusion":
+            raise ValueError("--start-from is for diffusion; the autoencoder starts from fresh weights.")
+        find(start_from)
     out, accelerator = Path(out), _accelerator(device)
     settings = {"stage": stage, "seed": seed, "processes": accelerator.num_processes, **asdict(recipe)}
     if stage == "diffusion":
-        settings["autoencoder"] = str(autoencoder)
+        settings |= {"autoencoder": str(autoencoder), "start_from": start_from and str(start_from)}
     with accelerator.main_process_first():                      # the others find what it left
         checkpoint = (runs.open_run(out, settings, resume) if accelerator.is_main_process else
                       runs.latest(out / "checkpoints") if resume else None)
@@ -49,7 +55,8 @@ def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None, resu
         workers = 0 if accelerator.device.type == "cpu" else min(12, max(1, (os.cpu_count() or 2) - 2))
     torch.manual_seed(seed)                                     # the same fresh weights in every process
     prepare = {"autoencoder": _autoencoder, "diffusion": _diffusion}[stage]
-    state, logs, sample, export = prepare(recipe, out, accelerator, workers, seed, autoencoder, checkpoint)
+    models = autoencoder, start_from
+    state, logs, sample, export = prepare(recipe, out, accelerator, workers, seed, models, checkpoint)
     if (recipe.compile and state.device.type == "cuda") if compile is None else compile:
         _compile(state.model)
     began, together = time.monotonic(), recipe.batch_size * accelerator.num_processes
@@ -104,8 +111,9 @@ def _autoencoder(recipe, out, accelerator, workers, seed, _, checkpoint):
     return state, logs, sample, export
 
 
-def _diffusion(recipe, out, accelerator, workers, seed, autoencoder, checkpoint):
+def _diffusion(recipe, out, accelerator, workers, seed, models, checkpoint):
     """TrainState, loop, samples and export of the second stage."""
+    autoencoder, start_from = models
     first = load_autoencoder(autoencoder, device=accelerator.device)
     with accelerator.main_process_first():                      # it encodes and saves, the others load
         encoded = cache_latents(first, scene_stream(recipe.scenes, 64, 0, workers, 0, 1, seed=seed), recipe.latents,
@@ -113,6 +121,8 @@ def _diffusion(recipe, out, accelerator, workers, seed, autoencoder, checkpoint)
                                 progress=accelerator.is_main_process)
     scale = latent_scale(first, (encoded[i:i + 64] for i in range(0, min(4096, len(encoded)), 64)))
     ldm = recipes.build_diffusion(recipe, first, scale)
+    if start_from is not None and checkpoint is None:
+        _copy_weights(LatentDiffusion.from_pretrained(start_from), ldm)
     _channels_last(ldm.net)
     state = _state(ldm, recipe, seed, accelerator)
     if checkpoint is not None:
@@ -138,6 +148,15 @@ def _diffusion(recipe, out, accelerator, workers, seed, autoencoder, checkpoint)
             ldm.save_pretrained(out / "model", card=card)
 
     return state, logs, sample, export
+
+
+def _copy_weights(source, target) -> None:
+    """Give `target` the weights of another model's network and conditioner."""
+    try:
+        target.net.load_state_dict(source.net.state_dict())
+        target.conditioner.load_state_dict(source.conditioner.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"--start-from: that model has another shape than the recipe's. {error}") from None
 
 
 def _validation(recipe, n: int) -> dict:

@@ -190,6 +190,25 @@ def test_cuda_asked_for_and_absent(tmp_path, capsys):
     assert "no CUDA GPU" in fails(capsys, "sample", "a star", "--device", "cuda")
 
 
+def test_start_from_trains_a_saved_model_further(trained, tmp_path, capsys):
+    model = trained / "ldm" / "model"
+    first = trained / "ae" / "model"
+    argv = ["train", "diffusion", "--recipe", "micro", "--autoencoder", str(first), "--device", "cpu"]
+    further = [*argv, "--out", str(tmp_path / "on"), "--start-from", str(model), "--steps", "1", "--lr", "1e-9"]
+    assert main(further) == 0
+    before, after = (LatentDiffusion.from_pretrained(m).state_dict() for m in (model, tmp_path / "on" / "model"))
+    trainable = [name for name in before if name.startswith(("net.", "conditioner."))]
+    assert len(trainable) > 20
+    for name in trainable:
+        torch.testing.assert_close(after[name], before[name], atol=1e-7, rtol=0)
+    assert "--start-from" in fails(
+        capsys, "train", "autoencoder", "--recipe", "micro", "--out", tmp_path / "x", "--start-from", model
+    )
+    assert "describes no" in fails(capsys, *argv, "--out", tmp_path / "y", "--start-from", first, "--steps", 1)
+    assert "no folder" in fails(capsys, *argv, "--out", tmp_path / "x", "--start-from", "nowhere", "--steps", 1)
+    assert not (tmp_path / "x").exists()
+
+
 def test_resume_by_the_command_line(trained, capsys):
     before = {p: p.read_bytes() for p in (trained / "ae" / "checkpoints").rglob("*") if p.is_file()}
     assert main(["train", "autoencoder", "--recipe", "micro", "--out", str(trained / "ae"), "--resume", *QUICK]) == 0
