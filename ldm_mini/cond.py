@@ -50,8 +50,16 @@ class Cond:
 
     @staticmethod
     def join(conds) -> "Cond":
-        """Several conditions of the same samples as one: concat joins on channels, context on tokens, vectors add."""
+        """Several conditions of the same samples as one: concat joins on channels, context on tokens, vectors add.
+
+        Raises ValueError if their batches, their tokens' or vectors' widths, or their maps' sizes differ.
+        """
         conds = list(conds)
+        for part, free in (("concat", 1), ("context", 1), ("vector", None)):
+            shapes = [tuple(value.shape) for c in conds if (value := getattr(c, part)) is not None]
+            if len({shape if free is None else shape[:free] + shape[free + 1:] for shape in shapes}) > 1:
+                raise ValueError(f"Cond.join: the conditions' `{part}` do not fit together: shapes {shapes}. Only "
+                                 "channels of concat and tokens of context may differ in number.")
         contexts = [c for c in conds if c.context is not None]
         masks = None
         if any(c.mask is not None for c in contexts):

@@ -79,6 +79,16 @@ def test_join_leaves_absent_parts_absent():
     assert all(getattr(Cond.join([]), part) is None for part in PARTS)
 
 
+@pytest.mark.parametrize("a, b, part", [
+    (Cond(vector=torch.zeros(2, 6)), Cond(vector=torch.zeros(2, 1)), "vector"),      # would broadcast in silence
+    (Cond(context=torch.zeros(2, 3, 8)), Cond(context=torch.zeros(2, 3, 4)), "context"),
+    (Cond(concat=torch.zeros(2, 3, 8, 8)), Cond(concat=torch.zeros(2, 3, 4, 4)), "concat"),
+    (full(2), full(1), "concat")])
+def test_join_refuses_what_does_not_fit_by_name(a, b, part):
+    with pytest.raises(ValueError, match=f"`{part}`"):
+        Cond.join([a, b])
+
+
 def test_it_is_a_record_not_a_sequence():
     with pytest.raises(TypeError):
         list(Cond())
