@@ -4,6 +4,8 @@ The contract: encode(batch) -> Cond, null(batch) -> Cond of the same parts and s
 be dropped in training, and both halves of guidance fit in one batch.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -13,11 +15,14 @@ from .text import TextTransformer, pool
 
 def batch_size(batch: dict) -> int:
     """How many samples a batch holds. Raises ValueError if it is empty or its entries disagree."""
-    sizes = {key: len(value) for key, value in batch.items() if not isinstance(value, str)}
+    example = 'such as {"caption": ["a dog"] * 8}'
+    if not isinstance(batch, Mapping):
+        raise ValueError(f"A batch is a dict of lists or tensors, {example}; got a {type(batch).__name__}.")
+    several = {key: value for key, value in batch.items() if hasattr(value, "__len__") and not isinstance(value, str)}
+    sizes = {key: len(value) for key, value in several.items() if getattr(value, "ndim", 1)}
     if len(set(sizes.values())) != 1 or len(sizes) < len(batch):
-        found = {key: sizes.get(key, "a single string") for key in batch} if batch else "an empty one"
-        raise ValueError('A batch is a dict of lists or tensors of one length, such as {"caption": ["a dog"] * 8}; '
-                         f"got {found}.")
+        found = {key: sizes.get(key, "a single value") for key in batch} if batch else "an empty one"
+        raise ValueError(f"A batch is a dict of lists or tensors of one length, {example}; got {found}.")
     return next(iter(sizes.values()))
 
 
@@ -62,7 +67,11 @@ class ClassConditioner(Conditioner):
 
     def encode(self, batch: dict) -> Cond:
         """batch[key] (B,) -> context (B,1,dim), vector (B,vector_dim)"""
-        classes = torch.as_tensor(self._read(batch, self.keys[0]))
+        classes = self._read(batch, self.keys[0])
+        if isinstance(classes, str) or isinstance(classes, (list, tuple)) and any(isinstance(c, str) for c in classes):
+            raise ValueError(f"ClassConditioner: batch[{self.keys[0]!r}] holds names; it must hold their indices, "
+                             "for Emoji Scenes ldm_mini.scenes.NOUN_INDEX[name].")
+        classes = torch.as_tensor(classes)
         if classes.ndim != 1 or classes.is_floating_point():
             raise ValueError(f"ClassConditioner: batch[{self.keys[0]!r}] must be integers of shape (B,), got "
                              f"{tuple(classes.shape)} {classes.dtype}.")

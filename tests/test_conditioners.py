@@ -179,9 +179,16 @@ def test_configs_rebuild(text, classes, tokenizer, monkeypatch):
 
 def test_batch_size_and_its_complaints():
     assert batch_size(BATCH) == 3
-    for bad in ({}, {"caption": "a dog"}, {"caption": ["a dog"], "class": torch.tensor([1, 2])}):
+    for bad in ({}, {"caption": "a dog"}, {"caption": ["a dog"], "class": torch.tensor([1, 2])}, ["a dog"], "a dog",
+                {"class": 3}, {"class": torch.tensor(3)}):
         with pytest.raises(ValueError, match="A batch is a dict"):
             batch_size(bad)
+
+
+@pytest.mark.parametrize("names", ["dog", ["dog", "cat"], ("dog",)])
+def test_names_in_place_of_class_indices_are_refused(classes, names):
+    with pytest.raises(ValueError, match="holds names.*NOUN_INDEX"):
+        classes.encode({"class": names})
 
 
 def test_the_base_class_asks_for_its_methods():
