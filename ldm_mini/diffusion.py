@@ -31,7 +31,8 @@ def diffusion_loss(net, schedule, x0, cond, prediction="eps", t=None, eps=None, 
     """Mean squared error of the prediction at a random noise level (DDPM eq. 14, LDM eq. 1 and 2).
 
     x0 (B, ...); t (B,) int64 and eps like x0 are drawn (from `generator`) unless given. Returns a scalar, or (B,) with
-    reduce=False. weight: signal-to-noise ratio (B,) -> factor (B,), e.g. min-SNR: `lambda snr: snr.clamp(max=5) / snr`.
+    reduce=False. weight: signal-to-noise ratio (B,) -> factor (B,); min-SNR (Hang et al. 2023) is
+    `lambda snr: snr.clamp(max=5) / snr` for eps, `/ (snr + 1)` for v, and without the division for x0.
     """
     t = draw_timesteps(schedule, len(x0), x0.device, generator) if t is None else t
     eps = draw_noise(x0, generator) if eps is None else eps
