@@ -176,7 +176,7 @@ AUTOENCODERS = {r.name: r for r in (TINY_AUTOENCODER, TINY_L1_AUTOENCODER, BASE_
 
 # For a CPU, on the latents of the tiny autoencoder.
 # python -m ldm_mini train diffusion --recipe tiny --autoencoder runs/autoencoder-tiny/model
-# Expect 0.34 s per step on one thread of a shared two-core CPU, so about an hour. The shipped weights were made with less,
+# Expect 0.34 s per step on one thread of a shared two-core CPU: about an hour. The shipped weights were made with less,
 # in several legs: data/weights/emoji-scenes/README.md.
 TINY_DIFFUSION = DiffusionRecipe(
     name="tiny",
