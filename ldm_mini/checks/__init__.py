@@ -11,5 +11,9 @@ solutions must fail it, and correct ones written another way must pass (`tests/t
 from .checking import CheckFailed
 from .n00_start import guidance, latent_numbers, to_picture
 from .n01_data import alpha_over, box_iou, inpainting_input
+from .n02_attention import attention, attention_macs, is_order_blind, masked_attention, multi_head
 
-__all__ = ["CheckFailed", "alpha_over", "box_iou", "guidance", "inpainting_input", "latent_numbers", "to_picture"]
+__all__ = [
+    "CheckFailed", "alpha_over", "attention", "attention_macs", "box_iou", "guidance", "inpainting_input",
+    "is_order_blind", "latent_numbers", "masked_attention", "multi_head", "to_picture",
+]
