@@ -27,7 +27,7 @@ ROWS = {
     "2c": "latent_diffusion tasks",
     # 3: loops, measurements, weights from outside, checks for exercises
     "3a": "train runs pretrained checking",
-    "3n": "n00_start n01_data n02_attention",  # checks/: one file per notebook
+    "3n": "n00_start n01_data n02_attention n06_diffusion",  # checks/: one file per notebook
     "3o": "checks",
     "3b": "recipes",
     "3c": "launch evaluate bench",

@@ -12,8 +12,10 @@ from .checking import CheckFailed
 from .n00_start import guidance, latent_numbers, to_picture
 from .n01_data import alpha_over, box_iou, inpainting_input
 from .n02_attention import attention, attention_macs, is_order_blind, masked_attention, multi_head
+from .n06_diffusion import add_noise, ddpm_letters, diffusion_posterior, ideal_x0, to_x0
 
 __all__ = [
-    "CheckFailed", "alpha_over", "attention", "attention_macs", "box_iou", "guidance", "inpainting_input",
-    "is_order_blind", "latent_numbers", "masked_attention", "multi_head", "to_picture",
+    "CheckFailed", "add_noise", "alpha_over", "attention", "attention_macs", "box_iou", "ddpm_letters",
+    "diffusion_posterior", "guidance", "ideal_x0", "inpainting_input", "is_order_blind", "latent_numbers",
+    "masked_attention", "multi_head", "to_picture", "to_x0",
 ]
