@@ -192,7 +192,7 @@ BASE_DIFFUSION = DiffusionRecipe(
     latents=500_000, steps=15_000, batch_size=512, lr=4e-4, warmup=1_000, ema_decay=0.9995, bf16=True, compile=True)
 
 MICRO_DIFFUSION = DiffusionRecipe(
-    name="micro",
+    name="micro", lr=1.5e-3,
     scenes=MICRO_SCENES,
     channels=16, channel_mults=(1, 2), attn_levels=(1,), head_dim=16, text_width=16, text_layers=1, text_heads=2,
     latents=32, steps=40, batch_size=4, warmup=5, sample_captions=("an apple", "a red star"))
