@@ -134,7 +134,7 @@ class LatentDiffusion(nn.Module):
         batch, null = self._move(batch), None
         if guidance_scale != 1 and negative is not None:
             negative = {"caption": [negative] * batch_size(batch)} if isinstance(negative, str) else negative
-            null = self.conditioner.encode(self._move({**batch, **negative}))
+            null = self._negative(batch, self._move(negative))
         elif guidance_scale != 1:
             if self.p_uncond == 0:
                 raise ValueError("this model never learned the null condition (p_uncond=0): use guidance_scale=1, or "
@@ -142,6 +142,12 @@ class LatentDiffusion(nn.Module):
             null = self.conditioner.null(batch)
         return make_denoiser(self.net, self.schedule, self.conditioner.encode(batch), null, guidance_scale,
                              self.prediction, clip_x0)
+
+    def _negative(self, batch: dict, negative: dict) -> Cond:
+        """What to steer away from: the negative's parts; the other parts are null, so that guidance reaches them."""
+        parts = getattr(self.conditioner, "parts", [self.conditioner])
+        return Cond.join([part.encode({**batch, **negative}) if not part.keys or negative.keys() & set(part.keys)
+                          else part.null(batch) for part in parts])
 
     @torch.no_grad()
     def sample(self, batch: dict | None = None, num: int | None = None, steps: int = 20, guidance_scale: float = 4.0,

@@ -6,6 +6,7 @@
 """
 
 import json
+import math
 import signal
 import threading
 import time
@@ -100,7 +101,8 @@ def follow(logs, state, out, *, steps: int, images_per_step: int, sample=None, l
             stop = _agree(state, asked.is_set() or (minutes is not None and time.monotonic() - began > 60 * minutes))
             last = stop or log.step == steps
             draw = sample is not None and (last or log.step % sample_every == 0)
-            if main and (last or draw or log.step % log_every == 0):
+            if main and (last or draw or log.step % log_every == 0 or log.step % save_every == 0):
+                _refuse_nan(log, out)                           # before anything of it is kept
                 now = time.monotonic()
                 speed = len(window) * images_per_step / (now - clock)
                 record, window, clock = {"step": log.step, **_means(window), "images_per_s": speed}, [], now
@@ -118,6 +120,16 @@ def follow(logs, state, out, *, steps: int, images_per_step: int, sample=None, l
     if state.accelerator is not None:
         state.accelerator.wait_for_everyone()
     return state.step >= steps
+
+
+def _refuse_nan(log, out) -> None:
+    """Stop a run whose loss is no number any more: training on would replace every good checkpoint."""
+    values = log.floats()
+    if bad := [name for name in ("loss", "grad_norm") if not math.isfinite(values.get(name, 0.0))]:
+        good = latest(out / "checkpoints")
+        raise ValueError(f"{bad[0]} became {values[bad[0]]} by step {log.step}, so the run stopped. "
+                         + (f"The last good checkpoint is {good}. " if good else "There is no checkpoint yet. ")
+                         + "Lower the learning rate, in a new --out.")
 
 
 def draw_curve(out) -> None:

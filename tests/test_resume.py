@@ -16,6 +16,7 @@ from ldm_mini import runs
 from ldm_mini.checkpoint import load_safetensors
 from ldm_mini.launch import train_stage
 from ldm_mini.recipes import AUTOENCODERS, DIFFUSIONS
+from ldm_mini.train import Log
 
 ROOT = Path(__file__).parents[1]
 EVERY = dict(log_every=4, sample_every=20, save_every=8, device="cpu")
@@ -164,3 +165,21 @@ def test_a_run_without_checkpoint_begins_anew(tmp_path):
         runs.open_run(out, recipe, resume=True)
     (out / "log.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
     assert runs.open_run(out, recipe) is None and runs.read_log(out) == []
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoints(tmp_path):
+    recipe = replace(recipe_of("autoencoder"), perceptual_weight=0.0, disc_weight=0.0, steps=20)
+    out = tmp_path / "run"
+    assert not train_stage("autoencoder", recipe, out, minutes=0.0, **EVERY)
+    good = runs.latest(out / "checkpoints")
+
+    class Poisoned(torch.nn.Module):
+        rank, step, accelerator = 0, 1, None
+
+        def state_dict(self):
+            raise AssertionError("a broken state must not be saved")
+
+    logs = iter([Log(8, loss=torch.tensor(float("nan")), grad_norm=1.0)])
+    with pytest.raises(ValueError, match=f"became nan by step 8.*{good.name}"):
+        runs.follow(logs, Poisoned(), out, steps=20, images_per_step=1, log_every=100, sample_every=100, save_every=8)
+    assert runs.latest(out / "checkpoints") == good

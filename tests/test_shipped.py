@@ -43,3 +43,12 @@ def test_draws_what_it_is_told(ldm, key):
     assert scores["object_recall"] > 0.5
     if key == "caption":
         assert scores["background_accuracy"] > 0.5
+
+
+def test_a_negative_caption_leaves_the_class_to_be_guided(ldm):
+    """The unwanted half has the negative words and no class; else the wanted class would cancel in c - u."""
+    batch, words = {"class": torch.tensor([18, 4])}, {"caption": ["a cat", "a cat"]}
+    got = ldm._negative(batch, words)
+    text, klass = ldm.conditioner.parts
+    torch.testing.assert_close(got.vector, text.encode(words).vector + klass.null(batch).vector)
+    torch.testing.assert_close(got.context[:, -1:], klass.null(batch).context)
