@@ -3,7 +3,7 @@
     python data/checksums.py            # rewrite it, after you changed a sprite sheet, the tokenizer or weights
     python data/checksums.py --check    # exit status 1 and one line per difference
 
-Listed: every file under sprites/, tokenizer/ and weights/ (hidden files and .md texts excepted), as "<digest>  <name>",
+Listed: every file under sprites/, tokenizer/, weights/ and curves/ (hidden files and .md texts excepted), as "<digest>  <name>",
 names relative to this folder with forward slashes, sorted. Needs nothing but the standard library.
 """
 
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 DATA = Path(__file__).resolve().parent
-FOLDERS = ("sprites", "tokenizer", "weights")
+FOLDERS = ("sprites", "tokenizer", "weights", "curves")
 SUMS = "SHA256SUMS"
 
 

@@ -24,6 +24,7 @@ Train your own, in two stages (Ctrl-C stops cleanly; the same line with --resume
 Measure:
   python -m ldm_mini evaluate                      does the model draw what it is told? how sharp is the first stage?
   python -m ldm_mini bench                         our U-Net against diffusers' of the same shape
+  python -m ldm_mini curves                        the reference curves of the notebooks, anew
 
 Every command explains its options with --help. Names of recipes: ldm_mini/recipes.py.
 """
@@ -166,6 +167,24 @@ def bench(device: str = "auto", *, rounds: int = 15, threads: int | None = None)
     run_bench(_device(device), rounds=rounds)
 
 
+def curves(names: Positional[tuple[str, ...]] = (), *, seeds: int = 5, threads: int | None = None) -> None:
+    """Train again what the notebooks train, with several seeds, and renew the grey bands of their reference curves.
+
+    Args:
+        names: such as 03-vq; all there are unless given.
+        seeds: runs per curve.
+        threads: CPU threads for torch; its own choice unless given.
+    """
+    import os
+
+    from .curves import run_curves
+
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)            # of the processes that train
+    for path in run_curves(names, seeds):
+        print(f"wrote {path}")
+
+
 def _device(name: str) -> str:
     """The device that a name means on this machine."""
     import torch
@@ -217,8 +236,8 @@ def main(argv: list[str] | None = None) -> int:
     import tyro
 
     try:
-        tyro.extras.subcommand_cli_from_dict({"train": train, "sample": sample, "evaluate": evaluate, "bench": bench},
-                                             prog="python -m ldm_mini", args=argv)
+        commands = {"train": train, "sample": sample, "evaluate": evaluate, "bench": bench, "curves": curves}
+        tyro.extras.subcommand_cli_from_dict(commands, prog="python -m ldm_mini", args=argv)
     except (ValueError, OSError) as error:                      # CheckpointError is a ValueError
         print(f"error: {error}", file=sys.stderr)
         return 2

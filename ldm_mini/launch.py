@@ -72,6 +72,33 @@ def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None,
     return finished
 
 
+def load_or_train(train: bool = False, recipe: str = "base", *, stage: str = "diffusion", model: str = "emoji-scenes",
+                  out=None, device: str | None = None, **options):
+    """The shipped model, or your own: the same cell shows good pictures on a laptop and trains for real on a GPU.
+
+    train=False: `model` by name or folder. train=True: both stages of a recipe, in the folder `out` (runs/RECIPE unless
+    given), continued where they were if they had begun; `options` go to `train_stage`.
+    stage "diffusion" -> LatentDiffusion, "autoencoder" -> its first stage alone; in evaluation mode.
+    Raises ValueError for an unknown stage or recipe.
+    """
+    stages = ("autoencoder", "diffusion")
+    if stage not in stages:
+        raise ValueError(f"load_or_train: stage must be one of {stages}, got {stage!r}.")
+    if not train:
+        ldm = LatentDiffusion.from_pretrained(model, device=device)
+        return ldm if stage == "diffusion" else ldm.autoencoder
+    chosen = {name: recipes.find_recipe(name, recipe) for name in stages[:stages.index(stage) + 1]}
+    out = Path("runs") / recipe if out is None else Path(out)
+    first = out / "autoencoder" / "model"
+    for name, numbers in chosen.items():
+        folder = out / name
+        train_stage(name, numbers, folder, autoencoder=str(first) if name == "diffusion" else None, device=device,
+                    resume=runs.latest(folder / "checkpoints") is not None, **options)
+    if stage == "autoencoder":
+        return load_autoencoder(first, device=device)
+    return LatentDiffusion.from_pretrained(out / "diffusion" / "model", device=device)
+
+
 def _autoencoder(recipe, out, accelerator, workers, seed, _, checkpoint):
     """TrainState, loop, samples and export of the first stage."""
     model = _channels_last(recipes.build_autoencoder(recipe))

@@ -4,11 +4,14 @@ Grids are PIL images in which a pixel stays a square; the `show_*` and `plot_*` 
 return them, so a notebook decides when to `plt.show()`.
 """
 
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from .files import checksums, data_path
 
 # Okabe & Ito 2008: black, orange, sky blue, bluish green, yellow, blue, vermilion, reddish purple
 PALETTE = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
@@ -148,30 +151,52 @@ def plot_curve(records, key: str = "loss", band=None, x: str = "step", smooth: i
                log: bool = False):
     """A quantity of log records over time -> Axes; call again with `ax` for a second curve (other colour and line).
 
-    records: dicts or objects with `x` and `key`; those without are passed over. smooth: running mean over so many.
-    band:    reference records {x, "low", "high"} (columns of equal length): where a healthy run lies, drawn grey.
+    records: dicts or objects with `x` and `key`, or plain numbers, one per step; records without `key` are passed over.
+    smooth:  running mean over so many.
+    band:    where a healthy run lies, drawn grey: the name of a reference curve in `data/curves/` (made with the same
+             `smooth` by `python -m ldm_mini curves NAME`), or its columns {x, "low", "high"} of equal length.
     """
-    def read(record, name):
-        return record.get(name) if isinstance(record, dict) else getattr(record, name, None)
-
-    points = [(read(r, x), float(read(r, key))) for r in records if read(r, key) is not None]
-    if not points:
-        raise ValueError(f"plot_curve: no record has {key!r}.")
+    xs, ys = curve_points(records, key, x, smooth)
     ax = _axes(ax, figsize=(5, 3))
     if band is not None:
-        ax.fill_between(band[x], band["low"], band["high"], color="0.85", label="reference runs", zorder=0)
+        band = reference_curve(band) if isinstance(band, str) else band
+        low, high = (np.interp(xs, band[x], band[side]) for side in ("low", "high"))
+        inside = np.mean((ys >= low) & (ys <= high))
+        count = f"{band['seeds']} " if "seeds" in band else ""
+        ax.fill_between(band[x], band["low"], band["high"], color="0.85", zorder=0,
+                        label=f"{count}reference runs ({inside:.0%} of yours inside)")
     n = len([line for line in ax.lines if line.get_gid() == "curve"])
-    xs, ys = np.array(points, dtype=float).T
-    smooth = max(1, min(smooth, len(ys)))
-    means = np.convolve(ys, np.ones(smooth) / smooth, mode="valid")
     colours = (PALETTE[5], PALETTE[6], PALETTE[3], PALETTE[7], PALETTE[0])
-    ax.plot(xs[smooth - 1:], means, color=colours[n % 5], linestyle=LINE_STYLES[n % 4], label=label or key, gid="curve")
+    ax.plot(xs, ys, color=colours[n % 5], linestyle=LINE_STYLES[n % 4], label=label or key, gid="curve")
     ax.set(xlabel=x, ylabel=key if n == 0 or ax.get_ylabel() == key else "")
     if log:
         ax.set_yscale("log")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=8)
     return ax
+
+
+def curve_points(records, key: str = "loss", x: str = "step", smooth: int = 1):
+    """What `plot_curve` draws: arrays xs, ys; each y is the mean of the last `smooth` values. Raises ValueError if none."""
+    def read(record, name):
+        return record.get(name) if isinstance(record, dict) else getattr(record, name, None)
+
+    records = [{x: i + 1, key: r} if isinstance(r, (int, float)) else r for i, r in enumerate(records)]
+    points = [(read(r, x), float(read(r, key))) for r in records if read(r, key) is not None]
+    if not points:
+        raise ValueError(f"plot_curve: no record has {key!r}.")
+    xs, ys = np.array(points, dtype=float).T
+    smooth = max(1, min(smooth, len(ys)))
+    return xs[smooth - 1:], np.convolve(ys, np.ones(smooth) / smooth, mode="valid")
+
+
+def reference_curve(name: str) -> dict:
+    """The columns of a shipped reference curve. Raises ValueError that lists the names there are."""
+    known = sorted(file[len("curves/"):-len(".json")] for file in checksums() if file.startswith("curves/"))
+    if name not in known:
+        raise ValueError(f"there is no reference curve {name!r}; there are {', '.join(known) or 'none'}. Make it with "
+                         f"`python -m ldm_mini curves {name}`.")
+    return json.loads(data_path("curves", f"{name}.json").read_text(encoding="utf-8"))
 
 
 def _axes(ax, figsize=(2.4, 2.4)):

@@ -216,6 +216,28 @@ def test_resume_by_the_command_line(trained, capsys):
     assert before == {p: p.read_bytes() for p in (trained / "ae" / "checkpoints").rglob("*") if p.is_file()}
 
 
+def test_load_or_train(tmp_path):
+    """The same call loads what is shipped, trains both stages, or continues and then loads what it trained."""
+    from ldm_mini.launch import load_or_train
+
+    shipped = load_or_train(stage="autoencoder")
+    assert not shipped.training and shipped.config.downsample_factor == 4
+    options = {"out": tmp_path / "run", "device": "cpu", "log_every": 20, "sample_every": 20, "save_every": 20}
+    first = load_or_train(True, "micro", stage="autoencoder", **options)
+    both = load_or_train(True, "micro", **options)
+    again = load_or_train(True, "micro", **options)
+    assert isinstance(both, LatentDiffusion) and not both.training
+    for own, kept in zip(first.state_dict().values(), both.autoencoder.state_dict().values()):
+        torch.testing.assert_close(own, kept)
+    for one, other in zip(both.parameters(), again.parameters()):
+        torch.testing.assert_close(one, other)
+    with pytest.raises(ValueError, match="no autoencoder recipe 'nope'"):
+        load_or_train(True, "nope", out=tmp_path / "none")
+    with pytest.raises(ValueError, match="stage must be"):
+        load_or_train(stage="both")
+    assert not (tmp_path / "none").exists()
+
+
 def test_tensorboard_is_optional(tmp_path, capsys):
     argv = [
         "train",

@@ -86,11 +86,20 @@ def test_curve_smooths_and_second_curve_differs():
     assert first.get_color() != second.get_color() and first.get_linestyle() != second.get_linestyle()
 
 
+def test_curve_of_plain_numbers_and_how_much_lies_in_the_band():
+    band = {"step": [1, 4], "low": [0, 0], "high": [2, 2], "seeds": 5}
+    axis = plotting.plot_curve([1.0, 3.0, 1.0, 1.5], band=band)
+    assert axis.lines[0].get_xdata().tolist() == [1, 2, 3, 4]
+    labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert "5 reference runs (75% of yours inside)" in labels
+
+
 @pytest.mark.parametrize("call, message", [
     (lambda: plotting.to_uint8(torch.zeros(5, 4, 4)), "1 or 3 channels"),
     (lambda: plotting.show_images(levels(0.0), ["a", "b"]), "one each"),
     (lambda: plotting.show_semantic(torch.zeros(2, 4, 4, dtype=torch.int64)), r"semantic\[i\]"),
     (lambda: plotting.plot_curve([{"step": 1}], "loss"), "no record"),
+    (lambda: plotting.plot_curve([1.0], band="no-such"), "python -m ldm_mini curves no-such"),
 ])
 def test_bad_input_says_what_to_do(call, message):
     with pytest.raises(ValueError, match=message):
