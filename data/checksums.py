@@ -3,8 +3,8 @@
     python data/checksums.py            # rewrite it, after you changed a sprite sheet, the tokenizer or weights
     python data/checksums.py --check    # exit status 1 and one line per difference
 
-Listed: every file under sprites/, tokenizer/, weights/ and curves/ (hidden files and .md texts excepted), as "<digest>  <name>",
-names relative to this folder with forward slashes, sorted. Needs nothing but the standard library.
+Listed: every file under sprites/, tokenizer/, weights/ and curves/ (hidden files and .md texts excepted), as
+"<digest>  <name>", names relative to this folder with forward slashes, sorted. Needs nothing but the standard library.
 """
 
 import argparse

@@ -96,7 +96,7 @@ def record(notebook: Path, name: str, seed: int) -> dict:
     """Run a notebook's cells with `SEED = seed` until it draws the band `name`; that call's curve."""
     cells = _cells(notebook)
     if not any(re.search(r"(?m)^SEED = \d+", cell) for cell in cells):
-        raise ValueError(f"{notebook.name} has no line `SEED = 0`, so its training cannot be repeated with other seeds.")
+        raise ValueError(f"{notebook.name} has no line `SEED = 0`: its training cannot be repeated with other seeds.")
     caught, original = {}, plotting.plot_curve
 
     def plot_curve(records, key="loss", band=None, x="step", smooth=1, **options):

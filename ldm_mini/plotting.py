@@ -17,7 +17,7 @@ from .files import checksums, data_path
 PALETTE = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 LINE_STYLES = ("-", "--", "-.", ":")
 # of semantic maps, first classes first; they suit plain, sky, grass, sea, sand, snow, night sky, dark ground
-MAP_COLOURS = ("#D0D0D0", "#56B4E9", "#009E73", "#0072B2", "#F0E442", "#FFFFFF", "#2A1A5E", "#3A3A3A")
+MAP_COLORS = ("#D0D0D0", "#56B4E9", "#009E73", "#0072B2", "#F0E442", "#FFFFFF", "#2A1A5E", "#3A3A3A")
 
 
 def to_uint8(images) -> np.ndarray:
@@ -110,20 +110,20 @@ def draw_boxes(image, boxes, labels=None, ax=None):
         if x1 <= x0 or y1 <= y0:
             continue
         corner, extent = (x0 * width - 0.5, y0 * height - 0.5), ((x1 - x0) * width, (y1 - y0) * height)
-        for colour, line, style in (("white", 3, "-"), (PALETTE[(5, 6, 3, 7)[i % 4]], 1.5, LINE_STYLES[i % 4])):
-            ax.add_patch(Rectangle(corner, *extent, fill=False, edgecolor=colour, linewidth=line, linestyle=style))
+        for color, line, style in (("white", 3, "-"), (PALETTE[(5, 6, 3, 7)[i % 4]], 1.5, LINE_STYLES[i % 4])):
+            ax.add_patch(Rectangle(corner, *extent, fill=False, edgecolor=color, linewidth=line, linestyle=style))
         if labels is not None:
             ax.text(corner[0], corner[1], str(labels[i]), fontsize=7, va="bottom",
                     bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.6})
     return ax
 
 
-def class_colours(count: int) -> np.ndarray:
-    """(count, 3) uint8: MAP_COLOURS first, then steps of lightness that never repeat: neighbours differ in grey too."""
+def class_colors(count: int) -> np.ndarray:
+    """(count, 3) uint8: MAP_COLORS first, then steps of lightness that never repeat: neighbours differ in grey too."""
     import matplotlib
     from matplotlib.colors import to_rgb
 
-    fixed = [to_rgb(colour) for colour in MAP_COLOURS[:count]]
+    fixed = [to_rgb(color) for color in MAP_COLORS[:count]]
     rest = max(0, count - len(fixed))
     order = [(i * 37) % 101 / 100 for i in range(rest)]     # 37 and 101 share no factor
     ramp = matplotlib.colormaps["cividis"]
@@ -137,7 +137,7 @@ def show_semantic(semantic, names=None, ax=None, min_pixels: int = 12):
     if semantic.ndim != 2:
         raise ValueError(f"show_semantic: one map (H, W) is needed, got shape {semantic.shape}; pass semantic[i].")
     classes = int(semantic.max()) + 1 if names is None else len(names)
-    _show(ax, class_colours(max(classes, int(semantic.max()) + 1))[semantic])
+    _show(ax, class_colors(max(classes, int(semantic.max()) + 1))[semantic])
     for k in np.unique(semantic) if names is not None else ():
         ys, xs = np.nonzero(semantic == k)
         if len(ys) >= min_pixels:
@@ -166,8 +166,8 @@ def plot_curve(records, key: str = "loss", band=None, x: str = "step", smooth: i
         ax.fill_between(band[x], band["low"], band["high"], color="0.85", zorder=0,
                         label=f"{count}reference runs ({inside:.0%} of yours inside)")
     n = len([line for line in ax.lines if line.get_gid() == "curve"])
-    colours = (PALETTE[5], PALETTE[6], PALETTE[3], PALETTE[7], PALETTE[0])
-    ax.plot(xs, ys, color=colours[n % 5], linestyle=LINE_STYLES[n % 4], label=label or key, gid="curve")
+    colors = (PALETTE[5], PALETTE[6], PALETTE[3], PALETTE[7], PALETTE[0])
+    ax.plot(xs, ys, color=colors[n % 5], linestyle=LINE_STYLES[n % 4], label=label or key, gid="curve")
     ax.set(xlabel=x, ylabel=key if n == 0 or ax.get_ylabel() == key else "")
     if log:
         ax.set_yscale("log")
@@ -177,7 +177,7 @@ def plot_curve(records, key: str = "loss", band=None, x: str = "step", smooth: i
 
 
 def curve_points(records, key: str = "loss", x: str = "step", smooth: int = 1):
-    """What `plot_curve` draws: arrays xs, ys; each y is the mean of the last `smooth` values. Raises ValueError if none."""
+    """What `plot_curve` draws: arrays xs, ys; each y is the mean of the last `smooth` values."""
     def read(record, name):
         return record.get(name) if isinstance(record, dict) else getattr(record, name, None)
 

@@ -28,7 +28,7 @@ class RecogniserConfig:
     """What it can name and how wide it is; the defaults are the shipped one, 0.64M parameters."""
 
     num_nouns: int = 64
-    num_colours: int = 7                                                     # besides "natural", which is colour -1
+    num_colors: int = 7                                                     # besides "natural", which is colour -1
     num_backgrounds: int = 16                                                # 10 colours, then 6 places
     num_styles: int = 4
     widths: tuple = (32, 64, 96)                                             # at strides 2, 4, 8
@@ -67,7 +67,7 @@ class Recogniser(nn.Module):
         self.coarse = nn.Sequential(_conv(w4, w8, 2), _Residual(w8), _Residual(w8))
         self.lateral = nn.Conv2d(w8, w4, 1)
         self.fuse = _Residual(w4)
-        self.cells = nn.Conv2d(w4, c.num_nouns + c.num_colours + 1 + c.num_styles + 4, 1)
+        self.cells = nn.Conv2d(w4, c.num_nouns + c.num_colors + 1 + c.num_styles + 4, 1)
         self.scene = nn.Linear(w8, c.num_backgrounds)
         nn.init.constant_(self.cells.bias[: c.num_nouns], -4.6)              # p = 0.01: most cells are no centre
 
@@ -77,15 +77,15 @@ class Recogniser(nn.Module):
         fine = self.fine(x)                                                  # (B, w4, S/4, S/4)
         coarse = self.coarse(fine)                                           # (B, w8, S/8, S/8)
         cells = self.cells(self.fuse(fine + F.interpolate(self.lateral(coarse), scale_factor=2.0)))
-        heat, colour, style, box = cells.split([c.num_nouns, c.num_colours + 1, c.num_styles, 4], dim=1)
+        heat, color, style, box = cells.split([c.num_nouns, c.num_colors + 1, c.num_styles, 4], dim=1)
         background = self.scene(coarse.mean((2, 3)))
-        return {"heat": heat, "colour": colour, "style": style, "box": box, "background": background}
+        return {"heat": heat, "color": color, "style": style, "box": box, "background": background}
 
     @torch.inference_mode()
     def detect(self, images: Tensor, threshold: float = 0.3, max_objects: int = 8, batch_size: int = 64) -> list[dict]:
         """What each image (B, 3, H, W) in [-1, 1] shows: a list of B dicts {"objects", "background", "style"}.
 
-        objects: by falling score, dicts of noun (index), colour (index, -1 = natural), nearest_colour (never natural: a
+        objects: by falling score, dicts of noun (index), colour (index, -1 = natural), nearest_color (never natural: a
         plain apple looks like a red one), score in [0, 1], and as fractions of the image box (xyxy) and centre (x, y).
         Two objects cannot have their centres in neighbouring cells.
         """
@@ -108,12 +108,12 @@ class Recogniser(nn.Module):
         scores, cell = peak.flatten(1).topk(max_objects)                     # (B, n)
         boxes = _boxes(out["box"], cell, size)                               # (B, n, 4)
         nouns = noun.flatten(1).gather(1, cell)
-        colours = _at(out["colour"], cell).argmax(1) - 1
-        nearest = _at(out["colour"][:, 1:], cell).argmax(1)
+        colors = _at(out["color"], cell).argmax(1) - 1
+        nearest = _at(out["color"][:, 1:], cell).argmax(1)
         votes = _at(out["style"], cell).log_softmax(1) * scores[:, None]     # all objects of a scene share its style
         scene = (out["background"].argmax(1), votes.sum(2).argmax(1))
-        rows = zip(*(v.tolist() for v in (scores, nouns, colours, nearest, boxes, *scene)))
-        return [{"objects": [{"noun": n, "colour": c, "nearest_colour": near, "score": s, "box": tuple(b),
+        rows = zip(*(v.tolist() for v in (scores, nouns, colors, nearest, boxes, *scene)))
+        return [{"objects": [{"noun": n, "color": c, "nearest_color": near, "score": s, "box": tuple(b),
                               "centre": ((b[0] + b[2]) / 2, (b[1] + b[3]) / 2)}
                              for s, n, c, near, b in zip(*objects) if s >= threshold],
                  "background": background, "style": style} for *objects, background, style in rows]
@@ -180,12 +180,12 @@ def recognition_loss(net: Recogniser, batch: dict) -> tuple[Tensor, dict]:
     log_p, log_q = F.logsigmoid(out["heat"]), F.logsigmoid(-out["heat"])
     focal = torch.where(target == 1, log_q.exp() ** 2 * log_p, (1 - target) ** 4 * log_p.exp() ** 2 * log_q)
     count = known.sum().clamp_min(1)
-    colour_index = (batch["colors"] + 1).where(known, -1)
+    color_index = (batch["colors"] + 1).where(known, -1)
     style_index = batch["style"].unsqueeze(1).where(known, -1)
     boxes = _boxes(out["box"], cell, net.config.image_size)
     parts = {
         "heat": -focal.sum() / count,
-        "colour": F.cross_entropy(_at(out["colour"], cell), colour_index, ignore_index=-1, reduction="sum") / count,
+        "color": F.cross_entropy(_at(out["color"], cell), color_index, ignore_index=-1, reduction="sum") / count,
         "style": 0.5 * F.cross_entropy(_at(out["style"], cell), style_index, ignore_index=-1, reduction="sum") / count,
         "box": 10 * ((boxes - batch["boxes"]).abs().mean(-1) * known).sum() / count,
         "background": F.cross_entropy(out["background"], batch["background"])}

@@ -10,7 +10,7 @@ from .captions import agreement, parse_caption
 from .metrics import mean_box_iou
 from .vocabulary import BACKGROUNDS, COLORS, NOUNS, STYLES
 
-NAMES = {"colors": "colour"}
+NAMES = {"colors": "color"}
 
 
 def truth(batch: dict) -> list[dict]:
@@ -18,7 +18,7 @@ def truth(batch: dict) -> list[dict]:
     scenes = []
     columns = (batch[key].tolist() for key in ("labels", "colors", "boxes", "background", "style"))
     for labels, colors, boxes, background, style in zip(*columns):
-        objects = [{"noun": n, "colour": c, "nearest_colour": c, "box": tuple(b),
+        objects = [{"noun": n, "color": c, "nearest_color": c, "box": tuple(b),
                     "centre": ((b[0] + b[2]) / 2, (b[1] + b[3]) / 2)}
                    for n, c, b in zip(labels, colors, boxes) if n >= 0]
         scenes.append({"objects": objects, "background": background, "style": style})
@@ -40,7 +40,7 @@ def match(found: list[dict], wanted: list[dict]) -> list:
 def score_scenes(detections: list[dict], scenes, tolerance: float = 8 / 64) -> dict:
     """Detections against scenes: a batch of EmojiScenes, or what `truth` makes of it. Keys:
 
-    object_recall, object_precision (same noun); of matched objects colour_accuracy (coloured ones), relation_accuracy
+    object_recall, object_precision (same noun); of matched objects color_accuracy (coloured ones), relation_accuracy
     (right side of each other: every pair on its longer axis); box_iou (0 for missed ones); background_accuracy,
     style_accuracy, count_accuracy; exact (all nouns, colours, centres within `tolerance`, the count, the background).
     """
@@ -51,19 +51,19 @@ def score_scenes(detections: list[dict], scenes, tolerance: float = 8 / 64) -> d
         wanted = true["objects"]
         matched = match(found["objects"], wanted)
         hits = [(m, w) for m, w in zip(matched, wanted) if m is not None]
-        colours = [m["nearest_colour"] == w["colour"] for m, w in hits if w["colour"] >= 0]
+        colors = [m["nearest_color"] == w["color"] for m, w in hits if w["color"] >= 0]
         count = len(found["objects"]) == len(wanted)
         background = found["background"] == true["background"]
         near = all(math.dist(m["centre"], w["centre"]) <= tolerance for m, w in hits)
         tally.add("object_recall", [m is not None for m in matched])
         tally.add("object_precision", [i < len(hits) for i in range(len(found["objects"]))])
-        tally.add("colour_accuracy", colours)
+        tally.add("color_accuracy", colors)
         tally.add("relation_accuracy", [_side(a["centre"], b["centre"], v["centre"], w["centre"])
                                         for i, (a, v) in enumerate(hits) for b, w in hits[i + 1:]])
         tally.add("background_accuracy", [background])
         tally.add("style_accuracy", [found["style"] == true["style"]] if true["style"] >= 0 else [])
         tally.add("count_accuracy", [count])
-        tally.add("exact", [count and background and near and len(hits) == len(wanted) and all(colours)])
+        tally.add("exact", [count and background and near and len(hits) == len(wanted) and all(colors)])
     boxes = [[[(o["noun"], o["box"]) for o in scene["objects"]] for scene in side] for side in (detections, scenes)]
     return {**tally.means(), "box_iou": mean_box_iou(*boxes)}
 
@@ -71,7 +71,7 @@ def score_scenes(detections: list[dict], scenes, tolerance: float = 8 / 64) -> d
 def score_captions(detections: list[dict], captions: list[str]) -> dict:
     """Detections against the claims of captions; "" claims nothing and is passed over. Keys, if any caption claims it:
 
-    object_recall, object_precision (single objects); then shares of captions: count_accuracy, colour_accuracy (all
+    object_recall, object_precision (single objects); then shares of captions: count_accuracy, color_accuracy (all
     named colours, on the named nouns), relation_accuracy (objects missing = wrong), position_accuracy,
     background_accuracy, style_accuracy, exact (every claim holds). ValueError for a caption outside the grammar.
     """
@@ -81,7 +81,7 @@ def score_captions(detections: list[dict], captions: list[str]) -> dict:
         said = parse_caption(caption)
         if not caption.strip():
             continue
-        objects = [(NOUNS[o["noun"]], COLORS[o["nearest_colour"]], o["centre"]) for o in found["objects"]]
+        objects = [(NOUNS[o["noun"]], COLORS[o["nearest_color"]], o["centre"]) for o in found["objects"]]
         claims = agreement(said, objects, BACKGROUNDS[found["background"]], STYLES[found["style"]])
         wanted, seen = [noun for noun, _ in said.objects], [noun for noun, _, _ in objects]
         hits = sum(min(wanted.count(noun), seen.count(noun)) for noun in set(wanted))

@@ -122,7 +122,7 @@ def _shift_mean(part, mean, target):
     return scaled if target <= mean else np.where(part < mean, scaled, 1 - (1 - part) * ((1 - target) / (1 - mean)))
 
 
-def recolour(sprite: Image.Image, source: tuple, color: str) -> Image.Image:
+def recolor(sprite: Image.Image, source: tuple, color: str) -> Image.Image:
     """Move a sprite's main hue (`source`, from `main_color`), its mean saturation and value to a colour of PALETTE."""
     rgb, alpha = _pixels(sprite)
     hue, saturation, value = _hue_saturation_value(rgb)
@@ -172,7 +172,7 @@ def make_stamp(sprite: Image.Image, flip: bool, canvas: int) -> Stamp:
 def noun_stamp(style: str, noun: str, color, longest: int, flip: bool, canvas: int) -> Stamp:
     """Stamp of a noun, in a colour of PALETTE or as drawn (None), its longest side `longest` pixels."""
     sprite = _resize(noun_sprite(style, noun), longest)
-    return make_stamp(recolour(sprite, main_color(style, noun), color) if color else sprite, flip, canvas)
+    return make_stamp(recolor(sprite, main_color(style, noun), color) if color else sprite, flip, canvas)
 
 
 @lru_cache(maxsize=2048)

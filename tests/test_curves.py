@@ -37,7 +37,8 @@ def data(tmp_path, monkeypatch):
 
 
 def test_each_seed_trains_anew_and_the_band_holds_them(tmp_path, data):
-    notebooks = write_notebook(tmp_path / "notebooks", TRAINING, 'plot_curve(records, band="03-test", smooth=20)', NEVER)
+    curve = 'plot_curve(records, band="03-test", smooth=20)'
+    notebooks = write_notebook(tmp_path / "notebooks", TRAINING, curve, NEVER)
     (path,) = curves.run_curves(["03-test"], seeds=3, notebooks=notebooks)
     band = json.loads(path.read_text())
     assert path == data / "curves" / "03-test.json" and band["notebook"] == "03_test.ipynb"

@@ -27,8 +27,9 @@ ROWS = {
     "2c": "latent_diffusion tasks",
     # 3: loops, measurements, weights from outside, checks for exercises
     "3a": "train runs pretrained checking",
-    "3n": "n00_start n01_data n02_attention n03_vq_vae n04_perceptual_loss n05_vqgan n06_diffusion n07_unet n08_samplers "
-          "n09_latent_diffusion n10_meaning n11_pictures n12_layouts n13_where n14_dit n15_video n16_real_thing n17_clinic",
+    "3n": "n00_start n01_data n02_attention n03_vq_vae n04_perceptual_loss n05_vqgan n06_diffusion n07_unet "
+          "n08_samplers n09_latent_diffusion n10_meaning n11_pictures n12_layouts n13_where n14_dit n15_video "
+          "n16_real_thing n17_clinic",
     "3o": "checks",  # 3n, 3o: one file per notebook, and their collection
     "3b": "recipes",
     "3c": "launch evaluate bench curves",

@@ -62,8 +62,8 @@ def test_draw_boxes_at_pixel_edges_without_padding():
     assert outlines == {(1.5, 3.5, 4.0, 4.0)} and [t.get_text() for t in axis.texts] == ["cat"]
 
 
-def test_class_colours_are_distinct_also_for_72_classes():
-    colours = plotting.class_colours(72)
+def test_class_colors_are_distinct_also_for_72_classes():
+    colours = plotting.class_colors(72)
     assert len(np.unique(colours, axis=0)) == 72
 
 

@@ -18,7 +18,7 @@ from ldm_mini.recogniser import (
 from ldm_mini.scenes import SceneConfig
 from ldm_mini.scoring import score_captions, score_scenes
 
-SMALL = RecogniserConfig(num_nouns=2, num_colours=3, num_backgrounds=2, num_styles=2, widths=(16, 16, 32),
+SMALL = RecogniserConfig(num_nouns=2, num_colors=3, num_backgrounds=2, num_styles=2, widths=(16, 16, 32),
                          image_size=32)
 
 
@@ -73,7 +73,7 @@ def test_it_learns_to_read_scenes(trained):
     for i, scene in enumerate(found):
         n = int((batch["labels"][i] >= 0).sum())
         wanted = [(int(batch["labels"][i, j]), int(batch["colors"][i, j])) for j in range(n)]
-        got = [(o["noun"], o["colour"]) for o in scene["objects"]]
+        got = [(o["noun"], o["color"]) for o in scene["objects"]]
         nouns += sorted(noun for noun, _ in got) == sorted(noun for noun, _ in wanted)
         centres = (batch["boxes"][i, :n, :2] + batch["boxes"][i, :n, 2:]) / 2
         right += got == wanted and all(abs(o["centre"][k] - float(c[k])) < 0.1
@@ -138,7 +138,7 @@ def test_padding_costs_nothing():
     torch.testing.assert_close(recognition_loss(net, {**batch, **wider})[0], loss)
     empty = {**batch, "labels": torch.full((4, 3), -1)}
     parts = recognition_loss(net, empty)[1]
-    assert parts["colour"] == 0 and parts["box"] == 0 and parts["heat"] > 0
+    assert parts["color"] == 0 and parts["box"] == 0 and parts["heat"] > 0
 
 
 def test_training_resumes_where_it_stopped():

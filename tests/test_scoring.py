@@ -9,7 +9,7 @@ from ldm_mini.vocabulary import BACKGROUND_INDEX, COLOR_INDEX, NOUN_INDEX
 
 def thing(noun, x, y, color=None, side=0.3):
     color = -1 if color is None else COLOR_INDEX[color]
-    return {"noun": NOUN_INDEX[noun], "colour": color, "nearest_colour": max(color, 0), "score": 0.9,
+    return {"noun": NOUN_INDEX[noun], "color": color, "nearest_color": max(color, 0), "score": 0.9,
             "centre": (x, y), "box": (x - side / 2, y - side / 2, x + side / 2, y + side / 2)}
 
 
@@ -27,7 +27,7 @@ def test_truth_reads_a_batch():
              "background": torch.tensor([7]), "style": torch.tensor([1])}
     (only,) = truth(batch)
     assert only["background"] == 7 and only["style"] == 1 and len(only["objects"]) == 1
-    assert only["objects"][0]["centre"] == (0.25, 0.75) and only["objects"][0]["colour"] == 2
+    assert only["objects"][0]["centre"] == (0.25, 0.75) and only["objects"][0]["color"] == 2
     scores = score_scenes([only], batch)
     assert all(value == 1.0 for value in scores.values()) and "relation_accuracy" not in scores
 
@@ -41,7 +41,7 @@ def test_match_takes_the_nearest_once():
 
 @pytest.mark.parametrize("found, wrong", [
     (RIGHT, {}),
-    (scene(thing("apple", 0.2, 0.5, "green"), thing("dog", 0.8, 0.5)), {"colour_accuracy": 0.0}),
+    (scene(thing("apple", 0.2, 0.5, "green"), thing("dog", 0.8, 0.5)), {"color_accuracy": 0.0}),
     (scene(thing("apple", 0.8, 0.5, "red"), thing("dog", 0.2, 0.5)), {"relation_accuracy": 0.0, "box_iou": 0.0}),
     (scene(thing("apple", 0.2, 0.5, "red")), {"object_recall": 0.5, "count_accuracy": 0.0, "relation_accuracy": None,
                                               "box_iou": 0.5}),
@@ -50,7 +50,7 @@ def test_match_takes_the_nearest_once():
     (scene(*RIGHT["objects"], style=2), {"style_accuracy": 0.0, "exact": 1.0}),
 ])
 def test_score_scenes_by_hand(found, wrong):
-    expected = {**dict.fromkeys(("object_recall", "object_precision", "colour_accuracy", "relation_accuracy", "box_iou",
+    expected = {**dict.fromkeys(("object_recall", "object_precision", "color_accuracy", "relation_accuracy", "box_iou",
                                  "background_accuracy", "style_accuracy", "count_accuracy"), 1.0),
                 "exact": float(not wrong), **wrong}
     expected = {name: value for name, value in expected.items() if value is not None}
@@ -65,14 +65,14 @@ def test_exact_needs_the_place():
 
 @pytest.mark.parametrize("found, wrong", [
     (RIGHT, {}),
-    (scene(thing("apple", 0.2, 0.5, "green"), thing("dog", 0.8, 0.5)), {"colour_accuracy": 0.0}),
+    (scene(thing("apple", 0.2, 0.5, "green"), thing("dog", 0.8, 0.5)), {"color_accuracy": 0.0}),
     (scene(thing("apple", 0.8, 0.5, "red"), thing("dog", 0.2, 0.5)), {"relation_accuracy": 0.0}),
-    (scene(thing("dog", 0.8, 0.5)), {"object_recall": 0.5, "count_accuracy": 0.0, "colour_accuracy": 0.0,
+    (scene(thing("dog", 0.8, 0.5)), {"object_recall": 0.5, "count_accuracy": 0.0, "color_accuracy": 0.0,
                                      "relation_accuracy": 0.0}),
     (scene(*RIGHT["objects"], background="night"), {"background_accuracy": 0.0}),
 ])
 def test_score_captions_by_hand(found, wrong):
-    expected = {**dict.fromkeys(("object_recall", "object_precision", "count_accuracy", "colour_accuracy",
+    expected = {**dict.fromkeys(("object_recall", "object_precision", "count_accuracy", "color_accuracy",
                                  "relation_accuracy", "background_accuracy"), 1.0), "exact": float(not wrong), **wrong}
     assert score_captions([found], [CAPTION]) == pytest.approx(expected)
 

@@ -98,7 +98,7 @@ def measure(net: Recogniser, n: int = 1000, threshold: float = 0.3) -> dict:
 
 def table(tables: dict) -> str:
     """Scores as a markdown table."""
-    columns = {"object_recall": "recall", "object_precision": "precision", "colour_accuracy": "colour",
+    columns = {"object_recall": "recall", "object_precision": "precision", "color_accuracy": "color",
                "box_iou": "box IoU", "relation_accuracy": "relation", "count_accuracy": "count",
                "background_accuracy": "background", "style_accuracy": "style", "exact": "exact",
                "caption_exact": "caption exact"}
