@@ -13,6 +13,7 @@ from .kl import KLBottleneck
 from .quantizer import VectorQuantizer, VQBottleneck
 
 EPS = 1e-6                      # of every GroupNorm here; the U-Net has 1e-5
+LARGEST = 20.0                  # no image in [-1, 1] reaches it, nor does any noise added to one
 PAPER_MULTS = {1: (1,), 2: (1, 2), 3: (1, 2, 4), 4: (1, 2, 4, 4), 5: (1, 1, 2, 2, 4), 6: (1, 1, 2, 2, 4, 4)}
 
 
@@ -156,6 +157,9 @@ class Autoencoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig, bottleneck: nn.Module):
         super().__init__()
+        if not isinstance(config, AutoencoderConfig) or not hasattr(bottleneck, "moments_per_channel"):
+            raise ValueError("Autoencoder(config, bottleneck) takes an AutoencoderConfig and a VQBottleneck or "
+                             f"KLBottleneck, got {type(config).__name__} and {type(bottleneck).__name__}.")
         c, moments = config.latent_channels, bottleneck.moments_per_channel
         if bottleneck.latent_channels != c:
             raise ValueError(f"Autoencoder: the bottleneck has {bottleneck.latent_channels} channels but the config "
@@ -181,6 +185,9 @@ class Autoencoder(nn.Module):
         if not x.is_floating_point():
             raise ValueError(f"Autoencoder: expected floating point images in [-1, 1], got {x.dtype}. "
                              "From bytes: x.float() / 127.5 - 1.")
+        if x.device.type == "cpu" and x.numel() and x.detach().abs().amax() > LARGEST:  # elsewhere, to look is to wait
+            raise ValueError(f"Autoencoder: images lie in [-1, 1], these reach {x.detach().abs().amax():.0f}. "
+                             "From 0..255: x / 127.5 - 1.")
         if x.shape[2] % f or x.shape[3] % f or not x.numel():
             raise ValueError(f"Autoencoder: height and width must be multiples of {f} (downsample_factor) and the "
                              f"batch not empty, got {tuple(x.shape)}. Crop, pad or resize the images.")

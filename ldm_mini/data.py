@@ -18,17 +18,13 @@ from .masks import draw_mask, random_mask
 from .pictures import find_pictures, read_square, square
 from .scenes import LOWRES_FACTOR, MAX_OBJECTS, SceneConfig, compose
 
+EPOCH = 100_000                 # items unless told otherwise: a DataLoader can shuffle so many
 ENDLESS = 2 ** 62
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
     """(H,W,3) uint8 -> (3,H,W) float in [-1,1]."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float().div_(127.5).sub_(1)
-
-
-def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """(...,3,H,W) in [-1,1] -> (...,H,W,3) uint8, clipped and rounded."""
-    return images.detach().float().add(1).mul(127.5).round().clamp(0, 255).byte().movedim(-3, -1).cpu()
 
 
 def collate(items) -> dict:
@@ -77,7 +73,7 @@ class _Seeded(Dataset):
 class EmojiScenes(_Seeded):
     """Scenes with the seeds start ... start + length - 1 as items of tensors (`scenes.compose` gives the arrays)."""
 
-    def __init__(self, config: SceneConfig = SceneConfig(), length: int = ENDLESS, start: int = 0):
+    def __init__(self, config: SceneConfig = SceneConfig(), length: int = EPOCH, start: int = 0):
         super().__init__(length, start)
         self.config = config
 
@@ -94,7 +90,7 @@ class EmojiScenes(_Seeded):
 class SpriteCollage(_Seeded):
     """Free arrangements of all 984 objects, for autoencoders; split "test" shows only emoji that "train" never does."""
 
-    def __init__(self, size: int = 64, length: int = ENDLESS, start: int = 0, split: str = "train"):
+    def __init__(self, size: int = 64, length: int = EPOCH, start: int = 0, split: str = "train"):
         super().__init__(length, start)
         self.size, self.split = size, split
         collage(start, size, split)  # bad arguments show here
@@ -116,7 +112,7 @@ class SceneLoader:
         if batch_size < 1 or workers < 0 or seed < 0 or not 0 <= rank < world_size:
             raise ValueError(f"SceneLoader: batch_size={batch_size}, workers={workers}, seed={seed}, rank={rank} of "
                              f"{world_size}; batch_size must be positive, none negative, rank below world_size.")
-        self.data = EmojiScenes(data) if isinstance(data, SceneConfig) else data
+        self.data = EmojiScenes(data, ENDLESS) if isinstance(data, SceneConfig) else data
         self.batch_size, self.workers, self.pin_memory = batch_size, workers, pin_memory
         self.seed, self.rank, self.world_size = seed, rank, world_size
 
@@ -135,11 +131,6 @@ class SceneLoader:
                                pin_memory=self.pin_memory))
 
     __iter__ = batches
-
-
-def scene_loader(config: SceneConfig, batch_size: int, workers: int = 0, seed: int = 0) -> SceneLoader:
-    """Scenes of a configuration as an endless stream; `.batches(step)` continues an interrupted run exactly."""
-    return SceneLoader(config, batch_size, workers, seed)
 
 
 def scene_stream(config: SceneConfig, batch_size: int, start_step: int = 0, num_workers: int = 0, rank: int = 0,

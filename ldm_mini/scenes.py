@@ -26,7 +26,7 @@ from .vocabulary import (
     NOUNS,
     PLACES,
     PLAIN,
-    RECOLOURABLE,
+    RECOLORABLE,
     STUFF,
     STYLE_INDEX,
     STYLES,
@@ -152,7 +152,7 @@ def _choose(draws: Draws, config: SceneConfig, count: int):
     background, colors = draws.choice(options), []
     for noun in nouns:
         palette = [c for c in COLORS if c not in CLASHES[background] and not (strict and c in HELDOUT_COLORS[noun])] \
-            if noun in RECOLOURABLE else [None]
+            if noun in RECOLORABLE else [None]
         colors.append(draws.choice(palette))
     colors = [colors[0]] * count if same else colors
     low, high = SIZES[count] if not config.centred else {1: (136, 152), 2: (96, 104), 3: (72, 80)}[count]

@@ -38,6 +38,9 @@ class NoiseSchedule(nn.Module):
 
     def __init__(self, betas: Tensor):
         super().__init__()
+        if isinstance(betas, str):
+            raise ValueError(f"NoiseSchedule takes betas, not a name: NoiseSchedule({betas}_betas()), for example; "
+                             "there are linear_betas, scaled_linear_betas and cosine_betas.")
         betas = torch.as_tensor(betas, dtype=torch.float64, device="cpu")
         if betas.ndim != 1 or len(betas) == 0 or not ((betas > 0) & (betas < 1)).all():
             raise ValueError(f"betas must be a vector of numbers in (0, 1), got shape {tuple(betas.shape)}. "

@@ -117,7 +117,8 @@ class TrainState:
         have = self.state_dict().keys()
         if parts.keys() != have:
             raise ValueError(f"this training state has the parts {sorted(parts)}, but the run needs {sorted(have)}: "
-                             "it was saved by a run with other settings.")
+                             "it was saved by a run with other settings. (ema: the same ema_decay; adversary: "
+                             "`add_adversary(state)` first.)")
         self.model.load_state_dict(parts["model"])
         self.optimizer.load_state_dict(parts["optimizer"])
         self.step = parts["step"]["step"]
@@ -258,7 +259,10 @@ def images_of(batch) -> Tensor:
 
 
 def to_device(batch: dict, device) -> dict:
-    """The batch with its tensors on `device`; captions stay as they are."""
+    """The batch with its tensors on `device`; captions stay as they are. Raises ValueError if it is no dict."""
+    if not isinstance(batch, dict):
+        raise ValueError('a batch must be a dict such as {"latent": ..., "caption": [...]}; got a '
+                         f"{type(batch).__name__}. Images alone: {{\"image\": images}}.")
     return {key: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for key, v in batch.items()}
 
 

@@ -13,7 +13,7 @@ NOUNS = (
     "clock", "robot", "snowman", "teddy", "crown", "key", "diamond", "ball", "drum", "camera", "sun", "moon",
     "cloud", "lemon", "mug", "duck",
 )  # the order of the sprite sheets: index = `class` and `labels` of a batch
-RECOLOURABLE = (
+RECOLORABLE = (
     "heart", "star", "key", "cap", "shirt", "fish", "apple", "bird", "balloon", "umbrella", "flower", "book",
     "gift", "guitar", "car", "butterfly", "octopus", "teddy", "mushroom", "diamond",
 )
@@ -47,7 +47,7 @@ STYLE_INDEX = {style: index for index, style in enumerate(STYLES)}
 
 # Held-out combinations, in Latin-square patterns: each noun, colour and place stays common, some never meet.
 HELDOUT_COLORS = {noun: frozenset(COLORS[(3 * i + step) % 7] for step in ((1, 3) if i % 2 else (1,)))
-                  for i, noun in enumerate(RECOLOURABLE)}
+                  for i, noun in enumerate(RECOLORABLE)}
 HELDOUT_PLACE = {noun: PLACES[(5 * i + 2 * (i // 6) + 5) % 6] for i, noun in enumerate(NOUNS)}
 
 

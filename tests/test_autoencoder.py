@@ -285,7 +285,8 @@ def test_bad_inputs_say_what_to_do():
     ae = small()
     for bad, words in ((torch.zeros(2, 1, 32, 32), r"\(B, 3, H, W\)"), (torch.zeros(3, 32, 32), r"\(B, 3, H, W\)"),
                        (torch.zeros(2, 3, 32, 30), "multiples of 4"), (torch.zeros(0, 3, 32, 32), "not empty"),
-                       (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "127.5")):
+                       (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "127.5"),
+                       (torch.full((2, 3, 32, 32), 255.0), r"reach 255. From 0..255: x / 127.5 - 1")):
         for function in (ae, ae.encode):
             with pytest.raises(ValueError, match=words):
                 function(bad)
@@ -294,6 +295,8 @@ def test_bad_inputs_say_what_to_do():
             ae.decode(bad)
     with pytest.raises(ValueError, match="latent_channels=3"):
         Autoencoder(AutoencoderConfig(), KLBottleneck(4))
+    with pytest.raises(ValueError, match="AutoencoderConfig and str"):
+        Autoencoder(AutoencoderConfig(), "vq")
     with pytest.raises(ValueError, match='"vq" or "kl"'):
         build_bottleneck({"kind": "fsq"})
 

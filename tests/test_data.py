@@ -18,11 +18,10 @@ from ldm_mini.data import (
     SpriteCollage,
     TorchvisionDataset,
     collate,
-    scene_loader,
     scene_stream,
     to_tensor,
-    to_uint8,
 )
+from ldm_mini.plotting import to_uint8
 from ldm_mini.scenes import SceneConfig, compose
 
 SMALL = SceneConfig(size=32, nouns=("apple", "dog", "sun"), max_objects=2)
@@ -62,7 +61,7 @@ def test_scene_batch():
     assert batch["semantic"].max() < len(v.SEMANTIC) and batch["background"].max() < len(v.BACKGROUNDS)
     for i in range(6):
         arrays = compose(10 + i, SMALL)
-        np.testing.assert_array_equal(to_uint8(batch["image"][i]).numpy(), arrays["image"])
+        np.testing.assert_array_equal(to_uint8(batch["image"][i])[0], arrays["image"])
         np.testing.assert_array_equal(batch["semantic"][i].numpy(), arrays["semantic"])
         assert batch["caption"][i] == arrays["caption"] and batch["class"][i] == arrays["class"]
     assert_close(torch.nn.functional.avg_pool2d(batch["image"], 4), batch["lowres"], atol=.5 / 127.5 + 1e-5, rtol=0)
@@ -78,8 +77,13 @@ def test_item_range():
         EmojiScenes(SMALL, length=0)
 
 
+def test_scenes_can_be_shuffled_as_they_are():
+    batch = next(iter(torch.utils.data.DataLoader(EmojiScenes(SMALL), batch_size=4, shuffle=True, collate_fn=collate)))
+    assert len(set(batch["seed"].tolist())) == 4 and batch["image"].shape == (4, 3, 32, 32)
+
+
 def test_batch_k_is_seeds_kb_to_kb_plus_b():
-    loader = scene_loader(SMALL, 4)
+    loader = SceneLoader(SMALL, 4)
     assert [batch["seed"].tolist() for batch in islice(loader.batches(2), 2)] == [[8, 9, 10, 11], [12, 13, 14, 15]]
 
 
@@ -130,7 +134,7 @@ def test_collate_needs_items():
 
 def test_pixels_there_and_back():
     pixels = np.arange(256 * 3, dtype=np.uint8).reshape(16, 16, 3)
-    np.testing.assert_array_equal(to_uint8(to_tensor(pixels)).numpy(), pixels)
+    np.testing.assert_array_equal(to_uint8(to_tensor(pixels))[0], pixels)
     assert_close(to_tensor(pixels).aminmax().min, torch.tensor(-1.0))
     assert to_uint8(torch.full((3, 1, 1), 7.0)).max() == 255
 
@@ -162,7 +166,7 @@ def test_middle_square_and_transparency(tmp_path):
     picture = Image.new("RGBA", (30, 10), (0, 0, 0, 0))
     picture.paste((255, 0, 0, 255), (10, 0, 20, 5))
     picture.save(tmp_path / "a.png")
-    pixels = to_uint8(ImageFolderDataset(tmp_path, 8)[0]["image"]).numpy()
+    pixels = to_uint8(ImageFolderDataset(tmp_path, 8)[0]["image"])[0]
     assert pixels[1, 4].tolist() == [255, 0, 0] and pixels[6, 4].tolist() == [255, 255, 255]
 
 
@@ -221,7 +225,7 @@ def test_cifar10_on_disk_layout(tmp_path):
     assert format_of(batch) == scene_format(32)
     assert batch["class"].tolist() == [3, 0, 3, 1]
     assert batch["caption"] == ["a cat", "a plane", "a cat", "a auto"]
-    np.testing.assert_array_equal(to_uint8(batch["image"]).numpy(), pixels.reshape(4, 3, 32, 32).transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(to_uint8(batch["image"]), pixels.reshape(4, 3, 32, 32).transpose(0, 2, 3, 1))
     bigger = TorchvisionDataset(SmallCopy(tmp_path), class_names=["x"] * 10, size=64)[0]
     assert bigger["image"].shape == (3, 64, 64) and bigger["caption"] == "a x"
 

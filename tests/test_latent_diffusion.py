@@ -168,6 +168,11 @@ def test_bad_settings_are_refused(options):
         LatentDiffusion(None, Spy(), NoiseSchedule(scaled_linear_betas()), **options)
 
 
+def test_swapped_parts_are_refused():
+    with pytest.raises(ValueError, match="in this order.*NoneType, NoiseSchedule, Spy"):
+        LatentDiffusion(None, NoiseSchedule(scaled_linear_betas()), Spy())
+
+
 # -------------------------------------------------------------------------------------------------------- latent scale
 
 

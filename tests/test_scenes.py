@@ -94,7 +94,7 @@ def test_vocabulary_agrees_with_the_sprite_table():
     with open(data_path("sprites", "nouns.csv"), encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert tuple(row["noun"] for row in rows) == v.NOUNS
-    assert {row["noun"] for row in rows if row["recolourable"] == "1"} == set(v.RECOLOURABLE)
+    assert {row["noun"] for row in rows if row["recolourable"] == "1"} == set(v.RECOLORABLE)
     assert {row["noun"]: row["place_kind"] for row in rows} == {n: v.PLACE_KIND.get(n, "any") for n in v.NOUNS}
     assert len(v.NOUNS) == 64 and len(v.BACKGROUNDS) == 16 and len(v.SEMANTIC) == 72 and len(object_table()) == 984
 
@@ -192,7 +192,7 @@ def test_held_out_combinations_leave_everything_common(scenes):
 def test_no_object_on_its_own_background(scenes):
     for scene in scenes:
         assert all(o.color != scene.background and o.noun not in v.CLASHES[scene.background] for o in scene.objects)
-        assert all((o.color is not None) == (o.noun in v.RECOLOURABLE) for o in scene.objects)
+        assert all((o.color is not None) == (o.noun in v.RECOLORABLE) for o in scene.objects)
 
 
 def test_sky_above_ground(scenes):
@@ -250,7 +250,7 @@ def test_looks_differ_and_painting_does_not_spoil_the_cache():
 
 @pytest.mark.parametrize("color", v.COLORS)
 def test_recoloured_sprites_have_the_colour(color):
-    for noun in v.RECOLOURABLE:
+    for noun in v.RECOLORABLE:
         for style in v.STYLES:
             stamp = noun_stamp(style, noun, color, 64, False, 128)
             pixels = stamp.rgb[stamp.solid].astype(float) / 255
@@ -262,7 +262,7 @@ def test_recoloured_sprites_have_the_colour(color):
 
 
 def test_dominant_hue_covers_its_share():
-    assert all(main_color(style, noun)[3] > .4 for style in v.STYLES for noun in v.RECOLOURABLE)
+    assert all(main_color(style, noun)[3] > .4 for style in v.STYLES for noun in v.RECOLORABLE)
 
 
 def test_sprites_show_at_every_size():

@@ -15,7 +15,7 @@ NOUNS = """
     pizza burger cake donut mushroom cactus tree pine sunflower house plane bicycle clock robot snowman teddy
     crown key diamond ball drum camera sun moon cloud lemon mug duck
 """.split()
-RECOLOURABLE = set("""
+RECOLORABLE = set("""
     heart star key cap shirt fish apple bird balloon umbrella flower book gift guitar car butterfly octopus teddy
     mushroom diamond
 """.split())
@@ -54,7 +54,7 @@ def test_nouns_table():
     rows = table("nouns.csv")
     assert [row["noun"] for row in rows] == NOUNS
     assert [int(row["index"]) for row in rows] == list(range(64))
-    assert {row["noun"] for row in rows if row["recolourable"] == "1"} == RECOLOURABLE
+    assert {row["noun"] for row in rows if row["recolourable"] == "1"} == RECOLORABLE
     assert {row["place_kind"] for row in rows} == {"sky", "ground", "water", "any"}
     assert {row["noun"] for row in rows if row["article"] == "an"} == {"umbrella", "apple", "owl", "octopus"}
     objects = table("objects.csv")
@@ -102,7 +102,7 @@ def test_both_sheets_have_the_same_order(style):
 def test_one_hue_dominates_what_may_be_recoloured(style):
     pictures = cells(f"nouns_{style}.png", 128, 8)
     for i, noun in enumerate(NOUNS):
-        if noun in RECOLOURABLE:
+        if noun in RECOLORABLE:
             opaque = pictures[i, ..., 3] > 128
             hue, saturation, value = np.asarray(Image.fromarray(pictures[i, ..., :3]).convert("HSV")).transpose(2, 0, 1)
             counts = np.bincount(hue[opaque & (saturation > 50) & (value > 40)], minlength=256)

@@ -20,6 +20,7 @@ from ldm_mini.train import (
     TrainState,
     add_adversary,
     lr_factor,
+    to_device,
     train_autoencoder,
     train_diffusion,
 )
@@ -189,6 +190,11 @@ def test_ema_applied_and_put_back_even_after_an_error():
     assert torch.equal(model.weight, trained)
     with pytest.raises(ValueError, match="not those"):
         ema.update(nn.Conv2d(1, 1, 1, bias=False))
+
+
+def test_a_batch_of_the_wrong_type_is_named():
+    with pytest.raises(ValueError, match='must be a dict.*Tensor.*"image": images'):
+        to_device(torch.zeros(1, 3, 8, 8), "cpu")
 
 
 def test_learning_rate():

@@ -19,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from ldm_mini import checkpoint, distortions  # noqa: E402
-from ldm_mini.data import EmojiScenes, collate  # noqa: E402
+from ldm_mini.data import ENDLESS, EmojiScenes, collate  # noqa: E402
 from ldm_mini.recogniser import Recogniser, recogniser_optimizer, train_recogniser  # noqa: E402
 from ldm_mini.scenes import SceneConfig  # noqa: E402
 from ldm_mini.scoring import score_captions, score_scenes  # noqa: E402
@@ -29,7 +29,7 @@ BATCH = 32
 
 def batch_of(config, seeds) -> dict:
     """The scenes of these seeds."""
-    data = EmojiScenes(config)
+    data = EmojiScenes(config, ENDLESS)
     return collate([data[seed] for seed in seeds])
 
 
