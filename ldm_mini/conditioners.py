@@ -98,8 +98,8 @@ class ClassConditioner(Conditioner):
 class TextConditioner(Conditioner):
     """Captions as context tokens (LDM app. E.2.1); "" is "no caption".
 
-    vector: also give the mean of the tokens, for the time embedding. The paper has no such part, but at our size it
-    brings the loss down faster than anything else of its price.
+    vector: also give the mean of the tokens, for the time embedding. The paper has no such part; in a 1.1 M network it
+    lowered the validation loss after 400 steps from .240 to .221 for 6% more time (one seed).
     """
 
     def __init__(self, text_transformer: TextTransformer, vector: bool = True, key: str = "caption"):

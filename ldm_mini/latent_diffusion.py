@@ -36,8 +36,8 @@ class LatentDiffusion(nn.Module):
                  scale_factor: float = 1.0, image_size=None):
         super().__init__()
         if not hasattr(schedule, "alphas_cumprod") or hasattr(net, "alphas_cumprod"):
-            raise ValueError("LatentDiffusion(autoencoder, net, schedule, conditioner) in this order, the "
-                             f"NoiseSchedule third; got {', '.join(type(part).__name__ for part in (autoencoder, net, schedule))}.")
+            raise ValueError("LatentDiffusion(autoencoder, net, schedule, conditioner) in this order, a NoiseSchedule "
+                             f"third; got {', '.join(type(part).__name__ for part in (autoencoder, net, schedule))}.")
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction must be one of {PREDICTIONS}, got {prediction!r}.")
         if not 0 <= p_uncond < 1:
