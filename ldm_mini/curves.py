@@ -85,8 +85,10 @@ def band_of(runs: list[dict]) -> dict:
 
 def _in_own_process(notebook: Path, name: str, seed: int) -> dict:
     """Record one run in a fresh interpreter, as a notebook has one."""
+    here = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     done = subprocess.run([sys.executable, "-m", "ldm_mini.curves", notebook.name, name, str(seed)],
-                          cwd=notebook.parent, capture_output=True, text=True, env={**os.environ, "MPLBACKEND": "Agg"})
+                          cwd=notebook.parent, capture_output=True, text=True,
+                          env={**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": here})
     if done.returncode:
         raise ValueError(f"{notebook.name} stopped before it drew the band {name!r}:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
