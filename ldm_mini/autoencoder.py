@@ -25,13 +25,15 @@ class AutoencoderConfig:
     downsample_factor: int = 4                  # f: image side / latent side = patch_size * 2**(levels - 1)
     latent_channels: int = 3                    # c: the paper takes 3 at f=4, 4 at f=8, 8 to 16 at f=16
     channels: int = 128                         # width of level 0 is channels * channel_mults[0]
-    channel_mults: tuple[int, ...] | None = None  # one per level; None: those of the paper's KL models
+    channel_mults: tuple[float, ...] | None = None  # one per level; None: those of the paper's KL models
     num_res_blocks: int = 2                     # per level; the decoder has one more
     attn_levels: tuple[int, ...] = ()           # LEVEL INDICES with attention; vq-f8 has (3,), kl-f16 has (4,)
     mid_attn: bool = True                       # attention in the middle; False is "w/o attn" in Tab. 6 and 8
     groups: int = 32                            # of every GroupNorm; small nets: about 16 channels per group
     patch_size: int = 1                         # > 1 folds patches into channels first (TAESD-like): cheap on a CPU
     dropout: float = 0.0                        # inside residual blocks
+    z_channels: int | None = None               # between encoder or decoder and the 1x1 convolutions beside the
+                                                # bottleneck; None: latent_channels, as in all of the paper's models
 
     def __post_init__(self):
         for name in ("in_channels", "latent_channels", "channels", "num_res_blocks", "groups", "patch_size"):
@@ -61,7 +63,7 @@ class AutoencoderConfig:
     @property
     def widths(self) -> list[int]:
         """Channels of each level."""
-        return [self.channels * mult for mult in self.channel_mults]
+        return [round(self.channels * mult) for mult in self.channel_mults]
 
 
 class Level(nn.Module):
@@ -115,10 +117,10 @@ class Encoder(nn.Module):
             self.levels.append(Level(width_in, width, c.num_res_blocks, i in c.attn_levels, resize, c))
         self.middle = Middle(widths[-1], c)
         self.norm_out = group_norm(widths[-1], c.groups, EPS)
-        self.conv_out = nn.Conv2d(widths[-1], moments_per_channel * c.latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], moments_per_channel * (c.z_channels or c.latent_channels), 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B,C,H,W) -> h (B, moments_per_channel * latent_channels, H/f, W/f)"""
+        """x (B,C,H,W) -> h (B, moments_per_channel * z_channels, H/f, W/f)"""
         h = self.conv_in(F.pixel_unshuffle(x, self.patch_size))                 # (B, channels, H/p, W/p)
         for level in self.levels:
             h = level(h)
@@ -133,7 +135,7 @@ class Decoder(nn.Module):
         super().__init__()
         c, widths = config, config.widths
         self.patch_size = c.patch_size
-        self.conv_in = nn.Conv2d(c.latent_channels, widths[-1], 3, padding=1)
+        self.conv_in = nn.Conv2d(c.z_channels or c.latent_channels, widths[-1], 3, padding=1)
         self.middle = Middle(widths[-1], c)
         self.levels = nn.ModuleList()                                           # in the order they run: deepest first
         for i in reversed(range(len(widths))):
@@ -144,7 +146,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], c.in_channels * c.patch_size**2, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        """z (B,latent_channels,h,w) -> image (B,C,f*h,f*w)"""
+        """z (B,z_channels,h,w) -> image (B,C,f*h,f*w)"""
         h = self.middle(self.conv_in(z))
         for level in self.levels:
             h = level(h)
@@ -166,8 +168,9 @@ class Autoencoder(nn.Module):
                              f"latent_channels={c}. Make them equal (of a quantiser: its dim).")
         self.config, self.bottleneck = config, bottleneck
         self.encoder, self.decoder = Encoder(config, moments), Decoder(config)
-        self.quant_conv = nn.Conv2d(moments * c, moments * c, 1)
-        self.post_quant_conv = nn.Conv2d(c, c, 1)
+        z = config.z_channels or c
+        self.quant_conv = nn.Conv2d(moments * z, moments * c, 1)
+        self.post_quant_conv = nn.Conv2d(c, z, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (B,C,H,W) -> reconstruction (B,C,H,W), bottleneck loss (): what training the first stage needs."""

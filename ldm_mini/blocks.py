@@ -28,15 +28,17 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
-def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0, to_the_end: bool = False) -> Tensor:
     """t (B,) -> (B, dim) float32: [cos | sin] of t at dim/2 frequencies from 1 down to nearly 1/max_period.
 
     The two halves are joined to make the code of t; the code itself is later added to features, not joined to them.
+    to_the_end: down to 1/max_period itself, as diffusers' DiT has it.
     """
     if dim % 2:
         raise ValueError(f"timestep_embedding: dim must be even (half cosines, half sines), got {dim}.")
     half = dim // 2
-    frequencies = torch.exp(-math.log(max_period) / half * torch.arange(half, dtype=torch.float32, device=t.device))
+    exponents = -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device)
+    frequencies = torch.exp(exponents / (half - to_the_end))
     angles = t.float()[:, None] * frequencies                                   # (B, dim/2)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)                      # (B, dim)
 
@@ -44,16 +46,16 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Ten
 class TimeEmbedding(nn.Module):
     """A time step as a learned vector: sinusoid, then Linear - SiLU - Linear. `time_dim` is 4 * dim in the paper."""
 
-    def __init__(self, dim: int, time_dim: int | None = None):
+    def __init__(self, dim: int, time_dim: int | None = None, to_the_end: bool = False):
         super().__init__()
-        self.dim = dim
+        self.dim, self.to_the_end = dim, to_the_end
         time_dim = time_dim or 4 * dim
         self.linear1 = nn.Linear(dim, time_dim)
         self.linear2 = nn.Linear(time_dim, time_dim)
 
     def forward(self, t: Tensor) -> Tensor:
         """t (B,) -> (B, time_dim)"""
-        code = timestep_embedding(t, self.dim).to(self.linear1.weight.dtype)
+        code = timestep_embedding(t, self.dim, to_the_end=self.to_the_end).to(self.linear1.weight.dtype)
         return self.linear2(F.silu(self.linear1(code)))
 
 

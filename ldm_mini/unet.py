@@ -20,11 +20,12 @@ class UNetConfig:
     in_channels: int                            # of the noisy latent
     out_channels: int | None = None             # None: as many as in_channels
     channels: int = 128                         # width of level 0 is channels * channel_mults[0]
-    channel_mults: tuple[int, ...] = (1, 2, 4)
+    channel_mults: tuple[float, ...] = (1, 2, 4)
     num_res_blocks: int = 2                     # per level; the way up has one more
     attn_levels: tuple[int, ...] = (1, 2)       # LEVEL INDICES with attention; the middle always has it
-    num_heads: int | None = None                # fixes the number of heads (Churches: 8; cin256-v2: 1) ...
-    head_dim: int = 32                          # ... else heads have this width (CelebA, cin256, text)
+    num_heads: int | tuple[int, ...] | None = None  # fixes the number of heads (Churches: 8; cin256-v2: 1), or that of
+                                                # each level, for diffusers' lists that neither number nor width explain
+    head_dim: int = 32                          # None above: heads have this width (CelebA, cin256, text)
     context_dim: int | None = None              # width of context tokens; None: plain self-attention, no transformers
     transformer_depth: int = 1                  # blocks per spatial transformer; 3 for layouts
     vector_dim: int | None = None               # width of a vector added to the time embedding (none in the paper)
@@ -38,21 +39,32 @@ class UNetConfig:
         for name in ("channel_mults", "attn_levels"):                           # lists, after a round trip through JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
         levels = len(self.channel_mults)
+        if isinstance(self.num_heads, (list, tuple)):
+            object.__setattr__(self, "num_heads", tuple(self.num_heads))
+            if len(self.num_heads) != levels:
+                raise ValueError(f"UNetConfig: num_heads {self.num_heads} must have one entry per level, {levels}.")
         if bad := [level for level in self.attn_levels if not 0 <= level < levels]:
             raise ValueError(f"UNetConfig: attn_levels {bad} do not exist. They are level indices 0 to {levels - 1} "
                              f"(one per entry of channel_mults), not sizes or factors.")
         if bad := [w for w in self.widths if w % self.groups]:
             raise ValueError(f"UNetConfig: groups={self.groups} does not divide the widths {bad} (channels * mults).")
-        attended = [self.widths[level] for level in self.attn_levels] + [self.widths[-1]]
-        split = self.num_heads or self.head_dim
-        if bad := [w for w in attended if w % split]:
+        attended = {*self.attn_levels, levels - 1}
+        if bad := [self.widths[i] for i in sorted(attended) if self.widths[i] % (self._heads(i) or self.head_dim)]:
             raise ValueError(f"UNetConfig: widths {bad} cannot be split into heads with "
-                             f"{'num_heads' if self.num_heads else 'head_dim'} = {split}.")
+                             f"{f'num_heads = {self.num_heads}' if self.num_heads else f'head_dim = {self.head_dim}'}.")
 
     @property
     def widths(self) -> list[int]:
         """Channels of each level."""
-        return [self.channels * mult for mult in self.channel_mults]
+        return [round(self.channels * mult) for mult in self.channel_mults]
+
+    def heads(self, level: int) -> dict:
+        """num_heads and head_dim of the attention at a level, as its block takes them; the middle has the last's."""
+        count = self._heads(level)
+        return {"num_heads": count, "head_dim": None if count else self.head_dim}
+
+    def _heads(self, level: int) -> int | None:
+        return self.num_heads[level] if isinstance(self.num_heads, tuple) else self.num_heads
 
     @property
     def min_factor(self) -> int:
@@ -92,19 +104,19 @@ class UNet(nn.Module):
         self.down, width, skips = nn.ModuleList([Step([stem])]), c.channels, [c.channels]
         for level, level_width in enumerate(c.widths):
             for _ in range(c.num_res_blocks):
-                self.down.append(self._step(width, level_width, level in c.attn_levels))
+                self.down.append(self._step(width, level))
                 width = level_width
                 skips.append(width)
             if level < len(c.widths) - 1:
                 self.down.append(Step([self._resize(width, "down")]))
                 skips.append(width)
 
-        self.middle = Step([self._res(width, width), self._attn(width), self._res(width, width)])
+        self.middle = Step([self._res(width, width), self._attn(len(c.widths) - 1), self._res(width, width)])
 
         self.up = nn.ModuleList()
         for level, level_width in reversed(list(enumerate(c.widths))):
             for i in range(c.num_res_blocks + 1):
-                self.up.append(self._step(width + skips.pop(), level_width, level in c.attn_levels))
+                self.up.append(self._step(width + skips.pop(), level))
                 width = level_width
                 if level > 0 and i == c.num_res_blocks:
                     self.up[-1].append(self._resize(width, "up"))
@@ -130,20 +142,21 @@ class UNet(nn.Module):
             h = step(h, time, cond.context, cond.mask)
         return self.conv_out(F.silu(self.norm_out(h)))
 
-    def _step(self, width_in: int, width: int, attended: bool) -> Step:
-        return Step([self._res(width_in, width)] + ([self._attn(width)] if attended else []))
+    def _step(self, width_in: int, level: int) -> Step:
+        attention = [self._attn(level)] if level in self.config.attn_levels else []
+        return Step([self._res(width_in, self.config.widths[level]), *attention])
 
     def _res(self, width_in: int, width: int, resample: str | None = None) -> ResBlock:
         c = self.config
         return ResBlock(width_in, width, self.time_dim, c.groups, EPS, c.dropout, c.scale_shift, zero_init=True,
                         resample=resample)
 
-    def _attn(self, width: int) -> nn.Module:
+    def _attn(self, level: int) -> nn.Module:
         c = self.config
-        heads = {"num_heads": c.num_heads, "head_dim": None if c.num_heads else c.head_dim, "groups": c.groups}
+        options = {**c.heads(level), "groups": c.groups}
         if c.context_dim is None:
-            return AttentionBlock(width, eps=EPS, zero_init=True, **heads)
-        return SpatialTransformer(width, depth=c.transformer_depth, context_dim=c.context_dim, **heads)
+            return AttentionBlock(c.widths[level], eps=EPS, zero_init=True, **options)
+        return SpatialTransformer(c.widths[level], depth=c.transformer_depth, context_dim=c.context_dim, **options)
 
     def _resize(self, width: int, direction: str) -> nn.Module:
         if self.config.resblock_updown:

@@ -22,17 +22,19 @@ ROWS = {
     # 1: networks, samplers and data, made of layer 0
     "1": "autoencoder unet dit text samplers data latents recogniser",
     # 2: compositions; `hub` is where configs name classes, so that latent_diffusion itself names no network
-    "2a": "conditioners video",
+    "2a": "conditioners video presets fitting",
+    "2r": "released",
     "2b": "hub",
     "2c": "latent_diffusion tasks",
     # 3: loops, measurements, weights from outside, checks for exercises
-    "3a": "train runs pretrained checking",
+    "3a": "train runs compvis diffusers_io checking",
+    "3p": "pretrained",
     "3n": "n00_start n01_data n02_attention n03_vq_vae n04_perceptual_loss n05_vqgan n06_diffusion n07_unet "
           "n08_samplers n09_latent_diffusion n10_meaning n11_pictures n12_layouts n13_where n14_dit n15_video "
           "n16_real_thing n17_clinic",
     "3o": "checks",  # 3n, 3o: one file per notebook, and their collection
     "3b": "recipes",
-    "3c": "launch evaluate bench curves",
+    "3c": "launch evaluate bench curves info",
     # 4: the command line and the table of contents
     "4": "__init__ __main__",
 }
