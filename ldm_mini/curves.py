@@ -96,9 +96,6 @@ def _in_own_process(notebook: Path, name: str, seed: int) -> dict:
 
 def record(notebook: Path, name: str, seed: int) -> dict:
     """Run a notebook's cells with `SEED = seed` until it draws the band `name`; that call's curve."""
-    cells = _cells(notebook)
-    if not any(re.search(r"(?m)^SEED = \d+", cell) for cell in cells):
-        raise ValueError(f"{notebook.name} has no line `SEED = 0`: its training cannot be repeated with other seeds.")
     caught, original = {}, plotting.plot_curve
 
     def plot_curve(records, key="loss", band=None, x="step", smooth=1, **options):
@@ -110,17 +107,27 @@ def record(notebook: Path, name: str, seed: int) -> dict:
         return original(records, key, band, x, smooth, **options)
 
     plotting.plot_curve = plot_curve
-    sys.modules["notebook_cells"] = module = ModuleType("notebook_cells")
-    module.display = lambda *_: None                            # as IPython gives it to a notebook
     try:
-        for cell in cells:
-            source = re.sub(r"(?m)^SEED = \d+", f"SEED = {seed}", cell)
-            exec(compile(source, f"{notebook.name}, a cell", "exec"), vars(module))
+        for _ in run_cells(notebook, seed):
+            pass
     except _Recorded:
         return caught
     finally:
         plotting.plot_curve = original
     raise ValueError(f"{notebook.name} ended without drawing the band {name!r}.")
+
+
+def run_cells(notebook: Path, seed: int):
+    """Run a notebook's code cells here, with `SEED = seed`; yields its variables, a dict, after each cell."""
+    cells = _cells(notebook)
+    if not any(re.search(r"(?m)^SEED = \d+", cell) for cell in cells):
+        raise ValueError(f"{notebook.name} has no line `SEED = 0`: its training cannot be repeated with other seeds.")
+    sys.modules["notebook_cells"] = module = ModuleType("notebook_cells")
+    module.display = lambda *_: None                            # as IPython gives it to a notebook
+    for cell in cells:
+        source = re.sub(r"(?m)^SEED = \d+", f"SEED = {seed}", cell)
+        exec(compile(source, f"{notebook.name}, a cell", "exec"), vars(module))
+        yield vars(module)
 
 
 def _cells(notebook: Path) -> list[str]:

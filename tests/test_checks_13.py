@@ -1,0 +1,230 @@
+"""Checks of notebook 13: known wrong solutions fail with a message that helps; right ones written another way pass."""
+
+import numpy as np
+import pytest
+import torch
+
+from ldm_mini import checks
+from ldm_mini.blocks import Downsample, Upsample
+
+
+def permuted(x, order):
+    return x.flatten(2)[:, :, order].view_as(x)
+
+
+def error(layer, x, order, back=True, relative=True, mean=False, shuffle=True):
+    out = layer(x)
+    difference = layer(permuted(x, order) if shuffle else x) - (permuted(out, order) if back and shuffle else out)
+    difference = difference.abs()
+    size = out.abs().max() if relative else 1
+    return (difference.mean() if mean else difference.max()) / size
+
+
+def by_inverse(layer, x, order):
+    """Undoes the shuffling instead of repeating it; a Python number comes out."""
+    out = layer(x)
+    back = permuted(layer(permuted(x, order)), torch.argsort(order))
+    return ((back - out).abs().amax() / out.abs().amax()).item()
+
+
+RIGHT_ORDER = [error, by_inverse, lambda layer, x, order: error(layer, x, order).reshape(1)]
+WRONG_ORDER = [
+    (dict(back=False), "put the output in the same order"),
+    (dict(relative=False), "relative"),
+    (dict(mean=True), "largest"),
+    (dict(shuffle=False), "Is x shuffled"),
+]
+
+
+@pytest.mark.parametrize("function", RIGHT_ORDER)
+def test_order_error_right(function, capsys):
+    checks.order_error(function)
+    assert "✓" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options, message", WRONG_ORDER)
+def test_order_error_wrong(options, message):
+    with pytest.raises(checks.CheckFailed, match=message):
+        checks.order_error(lambda layer, x, order: error(layer, x, order, **options))
+
+
+def test_order_error_shuffles_channels_too():
+    def channels(layer, x, order):
+        def mix(image):
+            return image.flatten(1)[:, torch.randperm(image[0].numel(), generator=torch.Generator().manual_seed(0))]
+
+        out = layer(x)
+        return (mix(layer(mix(x).view_as(x))) - mix(out)).abs().max() / out.abs().max()
+
+    with pytest.raises(checks.CheckFailed, match="pixels"):
+        checks.order_error(channels)
+
+
+def reach(layers, down=True, first=True, up=True, up_conv=False, pixels=True):
+    far, pixel = 0, 1
+    for layer in layers:
+        if layer == "conv":
+            far += pixel
+        elif layer == "down":
+            pixel *= 1 if first else 2
+            far += pixel * down
+            pixel *= 2 if first else 1
+        else:
+            pixel = pixel // 2 if up else pixel
+            far += pixel * up_conv
+        pixel = pixel if pixels else 1
+    return far
+
+
+def measured(layers):
+    """The definition: run real layers on a ring and on zeros, and see how far from the border they differ."""
+    torch.manual_seed(0)
+    x = torch.rand(1, 1, 64, 64, dtype=torch.float64) + 1
+    size, plain, ring = 64, x, x
+    for layer in layers:
+        if layer == "up":
+            up = torch.nn.Upsample(scale_factor=2)
+            plain, ring = up(plain), up(ring)
+            continue
+        stride = 2 if layer == "down" else 1
+        weight = torch.rand(1, 1, 3, 3, dtype=torch.float64) + 0.1
+        plain = torch.nn.functional.conv2d(plain, weight, stride=stride, padding=1)
+        wrapped = torch.nn.functional.pad(ring, (1, 1, 1, 1), "circular")
+        ring = torch.nn.functional.conv2d(wrapped, weight, stride=stride)
+    pixel = size // plain.shape[-1]
+    differs = ((plain - ring).abs()[0, 0, plain.shape[-1] // 2] > 1e-9).tolist()
+    return differs.index(False) * pixel if False in differs else size
+
+
+RIGHT_REACH = [reach, lambda layers: float(reach(layers))]
+WRONG_REACH = [(dict(down=False), "is a 3x3 convolution too"), (dict(first=False), "before"),
+               (dict(up=False), "half as large again"), (dict(up_conv=True), "repeats pixels"),
+               (dict(pixels=False), "several pixels of the input")]
+
+
+@pytest.mark.parametrize("function", RIGHT_REACH)
+def test_border_reach_right(function):
+    checks.border_reach(function)
+
+
+@pytest.mark.parametrize("options, message", WRONG_REACH)
+def test_border_reach_wrong(options, message):
+    with pytest.raises(checks.CheckFailed, match=message):
+        checks.border_reach(lambda layers: reach(layers, **options))
+
+
+@pytest.mark.parametrize("layers", [["conv"] * 3, ["conv", "down", "conv"], ["conv", "conv", "down", "conv", "conv"]])
+def test_border_reach_is_what_real_layers_do(layers):
+    """Left border: a stride-2 convolution of padding 1 reads pixels -1, 0, 1; what is reached is whole coarse pixels."""
+    pixel = 2 ** layers.count("down")
+    assert abs(measured(layers) - reach(layers)) < pixel
+
+
+def r2(train_x, train_y, test_x, test_y, one=True, judge="test", fit="train", mean="columns",
+       part="explained"):
+    def design(x):
+        return np.concatenate([x, np.ones((len(x), 1))], 1) if one else x
+
+    train_x, train_y, test_x, test_y = (np.asarray(a) for a in (train_x, train_y, test_x, test_y))
+    x, y = (train_x, train_y) if fit == "train" else (test_x, test_y)
+    beta = np.linalg.pinv(design(x)) @ y
+    x, y = (test_x, test_y) if judge == "test" else (train_x, train_y)
+    wrong = np.square(y - design(x) @ beta)
+    middle = {"columns": y.mean(0), "all": y.mean(), "none": 0}[mean]
+    return float({"explained": 1 - wrong.sum() / np.square(y - middle).sum(),
+                  "rest": wrong.sum() / np.square(y - middle).sum(), "mse": wrong.mean()}[part])
+
+
+def centred(train_x, train_y, test_x, test_y):
+    """The constant by means instead of a column of ones, the fit by the normal equations."""
+    mx, my = train_x.mean(0), train_y.mean(0)
+    x = train_x - mx
+    weights = torch.linalg.solve(x.T @ x, x.T @ (train_y - my))
+    rest = test_y - my - (test_x - mx) @ weights
+    return 1 - rest.square().sum() / (test_y - test_y.mean(0)).square().sum()
+
+
+@pytest.mark.parametrize("function", [r2, centred])
+def test_probe_right(function):
+    checks.probe(function)
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(one=False), "constant is missing"), (dict(judge="train"), "training"),
+    (dict(fit="test"), "fitted on the test"), (dict(mean="all"), "each column"),
+    (dict(mean="none"), "take the mean away"), (dict(part="rest"), "not. explained"),
+    (dict(part="mse"), "squared error")])
+def test_probe_wrong(options, message):
+    with pytest.raises(checks.CheckFailed, match=message):
+        checks.probe(lambda *rows: r2(*rows, **options))
+
+
+def grid(height, width, kind="centres"):
+    y, x = torch.meshgrid(torch.arange(height) / 1.0, torch.arange(width) / 1.0, indexing="ij")
+    if kind == "edges":
+        return torch.stack([y / (height - 1), x / (width - 1)]) * 2 - 1
+    half = 0.0 if kind == "corners" else 0.5
+    place = torch.stack([(y + half) / height, (x + half) / width])
+    return {"swapped": place.flip(0) * 2 - 1, "unit": place}.get(kind, place * 2 - 1)
+
+
+def test_coordinates_right():
+    checks.coordinates(grid)
+    checks.coordinates(lambda h, w: torch.stack(torch.meshgrid(
+        torch.linspace(1 / h - 1, 1 - 1 / h, h), torch.linspace(1 / w - 1, 1 - 1 / w, w), indexing="ij")))
+
+
+@pytest.mark.parametrize("kind, message", [("edges", "borders"), ("corners", "half a pixel"), ("unit", "0 to 1"),
+                                           ("swapped", "first channel is the row")])
+def test_coordinates_wrong(kind, message):
+    with pytest.raises(checks.CheckFailed, match=message):
+        checks.coordinates(lambda h, w: grid(h, w, kind))
+    with pytest.raises(checks.CheckFailed, match="shape"):
+        checks.coordinates(lambda h, w: grid(h, w).permute(1, 2, 0))
+
+
+def knows(net, channels, size, factor=1, shifts=((1, 0), (0, 1), (1, 1)), relative=True, tolerance=1e-3,
+          in_factor=True):
+    x = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(5))
+    out = net(x)
+    step = factor if in_factor else 1
+    for rows, columns in shifts:
+        moved = net(torch.roll(x, (rows * step, columns * step), (-2, -1)))
+        difference = (moved - torch.roll(out, (rows * step, columns * step), (-2, -1))).abs().max()
+        if difference > tolerance * (out.abs().max() if relative else 1):
+            return True
+    return False
+
+
+def every_shift(net, channels, size, factor=1):
+    """All shifts there are; the result is a tensor."""
+    x = torch.rand(2, channels, size, size)
+    out = net(x)
+    errors = [(net(torch.roll(x, (i, j), (2, 3))) - torch.roll(out, (i, j), (2, 3))).norm() / out.norm()
+              for i in range(0, size, factor) for j in range(0, size, factor)]
+    return torch.stack(errors).max() > 1e-4
+
+
+@pytest.mark.parametrize("function", [knows, every_shift])
+def test_knows_where_right(function):
+    checks.knows_where(function)
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(shifts=((1, 0),)), "shifts of columns"), (dict(shifts=((0, 1),)), "shifts of rows"),
+    (dict(in_factor=False), "multiples of `factor`"), (dict(relative=False), "fraction of the output"),
+    (dict(tolerance=0.0), "tolerance"), (dict(tolerance=10.0), "knows where the border is")])
+def test_knows_where_wrong(options, message):
+    with pytest.raises(checks.CheckFailed, match=message):
+        checks.knows_where(lambda *inputs: knows(*inputs, **options))
+
+
+def test_the_premise_holds_for_the_library():
+    """Downsample and Upsample pass on shifts of the ring, and zero padding alone breaks that."""
+    torch.manual_seed(0)
+    for padding, expected in (("circular", False), ("zeros", True)):
+        layers = torch.nn.Sequential(Downsample(2), Upsample(2))
+        for layer in layers:
+            layer.conv = torch.nn.Conv2d(2, 2, 3, stride=layer.conv.stride, padding=1, padding_mode=padding)
+        with torch.no_grad():
+            assert knows(layers, 2, 8, factor=2) is expected
