@@ -1,0 +1,331 @@
+"""Checks of notebook 08: known wrong solutions fail with a message that helps; right ones written another way pass."""
+
+import pytest
+import torch
+
+from ldm_mini import checks
+from ldm_mini.samplers import ddim, dpm_solver, euler
+from ldm_mini.schedule import NoiseSchedule
+
+
+def at(abar, t):
+    return abar[t] if t >= 0 else torch.ones_like(abar[0])
+
+
+def wrapping(abar, t):
+    return abar[t]
+
+
+def library(abar):
+    return NoiseSchedule(1 - abar / torch.cat([torch.ones_like(abar[:1]), abar[:-1]]))
+
+
+# ----------------------------------------------------------------------------------------------------------- ddpm_step
+
+
+def ddpm(x_t, x0, t, s, abar, noise, level=at, root=torch.sqrt, spread="tilde", power=0.5, swap=False, extra=0.0):
+    a, b = level(abar, t), level(abar, s)
+    step = a / b
+    if swap:
+        x_t, x0 = x0, x_t
+    mean = (root(b) * (1 - step) * x0 + root(step) * (1 - b) * x_t) / (1 - a)
+    variance = (1 - step) * (1 - b) / (1 - a) if spread == "tilde" else 1 - step
+    return mean + variance.clamp(min=0) ** power * noise + extra * noise
+
+
+def ddpm_by_precision(x_t, x0, t, s, abar, noise):
+    """Bayes' rule: precisions add; the clean image has none to add."""
+    if s < 0:
+        return x0 + 0 * noise
+    a, b = abar[t], abar[s]
+    prior, seen = 1 / (1 - b), (a / b) / (1 - a / b)
+    variance = 1 / (prior + seen)
+    return variance * (prior * b.sqrt() * x0 + seen * x_t / (a / b).sqrt()) + variance.sqrt() * noise
+
+
+def ddpm_by_library(x_t, x0, t, s, abar, noise):
+    t, s = (torch.full((len(x_t),), v) for v in (t, s))
+    mean, variance = library(abar).posterior(x0, x_t, t, s)
+    return mean + variance.sqrt() * noise
+
+
+def ddpm_as_ddim(x_t, x0, t, s, abar, noise):
+    eps = (x_t - abar[t].sqrt() * x0) / (1 - abar[t]).sqrt()
+    return ddim_(x0, eps, t, s, abar, 1.0, noise)
+
+
+# ----------------------------------------------------------------------------------------------------------- timesteps
+
+
+def good_steps(steps, T, spacing):
+    count = torch.arange(steps, dtype=torch.float64)
+    if spacing == "trailing":
+        return (T - count * T / steps).round().long() - 1
+    return (count * T / steps).long().flip(0)
+
+
+def list_steps(steps, T, spacing):
+    edges = [round(i * T / steps) for i in range(steps + 1)]
+    return torch.tensor([e - 1 for e in edges[:0:-1]] if spacing == "trailing" else edges[-2::-1])
+
+
+def released(steps, T, spacing):
+    """make_ddim_timesteps' formula."""
+    return torch.arange(0, T, T // steps).flip(0) + 1
+
+
+def strided(steps, T, spacing):
+    return torch.arange(0, T, max(T // steps, 1)).flip(0)
+
+
+# ----------------------------------------------------------------------------------------------------------- ddim_step
+
+
+def ddim_(x0, eps, t, s, abar, eta, noise, level=at, direction=lambda v, f: (v - f**2).clamp(min=0).sqrt(),
+          root=torch.sqrt, power=1, fresh=None):
+    a, b = level(abar, t), level(abar, s)
+    f = eta**power * ((1 - b) / (1 - a)).sqrt() * (1 - a / b).clamp(min=0).sqrt()
+    return root(b) * x0 + direction(1 - b, f) * eps + (f if fresh is None else fresh(eta, a, b)) * noise
+
+
+def ddim_by_library(x0, eps, t, s, abar, eta, noise):
+    """The library's own sampler, with a denoiser that says what it is told, and our noise in its generator's place."""
+    steps = [t] if s < 0 else [t, s]
+    x_t = abar[t].sqrt() * x0 + (1 - abar[t]).sqrt() * eps
+    if eta:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ldm_mini.samplers.draw_noise", lambda like, generator: noise)
+            return next(iter(ddim(lambda x, t: (x0, eps), x_t, library(abar), steps, eta=eta)))
+    return next(iter(ddim(lambda x, t: (x0, eps), x_t, library(abar), steps)))
+
+
+# ------------------------------------------------------------------------------------------------------ euler_step
+
+
+def euler_by_ddim(x_t, eps, t, s, abar):
+    x0 = (x_t - (1 - abar[t]).sqrt() * eps) / abar[t].sqrt()
+    return ddim_(x0, eps, t, s, abar, 0.0, 0 * eps)
+
+
+def euler_by_library(x_t, eps, t, s, abar):
+    return next(iter(euler(lambda x, t: (None, eps), x_t, library(abar), [t] if s < 0 else [t, s])))
+
+
+def euler_(x_t, eps, t, s, abar, level=at, sign=1, scale=True, back="s", hat=True, slope=None):
+    a, b = level(abar, t), level(abar, s)
+    hats = [((1 - v) / v).sqrt() if hat else (1 - v).sqrt() for v in (a, b)]
+    y = x_t / a.sqrt() if scale else x_t
+    slope = eps if slope is None else (x_t - (1 - a).sqrt() * eps) / a.sqrt()
+    return {"s": b.sqrt(), "t": a.sqrt(), None: 1.0}[back] * (y + sign * (hats[1] - hats[0]) * slope)
+
+
+# -------------------------------------------------------------------------------------------------------- dpm_step
+
+
+def dpm(x_t, x0, x0_before, before, t, s, abar, ratio=None, lam=None, ends=True, sign=1, exp_sign=-1, keep=None,
+        arrive="s", level=at):
+    """DPM-Solver++(2M) with one thing changed."""
+    lam = (lambda a: (a / (1 - a)).sqrt().log()) if lam is None else lam
+    a, b = level(abar, t), level(abar, s)
+    if s < 0 and ends:
+        return x0.clone()
+    h = sign * (lam(b) - lam(a))
+    D = x0
+    if x0_before is not None and not (ends and s < 0):
+        h_before = sign * (lam(a) - lam(abar[before]))
+        D = ratio(x0, x0_before, h, h_before) if ratio else x0 + h / (2 * h_before) * (x0 - x0_before)
+    kept = ((1 - b) / (1 - a)).sqrt() if keep is None else keep(a, b)
+    amplitude = {"s": b.sqrt(), "t": a.sqrt(), None: 1.0}[arrive]
+    return kept * x_t + amplitude * (1 - torch.exp(exp_sign * h)) * D
+
+
+def dpm_with_r(x_t, x0, x0_before, before, t, s, abar):
+    """The paper's r = h_before / h and its D = (1 + 1/(2r)) x0 - 1/(2r) x0_before."""
+    if s < 0:
+        return 0 * x_t + x0
+    lam = 0.5 * (abar.log() - (1 - abar).log())
+    h, D = lam[s] - lam[t], x0
+    if before is not None:
+        r = (lam[t] - lam[before]) / h
+        D = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * x0_before
+    return (1 - abar[s]).sqrt() / (1 - abar[t]).sqrt() * x_t - abar[s].sqrt() * torch.expm1(-h) * D
+
+
+def dpm_by_library(x_t, x0, x0_before, before, t, s, abar):
+    """The library's own sampler, started one step earlier, at the x that its first step takes to x_t."""
+    steps = [t] if s < 0 else [t, s]
+    if before is None:
+        return next(iter(dpm_solver(lambda x, t: (x0, None), x_t, library(abar), steps)))
+    a, b, sigma = abar[before].sqrt(), abar[t].sqrt(), ((1 - abar[t]) / (1 - abar[before])).sqrt()
+    start, said = (x_t - (b - a * sigma) * x0_before) / sigma, iter([x0_before, x0])
+    path = dpm_solver(lambda x, t: (next(said), None), start, library(abar), [before, *steps])
+    return [next(path) for _ in range(2)][1]
+
+
+def raw(a):
+    return (a / (1 - a)).sqrt()
+
+
+# ------------------------------------------------------------------------------------------------ batched_guidance
+
+
+def guided(net, x_t, t, cond, null, scale, swap=False, w=False, difference=True):
+    u, c = net(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([null, cond])).chunk(2)
+    if swap:
+        u, c = c, u
+    return (c if w else u) + scale * (c - u if difference else c)
+
+
+def guided_other_order(net, x_t, t, cond, null, scale):
+    both = net(x_t.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([cond, null]))
+    return scale * both[:len(t)] + (1 - scale) * both[len(t):]
+
+
+def guided_twice(net, x_t, t, cond, null, scale):
+    u, c = net(x_t, t, null), net(x_t, t, cond)
+    return u + scale * (c - u)
+
+
+def guided_badly_stacked(net, x_t, t, cond, null, scale):
+    u, c = net(torch.cat([x_t, x_t]), t, torch.cat([null, cond])).chunk(2)
+    return u + scale * (c - u)
+
+
+CORRECT = [
+    (checks.ddpm_step, ddpm), (checks.ddpm_step, ddpm_by_precision), (checks.ddpm_step, ddpm_by_library),
+    (checks.ddpm_step, ddpm_as_ddim),
+    (checks.sampling_timesteps, good_steps), (checks.sampling_timesteps, list_steps),
+    (checks.sampling_timesteps, lambda n, T, spacing: NoiseSchedule(torch.full((T,), 0.01)).timesteps(n, spacing)),
+    (checks.ddim_step, ddim_), (checks.ddim_step, ddim_by_library),
+    (checks.euler_step, euler_), (checks.euler_step, euler_by_ddim), (checks.euler_step, euler_by_library),
+    (checks.dpm_step, dpm), (checks.dpm_step, dpm_with_r), (checks.dpm_step, dpm_by_library),
+    (checks.batched_guidance, guided), (checks.batched_guidance, guided_other_order),
+]
+
+
+def shifted(step, where, by):
+    """`step` with t or s replaced by its neighbour, where the neighbour exists."""
+    def mutant(*args):
+        args = list(args)
+        args[where] += by if -1 <= args[where] + by else 0
+        return step(*args)
+    return mutant
+
+
+MUTANTS = [
+    # ancestral steps
+    (checks.ddpm_step, lambda *a: ddpm(*a, level=wrapping), r"abar\[-1\]"),
+    (checks.ddpm_step, lambda *a: ddpm(*a, spread="beta"), "step \\*forward\\*"),
+    (checks.ddpm_step, lambda *a: ddpm(*a, spread="beta" if a[3] < 0 else "tilde"), "noise was added at the last step"),
+    (checks.ddpm_step, lambda *a: ddpm(*a, extra=1.0 if a[3] < 0 else 0.0), "noise was added at the last step"),
+    (checks.ddpm_step, lambda *a: ddpm(*a, power=1), "standard \\*deviation"),
+    (checks.ddpm_step, lambda *a: ddpm(*a[:5], 0 * a[5]), "fresh noise is missing"),
+    (checks.ddpm_step, lambda *a: ddpm(*a, swap=True), "swapped"),
+    (checks.ddpm_step, lambda *a: ddpm(*a, root=lambda v: v), "\\*roots"),
+    (checks.ddpm_step, lambda x, x0, t, s, *a: ddpm(x, x0, t, t - 1, *a), "however far s is"),
+    (checks.ddpm_step, shifted(ddpm, 3, -1), "off by one"),
+    (checks.ddpm_step, shifted(ddpm, 2, 1), "off by one"),
+    (checks.ddpm_step, lambda x, x0, t, s, abar, n: at(abar, s).sqrt() * x0 + (1 - at(abar, s)).sqrt() * n,
+     "forgets x_t"),
+    (checks.ddpm_step, lambda *a: 1.01 * ddpm(*a), "off by up to"),
+    # timesteps
+    (checks.sampling_timesteps, released, "must contain 0"),
+    (checks.sampling_timesteps, lambda n, T, p: released(n, T, p) if n == 300 else good_steps(n, T, p), "too many"),
+    (checks.sampling_timesteps, lambda n, T, p: strided(n, T, p) if p == "leading" else good_steps(n, T, p),
+     "334 timesteps.*too many"),
+    (checks.sampling_timesteps, lambda n, T, p: good_steps(n, T, p) + int(p == "trailing"), "last timestep is 999"),
+    (checks.sampling_timesteps, lambda n, T, p: good_steps(n, T, p) + int(p == "leading"), "must contain 0"),
+    (checks.sampling_timesteps, lambda n, T, p: good_steps(n, T, p) - int(p == "leading"), "below the first"),
+    (checks.sampling_timesteps, lambda n, T, p: good_steps(n, T, p).flip(0), "ascends"),
+    (checks.sampling_timesteps, lambda n, T, p: good_steps(n, T, p).float(), "indices"),
+    (checks.sampling_timesteps, lambda n, T, p: good_steps(n, T, p).tolist(), "not list"),
+    (checks.sampling_timesteps, lambda n, T, p: torch.linspace(T - 1, 0, n).round().long(), "linspace"),
+    (checks.sampling_timesteps, lambda n, T, p: good_steps(n, T, "leading"), "nothing but noise"),
+    (checks.sampling_timesteps, lambda n, T, p: good_steps(n, T, "trailing"), "must contain 0"),
+    (checks.sampling_timesteps, lambda n, T, p: torch.arange(n).flip(0) if p == "leading" else good_steps(n, T, p),
+     "from the other end"),
+    (checks.sampling_timesteps, lambda n, T, p: good_steps(n, T, p).clamp(max=T // 2) if p == "leading" else
+     good_steps(n, T, p), "repeats"),
+    # ddim
+    (checks.ddim_step, lambda *a: ddim_(*a, level=wrapping), r"abar\[-1\]"),
+    (checks.ddim_step, lambda *a: ddim_(*a, direction=lambda v, f: v.sqrt()), "taken out"),
+    (checks.ddim_step, lambda *a: ddim_(*a, direction=lambda v, f: v.sqrt() - f), "variances subtract"),
+    (checks.ddim_step, lambda x0, eps, *a: ddim_(eps, x0, *a), "x0 and eps are swapped"),
+    (checks.ddim_step, lambda *a: ddim_(*a, root=lambda v: v), "not abar_s"),
+    (checks.ddim_step, lambda *a: ddim_(*a, root=lambda v: v, direction=lambda v, f: v - f**2), "square \\*roots"),
+    (checks.ddim_step, lambda *a: ddim_(*a, direction=lambda v, f: v - f**2), "eps carries the \\*root"),
+    (checks.ddim_step, lambda x0, e, t, s, *a: ddim_(x0, e, t, t, *a), "x_t again"),
+    (checks.ddim_step, lambda x0, e, t, s, *a: ddim_(x0, e, t, t - 1, *a), "however far s is|off by one"),
+    (checks.ddim_step, lambda x0, e, t, s, abar, *a: ddim_(x0, e, t, s, abar, *a) + (
+        at(abar, t).sqrt() - at(abar, s).sqrt()) * x0, "level of \\*s"),
+    (checks.ddim_step, shifted(ddim_, 3, 1), "however far s is|off by one|x_t again"),
+    (checks.ddim_step, shifted(ddim_, 3, -1), "off by one"),
+    (checks.ddim_step, lambda *a: ddim_(*a, power=2), "another power"),
+    (checks.ddim_step, lambda *a: ddim_(*a[:5], 0.0, a[6]), "eta is not used"),
+    (checks.ddim_step, lambda *a: ddim_(*a[:5], 1.0, a[6]), "eta is not used"),
+    (checks.ddim_step, lambda *a: ddim_(*a, fresh=lambda eta, p, q: eta), "amplitude f"),
+    (checks.ddim_step, lambda *a: ddim_(*a) + (a[3] < 0) * a[5] * a[6], "noise was added at the last step"),
+    (checks.ddim_step, lambda *a: 1.01 * ddim_(*a), "off by up to"),
+    # euler
+    (checks.euler_step, lambda *a: euler_(*a, level=wrapping), r"abar\[-1\]"),
+    (checks.euler_step, lambda *a: euler_(*a, sign=-1), "the sign"),
+    (checks.euler_step, lambda *a: euler_(*a, back=None), "this is y at s"),
+    (checks.euler_step, lambda *a: euler_(*a, back="t"), "amplitude of \\*s"),
+    (checks.euler_step, lambda *a: euler_(*a, scale=False), "divide x_t by alpha_t"),
+    (checks.euler_step, lambda *a: euler_(*a, scale=False, back=None), "divide x_t by alpha_t"),
+    (checks.euler_step, lambda *a: euler_(*a, hat=False), "not along sigma"),
+    (checks.euler_step, lambda *a: euler_(*a, slope="x0"), "not x0"),
+    (checks.euler_step, lambda *a: euler_(*a, hat=False, scale=False, back=None), "no such simple slope"),
+    # dpm-solver
+    (checks.dpm_step, lambda *a: dpm(*a, sign=-1), "sign of h"),
+    (checks.dpm_step, lambda *a: dpm(*a, exp_sign=1), "sign of h"),
+    (checks.dpm_step, lambda *a: dpm(*a, lam=raw), "log is missing"),
+    (checks.dpm_step, lambda *a: dpm(*a, lam=lambda v: (v / (1 - v)).log()), "twice lambda"),
+    (checks.dpm_step, lambda *a: dpm(*a, arrive="t"), "level of \\*s"),
+    (checks.dpm_step, lambda *a: dpm(*a, arrive=None), "alpha_s is missing"),
+    (checks.dpm_step, lambda *a: dpm(*a, keep=lambda p, q: (q / p).sqrt()), "sigma_s / sigma_t"),
+    (checks.dpm_step, lambda *a: dpm(*a, keep=lambda p, q: ((1 - p) / (1 - q)).sqrt()), "upside down: x_t"),
+    (checks.dpm_step, lambda *a: dpm(*a, ratio=lambda x, y, h, g: x), "first order"),
+    (checks.dpm_step, lambda *a: dpm(*a, ratio=lambda x, y, h, g: x + g / (2 * h) * (x - y)), "r is upside down"),
+    (checks.dpm_step, lambda *a: dpm(*a, ratio=lambda x, y, h, g: x + h / g * (x - y)), "half"),
+    (checks.dpm_step, lambda *a: dpm(*a, ratio=lambda x, y, h, g: x - h / (2 * g) * (x - y)), "wrong way"),
+    (checks.dpm_step, lambda *a: dpm(*a, ratio=lambda x, y, h, g: y + h / (2 * g) * (x - y)), "newer value"),
+    (checks.dpm_step, lambda *a: dpm(*a, ratio=lambda x, y, h, g: x + 0.5 * (x - y)), "equally long"),
+    (checks.dpm_step, lambda x_t, x0, old, b, t, s, abar: dpm(
+        x_t, x0, old, b, t, s, abar, ratio=lambda x, y, h, g: x + (t - s) / (b - t) / 2 * (x - y)), "not in t"),
+    (checks.dpm_step, lambda *a: dpm(*a, ratio=lambda x, y, h, g: (x + y) / 2), "looks back"),
+    (checks.dpm_step, lambda *a: dpm(*a, ends=False), "first order there"),
+    (checks.dpm_step, lambda *a: dpm(*a, ends=False, level=wrapping), r"abar\[-1\]|off by up to"),
+    (checks.dpm_step, lambda *a: dpm(*a[:2], None, None, *a[4:], ends=False, level=wrapping) if a[5] < 0 else dpm(*a),
+     r"abar\[-1\]"),
+    # guidance
+    (checks.batched_guidance, lambda *a: guided(*a, w=True), "other convention"),
+    (checks.batched_guidance, lambda *a: guided(*a, swap=True), "swapped"),
+    (checks.batched_guidance, lambda *a: guided(*a, difference=False), "difference"),
+    (checks.batched_guidance, lambda *a: guided(*a[:5], -a[5]), "wrong way"),
+    (checks.batched_guidance, guided_twice, "calls the network twice"),
+    (checks.batched_guidance, guided_badly_stacked, "3 timesteps"),
+    (checks.batched_guidance, lambda net, x, t, c, n, s: net(x, t, c), "off by up to"),
+]
+
+
+@pytest.mark.parametrize("check, solution", CORRECT)
+def test_correct_variants_pass(check, solution, capsys):
+    check(solution)
+    assert capsys.readouterr().out.startswith("✓")
+
+
+@pytest.mark.parametrize("check, mutant, hint", MUTANTS)
+def test_mutants_are_killed_with_a_hint(check, mutant, hint):
+    with pytest.raises(checks.CheckFailed, match=hint):
+        check(mutant)
+
+
+@pytest.mark.parametrize("check", [checks.ddpm_step, checks.sampling_timesteps, checks.ddim_step, checks.euler_step,
+                                   checks.dpm_step, checks.batched_guidance])
+def test_the_stub_is_named(check):
+    def stub(*args):
+        raise NotImplementedError
+
+    with pytest.raises(checks.CheckFailed, match="still the stub"):
+        check(stub)
