@@ -1,53 +1,16 @@
-"""From a batch to a condition (LDM sec. 3.3): a conditioner turns keys of a batch into a Cond, or into "nothing".
+"""What pictures are conditioned on (LDM sec. 3.3): classes, captions, and any combination of conditions.
 
-The contract: encode(batch) -> Cond, null(batch) -> Cond of the same parts and shapes, so that a sample's condition can
-be dropped in training, and both halves of guidance fit in one batch.
+The contract and its base class: `conditioning`. Boxes: `layout_conditioner`. Images: `concat_conditioners`.
 """
-
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from .concat_conditioners import InpaintConditioner, LowResConditioner, SemanticConditioner
 from .cond import Cond
+from .conditioning import Conditioner, batch_size
+from .layout_conditioner import LayoutConditioner
 from .text import TextTransformer, pool
-
-
-def batch_size(batch: dict) -> int:
-    """How many samples a batch holds. Raises ValueError if it is empty or its entries disagree."""
-    example = 'such as {"caption": ["a dog"] * 8}'
-    if not isinstance(batch, Mapping):
-        raise ValueError(f"A batch is a dict of lists or tensors, {example}; got a {type(batch).__name__}.")
-    several = {key: value for key, value in batch.items() if hasattr(value, "__len__") and not isinstance(value, str)}
-    sizes = {key: len(value) for key, value in several.items() if getattr(value, "ndim", 1)}
-    if len(set(sizes.values())) != 1 or len(sizes) < len(batch):
-        found = {key: sizes.get(key, "a single value") for key in batch} if batch else "an empty one"
-        raise ValueError(f"A batch is a dict of lists or tensors of one length, {example}; got {found}.")
-    return next(iter(sizes.values()))
-
-
-class Conditioner(nn.Module):
-    """Base of all conditioners. `keys`: the batch entries that it reads."""
-
-    keys: tuple[str, ...] = ()
-
-    def encode(self, batch: dict) -> Cond:
-        """The condition of each of the batch's B samples."""
-        raise NotImplementedError(f"{type(self).__name__} must define encode(batch) -> Cond.")
-
-    def null(self, batch: dict) -> Cond:
-        """"No condition" for B samples, with the same parts and shapes as encode(batch)."""
-        raise NotImplementedError(f"{type(self).__name__} must define null(batch) -> Cond with the shapes of encode.")
-
-    def to_config(self) -> dict:
-        """What `build_conditioner` needs to build it again; kept as JSON beside the weights."""
-        raise NotImplementedError(f"{type(self).__name__} has no to_config(), so a checkpoint cannot describe it: "
-                                  "build it yourself and pass it when you load the weights.")
-
-    def _read(self, batch: dict, key: str):
-        if key not in batch:
-            raise ValueError(f"{type(self).__name__} reads batch[{key!r}], but the batch has only {sorted(batch)}.")
-        return batch[key]
 
 
 class ClassConditioner(Conditioner):
@@ -126,54 +89,88 @@ class TextConditioner(Conditioner):
 class CombinedConditioner(Conditioner):
     """Several conditions of the same picture: concat joins on channels, context on tokens, vectors add.
 
-    p_drop_each: in training each part is dropped to its null on its own with this probability (besides the drop of all
-    together, p_uncond), so that any subset can be asked for later: a part whose keys the batch lacks is null.
+    In training each sample sees a random subset of its conditions (besides the drop of all together, p_uncond), so that
+    any subset can be asked for later: a part whose keys the batch lacks is null.
+    p_drop_each: each part is dropped to its null on its own with this probability.
+    p_single:    with this probability instead, one part is kept, any with equal chance, and all others are dropped.
     """
 
-    def __init__(self, parts: list[Conditioner], p_drop_each: float = 0.0):
+    def __init__(self, parts: list[Conditioner], p_drop_each: float = 0.0, p_single: float = 0.0):
         super().__init__()
-        if not 0.0 <= p_drop_each <= 1.0:
-            raise ValueError(f"CombinedConditioner: p_drop_each must be a probability, got {p_drop_each}.")
-        self.parts, self.p_drop_each = nn.ModuleList(parts), p_drop_each
+        for name, p in (("p_drop_each", p_drop_each), ("p_single", p_single)):
+            if not 0.0 <= p <= 1.0:
+                raise ValueError(f"CombinedConditioner: {name} must be a probability, got {p}.")
+        self.parts, self.p_drop_each, self.p_single = nn.ModuleList(parts), p_drop_each, p_single
         self.keys = tuple(dict.fromkeys(key for part in parts for key in part.keys))
 
     def encode(self, batch: dict) -> Cond:
         """The joint condition; at least one of the parts must find its keys in the batch."""
-        if not any(self._present(part, batch) for part in self.parts):
+        if not self.present(batch):
             raise ValueError(f"CombinedConditioner: the batch has {sorted(batch)}, none of which is a condition. "
                              f"Give one or more of {list(self.keys)}.")
-        return Cond.join([self._encode_part(part, batch) for part in self.parts])
+        kept = self.draw_subsets(batch_size(batch)) if self.training and (self.p_drop_each or self.p_single) else None
+        return Cond.join([self._encode_part(part, batch, None if kept is None else kept[:, i])
+                          for i, part in enumerate(self.parts)])
 
     def null(self, batch: dict) -> Cond:
         """The joint null condition."""
         return Cond.join([part.null(batch) for part in self.parts])
 
-    def _encode_part(self, part: Conditioner, batch: dict) -> Cond:
-        if not self._present(part, batch):
+    def draw_subsets(self, size: int) -> Tensor:
+        """Which parts each of `size` samples keeps in training: (size, number of parts) bool."""
+        parts = len(self.parts)
+        each = torch.rand(size, parts) >= self.p_drop_each
+        single = torch.arange(parts) == torch.randint(parts, (size, 1))
+        return torch.where(torch.rand(size, 1) < self.p_single, single, each)
+
+    def _encode_part(self, part: Conditioner, batch: dict, keep: Tensor | None) -> Cond:
+        if not part.present(batch):
             return part.null(batch)
         cond = part.encode(batch)
-        if not (self.training and self.p_drop_each):
+        if keep is None:
             return cond
         device = next(value.device for value in vars(cond).values() if value is not None)
-        keep = torch.rand(batch_size(batch), device=device) >= self.p_drop_each
-        return cond.where(keep, part.null(batch))
+        return cond.where(keep.to(device), part.null(batch))
 
-    @staticmethod
-    def _present(part: Conditioner, batch: dict) -> bool:
-        return all(key in batch for key in part.keys)
+    def present(self, batch: dict) -> bool:
+        """Whether the batch holds any of the conditions."""
+        return any(part.present(batch) for part in self.parts)
+
+    def image_size(self, batch: dict) -> tuple[int, int] | None:
+        """The size that the batch's images and maps ask for. Raises ValueError if they disagree."""
+        sizes = {size for part in self.parts if part.present(batch) and (size := part.image_size(batch)) is not None}
+        if len(sizes) > 1:
+            raise ValueError(f"the batch's conditions are made for pictures of different sizes: {sorted(sizes)}.")
+        return next(iter(sizes), None)
+
+    def use_first_stage(self, autoencoder) -> None:
+        """Every part's."""
+        for part in self.parts:
+            part.use_first_stage(autoencoder)
+
+    def finish(self, images: Tensor, batch: dict) -> Tensor:
+        """What each part that is present knows for certain."""
+        for part in self.parts:
+            images = part.finish(images, batch) if part.present(batch) else images
+        return images
 
     def to_config(self) -> dict:
-        return {"kind": "combined", "parts": [part.to_config() for part in self.parts], "p_drop_each": self.p_drop_each}
+        return {"kind": "combined", "parts": [part.to_config() for part in self.parts],
+                "p_drop_each": self.p_drop_each, "p_single": self.p_single}
+
+
+KINDS = {"class": ClassConditioner, "layout": LayoutConditioner, "lowres": LowResConditioner,
+         "semantic": SemanticConditioner, "inpaint": InpaintConditioner}
 
 
 def build_conditioner(config: dict) -> Conditioner:
     """The conditioner that a `to_config()` describes, with fresh weights. Raises ValueError for an unknown kind."""
     arguments = {name: value for name, value in config.items() if name != "kind"}
     kind = config.get("kind")
-    if kind == "class":
-        return ClassConditioner(**arguments)
+    if kind in KINDS:
+        return KINDS[kind](**arguments)
     if kind == "text":
         return TextConditioner(TextTransformer(**arguments.pop("text_transformer")), **arguments)
     if kind == "combined":
         return CombinedConditioner([build_conditioner(part) for part in arguments.pop("parts")], **arguments)
-    raise ValueError(f'build_conditioner: unknown kind {kind!r}; this version knows "class", "text" and "combined".')
+    raise ValueError(f"build_conditioner: unknown kind {kind!r}; this version knows {[*KINDS, 'text', 'combined']}.")

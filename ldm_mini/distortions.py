@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def degrade(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def degrade(images: Tensor, generator: torch.Generator | None = None, exposure: float = 0.15,
+            blur: tuple[float, float] = (0.4, 1.4)) -> Tensor:
     """Images (B, 3, H, W) in [-1, 1], each with none, one or several flaws that leave its content alone, clamped.
 
-    Brightness and contrast within 15% (common to the channels, so colours stay), a blur, a detour over a lower
-    resolution, coarse cosine coefficients as JPEG leaves them, fine noise.
+    Brightness and contrast within `exposure` (common to the channels, so colours stay), a blur of so many pixels, a
+    detour over a lower resolution, coarse cosine coefficients as JPEG leaves them, fine noise.
     """
     def draw(low, high, n=1):
         return torch.rand(n, generator=generator).mul(high - low).add(low).to(images)
@@ -22,8 +23,8 @@ def degrade(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
             x[chosen] = function(x[chosen])
 
     n = len(images)
-    x = images * draw(0.85, 1.15, n).view(-1, 1, 1, 1) + draw(-0.15, 0.15, n).view(-1, 1, 1, 1)
-    spoil(0.35, lambda v: gaussian_blur(v, float(draw(0.4, 1.4))))
+    x = images * draw(1 - exposure, 1 + exposure, n).view(-1, 1, 1, 1) + draw(-exposure, exposure, n).view(-1, 1, 1, 1)
+    spoil(0.35, lambda v: gaussian_blur(v, float(draw(*blur))))
     spoil(0.3, lambda v: resample(v, max(8, int(float(draw(0.4, 0.9)) * v.shape[-1]))))
     spoil(0.2, lambda v: coarse_cosines(v, float(draw(0.05, 0.3))))
     spoil(0.4, lambda v: v + torch.randn(v.shape, generator=generator).to(v) * draw(0, 0.15, len(v)).view(-1, 1, 1, 1))
@@ -46,6 +47,10 @@ def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
 
 def coarse_cosines(x: Tensor, step: float) -> Tensor:
     """(B, C, H, W) with the cosine coefficients of its 8x8 blocks rounded to multiples of `step`, or more if fine."""
+    height, width = x.shape[-2:]
+    if height % 8 or width % 8:                                              # fill up the last blocks, as JPEG does
+        padded = F.pad(x, (0, -width % 8, 0, -height % 8), mode="replicate")
+        return coarse_cosines(padded, step)[..., :height, :width]
     n = torch.arange(8).to(x)
     basis = torch.cos(math.pi / 8 * (n + 0.5) * n[:, None]) / 2              # DCT-II, orthonormal
     basis[0] /= math.sqrt(2)

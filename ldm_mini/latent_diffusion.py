@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from . import hub
 from .checkpoint import SHARD_BYTES, load_weights
 from .cond import Cond
-from .conditioners import batch_size
+from .conditioning import Conditioner, batch_size
 from .diffusion import PREDICTIONS, diffusion_loss, draw_noise, make_denoiser
 from .samplers import SAMPLERS
 from .schedule import NoiseSchedule
@@ -50,6 +50,8 @@ class LatentDiffusion(nn.Module):
         self.register_buffer("scale_factor", torch.tensor(float(scale_factor)))
         if autoencoder is not None:
             autoencoder.requires_grad_(False).eval()
+        if isinstance(conditioner, Conditioner):
+            conditioner.use_first_stage(autoencoder)
 
     # ------------------------------------------------------------------------------------------------------- training
 
@@ -125,16 +127,17 @@ class LatentDiffusion(nn.Module):
 
     # ------------------------------------------------------------------------------------------------------- sampling
 
-    def denoiser(self, batch: dict | None = None, guidance_scale: float = 1.0, negative=None, clip_x0=None):
+    def denoiser(self, batch: dict | None = None, guidance_scale: float = 1.0, negative=None, clip_x0=None, size=None):
         """`denoise(x_t, t) -> (x0, eps)` under a batch's condition, for any sampler. Without a conditioner, unguided.
 
         negative: what to steer away from, a caption or a dict of batch keys, in place of "no condition".
+        size: of the pictures to be made, as in `sample`.
         """
         if self.conditioner is None:
             return make_denoiser(self.net, self.schedule, Cond(), prediction=self.prediction, clip_x0=clip_x0)
         if batch is None:
             raise ValueError('this model is conditional: sample({"caption": [...]}), with what its conditioner reads.')
-        batch, null = self._move(batch), None
+        batch, null = self._move(self._sized(batch, size)), None
         if guidance_scale != 1 and negative is not None:
             negative = {"caption": [negative] * batch_size(batch)} if isinstance(negative, str) else negative
             null = self._negative(batch, self._move(negative))
@@ -152,6 +155,19 @@ class LatentDiffusion(nn.Module):
         return Cond.join([part.encode({**batch, **negative}) if not part.keys or negative.keys() & set(part.keys)
                           else part.null(batch) for part in parts])
 
+    def _size(self, batch: dict | None, size) -> tuple[int, int] | None:
+        """(height, width): as asked for; else as the batch's images and maps want it; else as in training, if known."""
+        if size is None and batch and isinstance(self.conditioner, Conditioner):
+            size = self.conditioner.image_size(batch)
+        return self.image_size if size is None else _pair(size)
+
+    def _sized(self, batch: dict, size) -> dict:
+        """The batch with a blank "latent" of the wanted size, from which a map that is absent takes its shape."""
+        size = self._size(batch, size)
+        if size is None:
+            return batch
+        return {**batch, "latent": torch.zeros(batch_size(batch), *self.latent_shape(size))}
+
     @torch.no_grad()
     def sample(self, batch: dict | None = None, num: int | None = None, steps: int = 20, guidance_scale: float = 4.0,
                sampler="dpm", generator: torch.Generator | None = None, seed: int | None = None, size=None,
@@ -160,7 +176,8 @@ class LatentDiffusion(nn.Module):
 
         sampler: a name in samplers.SAMPLERS or such a function; `options` go to it (eta, order, spacing, ...).
         seed:    or a CPU `generator`: the same noise, hence the same pictures, on every device.
-        size:    side or (height, width), default the size it was trained on; other sizes work for convolutional nets.
+        size:    side or (height, width), default the size that the batch's images and maps ask for, else the one it was
+                 trained on; other sizes work for convolutional nets.
         """
         if sampler in SAMPLERS:
             sampler = SAMPLERS[sampler]
@@ -173,15 +190,18 @@ class LatentDiffusion(nn.Module):
         num = batch_size(batch) if num is None and batch else num
         if num is None or (batch and num != batch_size(batch)):
             raise ValueError(f"how many? num={num}; it must be given without a batch, and agree with a batch.")
-        if size is None and self.image_size is None:
+        size = self._size(batch, size)
+        if size is None:
             raise ValueError("the model was never trained, so it knows no image size: give sample(..., size=64).")
-        shape = (num, *self.latent_shape(self.image_size if size is None else size))
+        shape = (num, *self.latent_shape(size))
         with _evaluating(self):
-            denoise = self.denoiser(batch, guidance_scale, negative, clip_x0=1.0 if self.autoencoder is None else None)
+            denoise = self.denoiser(batch, guidance_scale, negative, 1.0 if self.autoencoder is None else None, size)
             z_T = draw_noise(torch.empty(shape, device=self.device), generator)
             path = sampler(denoise, z_T, self.schedule, steps=steps, generator=generator, **options)
             path = tqdm(path, total=steps if isinstance(steps, int) else len(steps), disable=not progress)
-            return self.decode(deque(path, maxlen=1).pop()).float().clamp(-1, 1)  # autocast may be on
+            images = self.decode(deque(path, maxlen=1).pop()).float().clamp(-1, 1)  # autocast may be on
+        finish = batch is not None and isinstance(self.conditioner, Conditioner)
+        return self.conditioner.finish(images, batch) if finish else images
 
     @property
     def device(self) -> torch.device:

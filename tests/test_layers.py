@@ -22,12 +22,15 @@ ROWS = {
     # 1: networks, samplers and data, made of layer 0
     "1": "autoencoder unet dit text samplers data latents recogniser",
     # 2: compositions; `hub` is where configs name classes, so that latent_diffusion itself names no network
+    "2x": "conditioning",
+    "2y": "concat_conditioners layout_conditioner",
     "2a": "conditioners video presets fitting",
     "2r": "released",
     "2b": "hub",
     "2c": "latent_diffusion tasks",
     # 3: loops, measurements, weights from outside, checks for exercises
-    "3a": "train runs compvis diffusers_io checking",
+    "3a": "train runs compvis diffusers_unet checking",
+    "3d": "diffusers_io",
     "3p": "pretrained",
     "3n": "n00_start n01_data n02_attention n03_vq_vae n04_perceptual_loss n05_vqgan n06_diffusion n07_unet "
           "n08_samplers n09_latent_diffusion n10_meaning n11_pictures n12_layouts n13_where n14_dit n15_video "

@@ -1,0 +1,189 @@
+"""Conditions that are images themselves join the noisy latent on channels (LDM sec. 4.3.2, 4.4, 4.5; app. D.2-D.4):
+a low-resolution picture, a semantic map, a picture with a hole.
+
+Alone, such a condition is always there: null = encode. Beside others it may be absent: then (`presence=True`) its maps
+are 0, and one more channel says so: 1 = present, 0 = absent.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .cond import Cond
+from .conditioning import Conditioner, batch_size
+from .distortions import degrade
+
+
+class ConcatConditioner(Conditioner):
+    """Base: `maps(batch)` -> (B, channels, h, w) of the latent's size, which is the picture's / downsample_factor."""
+
+    def __init__(self, channels: int, downsample_factor: int, presence: bool):
+        super().__init__()
+        self.channels, self.downsample_factor, self.presence = channels, downsample_factor, presence
+
+    @property
+    def concat_channels(self) -> int:
+        """How many channels the network gets to see."""
+        return self.channels + self.presence
+
+    def maps(self, batch: dict) -> Tensor:
+        """The condition as channels of the latent's size."""
+        raise NotImplementedError(f"{type(self).__name__} must define maps(batch).")
+
+    def encode(self, batch: dict) -> Cond:
+        """-> concat (B, concat_channels, h, w)"""
+        maps = self.maps(batch)
+        return Cond(concat=F.pad(maps, (0, 0, 0, 0, 0, 1), value=1.0) if self.presence else maps)
+
+    def null(self, batch: dict) -> Cond:
+        """The same shape: all zero, or without a presence channel the condition itself."""
+        if not self.presence:
+            return self.encode(batch)
+        latent = batch.get("latent", batch.get("image"))
+        if latent is None:
+            raise ValueError(f'{type(self).__name__}: how large is the map that is absent? The batch has {sorted(batch)} '
+                             'but no "latent" or "image" that says; LatentDiffusion.sample(size=...) puts one in.')
+        h, w = (side // (1 if "latent" in batch else self.downsample_factor) for side in latent.shape[-2:])
+        return Cond(concat=latent.new_zeros(batch_size(batch), self.concat_channels, h, w))
+
+
+class LowResConditioner(ConcatConditioner):
+    """Super-resolution: the small picture as it is, tau = identity (LDM sec. 4.4), brought to the latent's size.
+
+    lowres_factor: how much smaller than the wanted picture it is. p_degrade: share of the training inputs that are
+    blurred, resampled, coarsely rounded or noisy besides, so that real small pictures work (after BSR, LDM app. D.6.1).
+    """
+
+    keys = ("lowres",)
+
+    def __init__(self, downsample_factor: int, presence: bool = False, lowres_factor: int = 4, p_degrade: float = 0.5):
+        super().__init__(3, downsample_factor, presence)
+        self.lowres_factor, self.p_degrade = lowres_factor, p_degrade
+
+    def maps(self, batch: dict) -> Tensor:
+        """batch["lowres"] (B,3,H/4,W/4) in [-1,1] -> (B,3,h,w)"""
+        lowres = self._read(batch, "lowres").float()
+        if lowres.ndim != 4 or lowres.shape[1] != 3:
+            raise ValueError(f'LowResConditioner: batch["lowres"] must be (B,3,h,w), got {tuple(lowres.shape)}.')
+        if self.training and self.p_degrade:
+            chosen = (torch.rand(len(lowres)) < self.p_degrade).nonzero().flatten().to(lowres.device)
+            if len(chosen):
+                lowres = lowres.index_copy(0, chosen, degrade(lowres[chosen], exposure=0.0, blur=(0.3, 0.9)))
+        size = [side * self.lowres_factor // self.downsample_factor for side in lowres.shape[-2:]]
+        if tuple(size) == tuple(lowres.shape[-2:]):
+            return lowres
+        return F.interpolate(lowres, size=size, mode="bilinear", antialias=True)
+
+    def image_size(self, batch: dict) -> tuple[int, int]:
+        """`lowres_factor` times the input's."""
+        return tuple(side * self.lowres_factor for side in batch["lowres"].shape[-2:])
+
+    def to_config(self) -> dict:
+        return {"kind": "lowres", "downsample_factor": self.downsample_factor, "presence": self.presence,
+                "lowres_factor": self.lowres_factor, "p_degrade": self.p_degrade}
+
+
+class SemanticConditioner(ConcatConditioner):
+    """Semantic synthesis: a map of classes -> `channels` channels of the latent's size, trained with the network.
+
+    A 1x1 convolution of one-hot classes is a table with one row per class. The paper averages pixels afterwards; here a
+    strided convolution reads all pixels of a latent's cell, so that edges finer than a cell are not lost.
+    """
+
+    keys = ("semantic",)
+
+    def __init__(self, num_classes: int, downsample_factor: int, presence: bool = False, channels: int = 8,
+                 width: int = 16):
+        super().__init__(channels, downsample_factor, presence)
+        self.num_classes, self.width = num_classes, width
+        self.classes = nn.Embedding(num_classes, width)
+        self.rescale = nn.Conv2d(width, channels, downsample_factor, stride=downsample_factor)
+
+    def maps(self, batch: dict) -> Tensor:
+        """batch["semantic"] (B,H,W) integers below num_classes -> (B,channels,h,w)"""
+        semantic = self._read(batch, "semantic")
+        if semantic.ndim != 3 or semantic.is_floating_point() or any(
+                side % self.downsample_factor for side in semantic.shape[1:]):
+            raise ValueError(f'SemanticConditioner: batch["semantic"] must be integers (B,H,W), H and W multiples of '
+                             f"{self.downsample_factor}; got {tuple(semantic.shape)} {semantic.dtype}.")
+        if semantic.device.type == "cpu" and semantic.numel() and not 0 <= semantic.min() <= semantic.max() \
+                < self.num_classes:
+            raise ValueError(f"SemanticConditioner: classes lie between 0 and {self.num_classes - 1}; got "
+                             f"{semantic.min()} to {semantic.max()}.")
+        semantic = semantic.to(self.classes.weight.device).int()
+        return self.rescale(self.classes(semantic).permute(0, 3, 1, 2))         # a channels-last view: no copy
+
+    def image_size(self, batch: dict) -> tuple[int, int]:
+        """The map's."""
+        return tuple(batch["semantic"].shape[-2:])
+
+    def to_config(self) -> dict:
+        return {"kind": "semantic", "num_classes": self.num_classes, "downsample_factor": self.downsample_factor,
+                "presence": self.presence, "channels": self.channels, "width": self.width}
+
+
+class InpaintConditioner(ConcatConditioner):
+    """Inpainting: [latent of the masked picture, not scaled; mask], in that order (LDM sec. 4.5, app. D.4).
+
+    The hole is -1 (black) in the picture, +1 in the mask, which is -1 outside and resized to the nearest pixel.
+    Reads "image" and "mask" (1 = hole), or what `prepare` made of them. The picture's own pixels outside the hole come
+    back exactly: `finish` pastes them over the sample.
+    """
+
+    keys = ("image", "mask")
+
+    def __init__(self, latent_channels: int, downsample_factor: int, presence: bool = False):
+        super().__init__(latent_channels + 1, downsample_factor, presence)
+        self.latent_channels = latent_channels
+        self.use_first_stage(None)
+
+    def use_first_stage(self, autoencoder) -> None:
+        """The first stage that encodes masked pictures; None = diffusion on pixels. It is no part of this module."""
+        self.__dict__["first_stage"] = autoencoder                              # not registered: never saved here
+
+    def present(self, batch: dict) -> bool:
+        """A mask, and the picture or its masked latent."""
+        return "mask" in batch and ("image" in batch or "masked_latent" in batch)
+
+    @torch.no_grad()
+    def prepare(self, batch: dict) -> dict:
+        """image (B,3,H,W) in [-1,1], mask (B,1,H,W) -> masked_latent (B,c,h,w), mask (B,1,h,w) bool: once, to keep."""
+        image, mask = self._read(batch, "image"), self._read(batch, "mask") > 0.5
+        if mask.shape != (len(image), 1, *image.shape[-2:]):
+            raise ValueError(f"InpaintConditioner: the mask must be (B,1,H,W) of the picture's size, "
+                             f"{tuple(image.shape)}; got {tuple(mask.shape)}.")
+        masked = image.masked_fill(mask, -1.0)
+        latent = masked if self.first_stage is None else self.first_stage.encode(masked).float()
+        if latent.shape[1] != self.latent_channels:
+            raise ValueError(f"InpaintConditioner: made for latents of {self.latent_channels} channels, got "
+                             f"{latent.shape[1]}: give it the first stage, use_first_stage(autoencoder).")
+        size = latent.shape[-2:]
+        return {"masked_latent": latent, "mask": F.interpolate(mask.float(), size=size, mode="nearest") > 0.5}
+
+    def maps(self, batch: dict) -> Tensor:
+        """-> (B, latent_channels + 1, h, w)"""
+        if "masked_latent" not in batch:
+            batch = self.prepare(batch)
+        latent, mask = batch["masked_latent"].float(), batch["mask"].float()
+        mask = F.interpolate(mask, size=latent.shape[-2:], mode="nearest")
+        return torch.cat([latent, mask * 2 - 1], dim=1)
+
+    def image_size(self, batch: dict) -> tuple[int, int]:
+        """The picture's."""
+        f, masked = self.downsample_factor, batch.get("masked_latent")
+        return tuple(batch["image"].shape[-2:]) if masked is None else tuple(side * f for side in masked.shape[-2:])
+
+    def finish(self, images: Tensor, batch: dict) -> Tensor:
+        """The known pixels in place of the sample's, if the batch has the picture itself."""
+        if "image" not in batch:
+            return images
+        return paste(images, batch["image"], batch["mask"])
+
+    def to_config(self) -> dict:
+        return {"kind": "inpaint", "latent_channels": self.latent_channels,
+                "downsample_factor": self.downsample_factor, "presence": self.presence}
+
+
+def paste(images: Tensor, known: Tensor, mask: Tensor) -> Tensor:
+    """`images` (B,3,H,W) in the hole, mask (B,1,H,W) = 1, and `known` elsewhere, bit for bit."""
+    return torch.where(mask.to(images.device) > 0.5, images, known.to(images))
