@@ -25,6 +25,7 @@ CONTENTS = {
     "samplers": ("ddpm", "ddim", "dpm_solver", "euler", "SAMPLERS"),
     "attention": ("Attention", "FeedForward", "TransformerBlock", "SpatialTransformer", "AttentionBlock"),
     "unet": ("UNetConfig", "UNet"),
+    "dit": ("DiTConfig", "DiT"),
     # conditioning (sec. 3.3)
     "cond": ("Cond",),
     "text": ("TextTransformer", "load_tokenizer"),

@@ -126,8 +126,8 @@ def _third(i: int, num_heads: int | None):
 def autoencoder_from_compvis(params: dict, state_dict: dict[str, Tensor], dtype=None) -> Autoencoder:
     """A released first stage, VQ where params has n_embed, else KL.
 
-    state_dict: plain tensors, named "encoder.down.0.block.0.norm1.weight" and so on; they are not copied. Parts that only
-    trained it ("loss.discriminator...") are passed over.
+    state_dict: plain tensors, named "encoder.conv_in.weight" and so on; they are not copied. What only trained it
+    ("loss.discriminator...") is passed over.
     Raises CheckpointError, a ValueError, that lists parameters or names that do not fit.
     """
     autoencoder = on_meta(autoencoder_of_compvis, params)

@@ -52,6 +52,7 @@ def make_denoiser(net, schedule, cond, null=None, guidance_scale=1.0, prediction
 
     guidance_scale s: u + s (c - u) for the outputs c under `cond` and u under `null`, in one batched call (Ho &
     Salimans 2022; their w is s - 1). s = 1 is no guidance and needs no `null`. A negative prompt is another `null`.
+    Channels of the output beyond x_t's, such as a learned variance (DiT), are left out.
     clip_x0: keep x0 in [-clip_x0, clip_x0] and let eps agree; for pixels. Latents have no bounds.
     """
     _check(prediction)
@@ -63,10 +64,10 @@ def make_denoiser(net, schedule, cond, null=None, guidance_scale=1.0, prediction
 
     def denoise(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         if guided:
-            u, c = net(torch.cat([x_t, x_t]), torch.cat([t, t]), both).to(x_t.dtype).chunk(2)
+            u, c = net(torch.cat([x_t, x_t]), torch.cat([t, t]), both)[:, :x_t.shape[1]].to(x_t.dtype).chunk(2)
             out = u + guidance_scale * (c - u)
         else:
-            out = net(x_t, t, both).to(x_t.dtype)
+            out = net(x_t, t, both)[:, :x_t.shape[1]].to(x_t.dtype)
         alpha, sigma = schedule.alpha(t, x_t.ndim), schedule.sigma(t, x_t.ndim)
         x0, eps = to_x0_eps(prediction, out, x_t, alpha, sigma)
         if clip_x0 is not None:

@@ -12,11 +12,12 @@ from torch import nn
 from . import conditioners
 from .autoencoder import Autoencoder
 from .checkpoint import SHARD_BYTES, CheckpointError, load_weights, read_json, save_weights, write_json
+from .dit import DiT, DiTConfig
 from .files import checksums, data_path
 from .unet import UNet, UNetConfig
 
 CONFIG = "config.json"
-NETS = {"UNet": (UNet, UNetConfig)}
+NETS = {"UNet": (UNet, UNetConfig), "DiT": (DiT, DiTConfig)}
 
 
 def save(folder, kind: str, module: nn.Module, config: dict, half=False, shard_bytes=SHARD_BYTES) -> Path:

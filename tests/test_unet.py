@@ -278,9 +278,11 @@ def test_weights_that_do_not_fit_are_listed():
 
 @pytest.mark.parametrize("change, message", [
     ({"norm_eps": 1e-6}, "norm_eps"),
-    ({"down_block_types": ("ResnetDownsampleBlock2D",) * 2}, "ResnetDownsampleBlock2D"),
-    ({"attention_head_dim": (3, 4)}, "neither"),
-    ({"block_out_channels": (32, 48), "attention_head_dim": 4}, r"\[48\]"),
+    ({"down_block_types": ("SimpleCrossAttnDownBlock2D",) * 2}, "SimpleCrossAttnDownBlock2D"),
+    ({"down_block_types": ("ResnetDownsampleBlock2D",) * 2}, "mirror"),
+    ({"attention_head_dim": (4, 3)}, "cannot be split"),
+    ({"layers_per_block": (1, 2)}, "layers_per_block"),
+    ({"class_embed_type": "timestep"}, "class_embed_type"),
 ])
 def test_diffusers_configs_beyond_ours_are_refused(change, message):
     with pytest.raises(ValueError, match=message):

@@ -1,0 +1,160 @@
+"""The Diffusion Transformer (Peebles & Xie 2022, arXiv 2212.09748): patches are tokens, conditions steer the norms."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from .attention import Attention
+from .blocks import TimeEmbedding, zeroed
+from .cond import Cond
+
+EPS = 1e-6                      # of its LayerNorms, which have no weights: adaLN is their scale and shift
+TIME_CODE = 256                 # width of the sinusoid of t
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """One DiT. The defaults are DiT-S/2; depth, width and heads are 12, 768, 12 for B, 24, 1024, 16 for L, and
+    28, 1152, 16 for XL. Published weights have num_classes=1000 and out_channels = 2 * in_channels."""
+
+    in_channels: int = 4                        # of the noisy latent
+    out_channels: int | None = None             # None: as many. Twice as many also say how much variance a step adds
+    patch_size: int = 2                         # a token is a square of so many latent pixels
+    width: int = 384
+    depth: int = 12
+    num_heads: int = 6
+    input_size: int = 32                        # side of the latents; other sizes stretch the position code to theirs
+    num_classes: int | None = None              # own table of classes, and a last row for none: cond.vector (B,) int64
+    vector_dim: int | None = None               # or a vector of this width, as the U-Net takes it
+    concat_channels: int = 0                    # channels of cond.concat
+    mlp_norm_eps: float = EPS                   # diffusers runs the published weights with 1e-5 here ...
+    time_code_to_the_end: bool = False          # ... and with a sinusoid whose last frequency is 1/10000 itself,
+    own_embeddings: bool = False                # and can give each block its own embedding of time and class
+
+    def __post_init__(self):
+        if self.width % self.num_heads or self.width % 4:
+            raise ValueError(f"DiTConfig: width={self.width} must be a multiple of 4 (sines and cosines of rows and "
+                             f"columns) and of num_heads={self.num_heads}.")
+        if self.num_classes is not None and self.vector_dim is not None:
+            raise ValueError("DiTConfig: give num_classes (classes in cond.vector) or vector_dim, not both.")
+
+    @property
+    def min_factor(self) -> int:
+        """Height and width of the input must be multiples of this."""
+        return self.patch_size
+
+
+class DiT(nn.Module):
+    """net(x, t, cond) -> prediction of x's size, like the U-Net. A fresh one returns exactly 0.
+
+    With out_channels = 2 * in_channels the first half is the prediction, which is all that `make_denoiser` takes; the
+    second is for the learned variance of ancestral sampling, which no sampler here uses.
+    """
+
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        self.config = c = config
+        self.patchify = nn.Conv2d(c.in_channels + c.concat_channels, c.width, c.patch_size, stride=c.patch_size)
+        self.embeddings = nn.ModuleList(ConditionEmbedding(c) for _ in range(c.depth if c.own_embeddings else 1))
+        self.blocks = nn.ModuleList(DiTBlock(c.width, c.num_heads, c.mlp_norm_eps) for _ in range(c.depth))
+        self.norm_out = nn.LayerNorm(c.width, elementwise_affine=False, eps=EPS)
+        self.modulation_out = zeroed(nn.Linear(c.width, 2 * c.width))
+        self.proj_out = zeroed(nn.Linear(c.width, c.patch_size**2 * (c.out_channels or c.in_channels)))
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond = Cond()) -> Tensor:
+        """x (B,C,h,w), t (B,) int64, cond -> (B,out_channels,h,w)"""
+        c = self.config
+        check_inputs(c, x, t, cond)
+        h = self.patchify(x if cond.concat is None else torch.cat([x, cond.concat], dim=1))     # (B,D,h/p,w/p)
+        rows, columns = h.shape[2:]
+        h = rearrange(h, "b d rows columns -> b (rows columns) d")                              # (B,N,D)
+        h = h + position_code(rows, columns, c.width, c.input_size // c.patch_size, h.device).to(h.dtype)
+        conditions = [embed(t, cond.vector) for embed in self.embeddings]                       # one or depth of (B,D)
+        for i, block in enumerate(self.blocks):
+            h = block(h, conditions[i % len(conditions)])
+        shift, scale = self.modulation_out(F.silu(conditions[0]))[:, None].chunk(2, dim=-1)     # (B,1,D) each
+        h = self.proj_out(self.norm_out(h) * (1 + scale) + shift)
+        return rearrange(h, "b (rows columns) (p q c) -> b c (rows p) (columns q)", rows=rows, p=c.patch_size,
+                         q=c.patch_size)
+
+
+class ConditionEmbedding(nn.Module):
+    """Time and class as one vector: both are embedded, and added."""
+
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        c = config
+        self.time = TimeEmbedding(TIME_CODE, c.width, c.time_code_to_the_end)
+        self.classes = None if c.num_classes is None else nn.Embedding(c.num_classes + 1, c.width)
+        self.vector = None if c.vector_dim is None else nn.Linear(c.vector_dim, c.width)
+
+    def forward(self, t: Tensor, vector: Tensor | None) -> Tensor:
+        """t (B,), vector (B,) int64 or (B,vector_dim) -> (B,width). Rows of the table, (B,width), will do too."""
+        if vector is None:
+            return self.time(t)
+        if self.vector is not None:
+            return self.time(t) + self.vector(vector)
+        return self.time(t) + (vector if vector.is_floating_point() else self.classes(vector))
+
+
+class DiTBlock(nn.Module):
+    """Self-attention and an MLP, each behind a norm that the condition scales and shifts (adaLN), and before a gate
+    that the condition opens from 0 (adaLN-Zero)."""
+
+    def __init__(self, width: int, num_heads: int, mlp_norm_eps: float = EPS):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=EPS)
+        self.attn = Attention(width, num_heads=num_heads, qkv_bias=True)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=mlp_norm_eps)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
+        self.modulation = zeroed(nn.Linear(width, 6 * width))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x (B,N,D), condition (B,D) -> (B,N,D)"""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(condition))[:, None].chunk(6, dim=-1)
+        x = x + gate1 * self.attn(self.norm1(x) * (1 + scale1) + shift1)
+        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+
+
+def position_code(rows: int, columns: int, dim: int, trained: int, device=None) -> Tensor:
+    """(rows * columns, dim): of each token, in reading order, sines and cosines of its column, then of its row.
+
+    A grid of another size than trained x trained is stretched to it.
+    """
+    frequencies = 10_000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+
+    def code(count: int) -> Tensor:
+        place = torch.arange(count, dtype=torch.float64) * trained / count
+        angles = place[:, None] * frequencies                                                   # (count, dim/4)
+        return torch.cat([angles.sin(), angles.cos()], dim=1)                                   # (count, dim/2)
+
+    joined = torch.cat([code(columns)[None].expand(rows, -1, -1), code(rows)[:, None].expand(-1, columns, -1)], dim=2)
+    return joined.reshape(rows * columns, dim).float().to(device)
+
+
+def check_inputs(c: DiTConfig, x: Tensor, t: Tensor, cond: Cond) -> None:
+    """Raise a ValueError that says what to change if x, t or cond do not fit the config."""
+    if x.ndim != 4 or x.shape[2] % c.patch_size or x.shape[3] % c.patch_size:
+        raise ValueError(f"DiT: x must be (B,C,h,w) with h and w multiples of patch_size={c.patch_size}, got "
+                         f"{tuple(x.shape)}.")
+    batch, joined = len(x), 0 if cond.concat is None else cond.concat.shape[1]
+    if x.shape[1] + joined != c.in_channels + c.concat_channels:
+        raise ValueError(f"DiT: x has {x.shape[1]} channels and cond.concat {joined}; the config wants in_channels="
+                         f"{c.in_channels} and concat_channels={c.concat_channels}.")
+    if t.shape != (batch,) or t.is_floating_point():
+        raise ValueError(f"DiT: t must be one integer step per sample, shape ({batch},) and int64, got "
+                         f"{tuple(t.shape)} {t.dtype}.")
+    if cond.context is not None:
+        raise ValueError("DiT: it reads no cond.context; give a class or a vector in cond.vector.")
+    wants, vector = c.num_classes is not None or c.vector_dim is not None, cond.vector
+    if wants != (vector is not None):
+        raise ValueError(f"DiT: num_classes={c.num_classes}, vector_dim={c.vector_dim}, but "
+                         f"{'no cond.vector was given' if wants else 'a cond.vector was given'}.")
+    if vector is not None and not (tuple(vector.shape) == (batch, c.vector_dim or c.width) or (
+            c.num_classes is not None and vector.shape == (batch,) and not vector.is_floating_point())):
+        raise ValueError(f"DiT: cond.vector is {tuple(vector.shape)} {vector.dtype}; it must be "
+                         + (f"({batch}, {c.vector_dim})." if c.num_classes is None else f"int64 classes ({batch},), "
+                            f"{c.num_classes} for none."))

@@ -1,0 +1,154 @@
+"""The Diffusion Transformer: silent when fresh, published sizes, every part heard, trained and kept like the U-Net.
+
+That it computes what diffusers' DiT computes is tested in test_diffusers_io.py.
+"""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from einops import rearrange
+from torch import nn
+from torch.testing import assert_close
+
+from ldm_mini.cond import Cond
+from ldm_mini.diffusion import diffusion_loss, make_denoiser
+from ldm_mini.dit import DiT, DiTConfig, position_code
+from ldm_mini.hub import build_net, describe_net
+from ldm_mini.samplers import ddim
+from ldm_mini.schedule import NoiseSchedule, scaled_linear_betas
+
+TINY = DiTConfig(in_channels=3, width=32, depth=2, num_heads=4, input_size=8, num_classes=5)
+T = torch.tensor([0, 999])
+CLASSES = Cond(vector=torch.tensor([2, 5]))
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def awake(net: nn.Module) -> nn.Module:
+    for parameter in net.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    return net.eval()
+
+
+@pytest.mark.parametrize("depth, width, heads, millions", [(12, 384, 6, 33), (12, 768, 12, 130), (24, 1024, 16, 458),
+                                                           (28, 1152, 16, 675)])
+def test_published_sizes(depth, width, heads, millions):
+    """DiT-S, -B, -L, -XL with patches of 2 (Peebles & Xie, Tab. 1); the authors' count of XL has the position code."""
+    with torch.device("meta"):
+        net = DiT(DiTConfig(width=width, depth=depth, num_heads=heads, num_classes=1000, out_channels=8))
+    count = sum(p.numel() for p in net.parameters()) + 256 * width
+    assert round(count / 1e6) == millions or abs(count / 1e6 - millions) < 1
+    if millions == 675:
+        assert count == 675_129_632
+
+
+def test_fresh_net_returns_zero_and_after_the_first_steps_every_weight_learns():
+    net, x = DiT(TINY), torch.randn(2, 3, 8, 8)
+    assert net(x, T, CLASSES).abs().max() == 0
+    awake(net)(x, T, CLASSES).square().mean().backward()
+    silent = {key for key, p in net.named_parameters() if p.grad is None or p.grad.abs().max() == 0}
+    assert all(key.endswith("to_k.bias") for key in silent)
+
+
+def test_tokens_are_patches_and_return_to_their_place():
+    """With attention and MLP silent, a pixel touches its own patch only, in every channel."""
+    net = DiT(replace(TINY, patch_size=4))
+    for layer in (net.patchify, net.modulation_out, net.proj_out):
+        nn.init.normal_(layer.weight, std=0.1)
+    x = torch.randn(1, 3, 8, 12)
+    changed = x.clone()
+    changed[0, 1, 5, 9] += 1.0
+    difference = (net(changed, T[:1], CLASSES[:1]) - net(x, T[:1], CLASSES[:1])).abs()[0]
+    patches = rearrange(difference, "c (i p) (j q) -> i j (c p q)", p=4, q=4).amax(2)
+    assert patches[1, 2] > 0 and (patches > 0).sum() == 1
+    inside = difference[:, 4:8, 8:12]
+    assert (inside > 0).all()
+
+
+def test_position_code_tells_all_places_apart_and_stretches():
+    code = position_code(6, 4, 32, 4)
+    assert code.shape == (24, 32)
+    assert (torch.cdist(code, code) + 10 * torch.eye(24)).min() > 0.05
+    rows = code.view(6, 4, 32)
+    assert_close(rows[0, :, :16], rows[5, :, :16], atol=0, rtol=0)              # the first half is the column's
+    assert_close(rows[:, 0, 16:], rows[:, 3, 16:], atol=0, rtol=0)
+    assert_close(position_code(8, 8, 32, 4).view(8, 8, 32)[::2, ::2], position_code(4, 4, 32, 4).view(4, 4, 32))
+
+
+def test_every_condition_is_heard():
+    x = torch.randn(2, 3, 8, 8)
+    net = awake(DiT(TINY))
+    out = net(x, T, CLASSES)
+    assert not torch.allclose(net(x, T, Cond(vector=torch.tensor([3, 5])))[0], out[0], atol=1e-4)
+    assert_close(net(x, T, Cond(vector=torch.tensor([3, 5])))[1], out[1])       # samples do not mix
+    assert not torch.allclose(net(x, T.flip(0), CLASSES), out, atol=1e-4)
+    assert not torch.allclose(net(x.flip(3), T, CLASSES).flip(3), out, atol=1e-4)   # it knows left from right
+    assert_close(net(x, T, Cond(vector=net.embeddings[0].classes(CLASSES.vector))), out)
+    joined = awake(DiT(replace(TINY, num_classes=None, vector_dim=7, concat_channels=2)))
+    vector, concat = torch.randn(2, 7), torch.randn(2, 2, 8, 8)
+    out = joined(x, T, Cond(vector=vector, concat=concat))
+    assert not torch.allclose(joined(x, T, Cond(vector=vector + 1, concat=concat)), out, atol=1e-4)
+    assert_close(joined(torch.cat([x, concat], 1), T, Cond(vector=vector)), out)
+    plain = awake(DiT(replace(TINY, num_classes=None)))
+    assert plain(torch.randn(2, 3, 4, 16), T).shape == (2, 3, 4, 16)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"x": torch.randn(2, 3, 9, 8)}, "patch_size=2"), ({"x": torch.randn(2, 4, 8, 8)}, "in_channels=3"),
+    ({"t": torch.tensor([1])}, "one integer step"), ({"cond": Cond()}, "no cond.vector"),
+    ({"cond": Cond(vector=torch.tensor([1]))}, "int64 classes"), ({"cond": Cond(vector=torch.randn(2, 9))}, "int64"),
+    ({"cond": Cond(vector=torch.tensor([1, 2]), context=torch.randn(2, 3, 4))}, "context"),
+])
+def test_inputs_that_do_not_fit_are_explained(change, message):
+    call = {"x": torch.randn(2, 3, 8, 8), "t": T, "cond": CLASSES} | change
+    with pytest.raises(ValueError, match=message):
+        DiT(TINY)(call["x"], call["t"], call["cond"])
+
+
+@pytest.mark.parametrize("change, message", [({"num_heads": 5}, "num_heads=5"), ({"vector_dim": 3}, "not both")])
+def test_configs_that_cannot_be_built_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(TINY, **change)
+
+
+def test_it_learns():
+    net, x = DiT(replace(TINY, num_classes=None)), torch.randn(4, 3, 8, 8)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(40):
+        loss = (net(x, torch.arange(4) * 200) - x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_net_that_also_predicts_its_variance_samples_by_its_first_half():
+    schedule, x = NoiseSchedule(scaled_linear_betas(50)), torch.randn(2, 3, 8, 8)
+    both = awake(DiT(replace(TINY, out_channels=6)))
+    t = torch.tensor([20, 20])
+    first = lambda x, t, cond: both(x, t, cond)[:, :3]
+    paths = [list(ddim(make_denoiser(net, schedule, CLASSES), x, schedule, steps=3)) for net in (both, first)]
+    assert_close(paths[0][-1], paths[1][-1], atol=0, rtol=0)
+    none = Cond(vector=torch.tensor([5, 5]))
+    guided = make_denoiser(both, schedule, CLASSES, null=none, guidance_scale=2.0)(x, t)[1]
+    u, c = both(x, t, none)[:, :3], both(x, t, CLASSES)[:, :3]
+    assert_close(guided, u + 2.0 * (c - u))
+    with pytest.raises(ValueError, match="out_channels"):       # training it would need a loss for the variance
+        diffusion_loss(both, schedule, x, CLASSES)
+
+
+def test_a_checkpoint_describes_it():
+    net = awake(DiT(TINY))
+    again = build_net(json.loads(json.dumps(describe_net(net))))
+    again.load_state_dict(net.state_dict())
+    x = torch.randn(2, 3, 8, 8)
+    assert_close(again.eval()(x, T, CLASSES), net(x, T, CLASSES), atol=0, rtol=0)
+    assert DiTConfig(**json.loads(json.dumps(asdict(TINY)))) == TINY
