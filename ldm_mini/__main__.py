@@ -30,7 +30,11 @@ Every command explains its options with --help. Names of recipes: ldm_mini/recip
 """
 
 
+TaskName = Literal["unconditional", "class", "text", "layout", "superres", "semantic", "inpaint"]
+
+
 def train(stage: Positional[Literal["autoencoder", "diffusion"]], recipe: str = "tiny", out: Path | None = None,
+          task: TaskName | Literal["all"] | None = None,
           autoencoder: str | None = None, start_from: str | None = None, resume: bool = False,
           minutes: float | None = None, steps: int | None = None,
           batch_size: int | None = None, lr: float | None = None, latents: int | None = None, device: str = "auto",
@@ -43,8 +47,10 @@ def train(stage: Positional[Literal["autoencoder", "diffusion"]], recipe: str = 
         stage: the first stage (autoencoder) or the second (diffusion on its latents).
         recipe: name of a recipe in ldm_mini/recipes.py, such as tiny (a CPU) or base (a GPU).
         out: folder of the run; runs/STAGE-RECIPE unless given. A folder that holds something is never overwritten.
+        task: for diffusion: the condition to learn, or all of them in one model; the recipe's own unless given.
         autoencoder: for diffusion: the trained first stage, for example runs/autoencoder-tiny/model.
-        start_from: for diffusion: a trained model of the same shape to train further, on other scenes say.
+        start_from: for diffusion: a trained model of the same shape to train further, on other scenes or with
+            conditions that are new to it.
         resume: continue the run in this folder from its newest checkpoint, as if it had never stopped.
         minutes: stop after so long, with a checkpoint.
         steps: in place of the recipe's; the learning rate reaches zero at the last.
@@ -64,7 +70,7 @@ def train(stage: Positional[Literal["autoencoder", "diffusion"]], recipe: str = 
     import torch
 
     from .launch import train_stage
-    from .recipes import find_recipe
+    from .recipes import find_recipe, for_task
 
     for name, value in {"steps": steps, "batch-size": batch_size, "latents": latents, "log-every": log_every,
                         "sample-every": sample_every, "save-every": save_every, "threads": threads}.items():
@@ -74,10 +80,13 @@ def train(stage: Positional[Literal["autoencoder", "diffusion"]], recipe: str = 
         torch.set_num_threads(threads)
     given = {"steps": steps, "batch_size": batch_size, "lr": lr, "latents": latents}
     chosen = find_recipe(stage, recipe)
+    if task is not None and stage == "autoencoder":
+        raise ValueError("--task is for diffusion; one first stage serves all tasks.")
+    chosen = chosen if task is None else for_task(chosen, task)
     if latents is not None and stage == "autoencoder":
         raise ValueError("--latents is for diffusion; the autoencoder trains on images.")
     chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
-    train_stage(stage, chosen, out or Path("runs") / f"{stage}-{recipe}", autoencoder=autoencoder,
+    train_stage(stage, chosen, out or Path("runs") / "-".join(filter(None, (stage, recipe, task))), autoencoder=autoencoder,
                 start_from=start_from, resume=resume, minutes=minutes, device=_device(device),
                 compile={"recipe": None, "on": True, "off": False}[compile], workers=workers, seed=seed,
                 tensorboard=tensorboard, log_every=log_every, sample_every=sample_every, save_every=save_every)

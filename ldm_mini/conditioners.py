@@ -92,11 +92,15 @@ class CombinedConditioner(Conditioner):
     In training each sample sees a random subset of its conditions (besides the drop of all together, p_uncond), so that
     any subset can be asked for later: a part whose keys the batch lacks is null.
     p_drop_each: each part is dropped to its null on its own with this probability.
-    p_single:    with this probability instead, one part is kept, any with equal chance, and all others are dropped.
+    p_single:    with this probability instead, one part is kept and all others are dropped; `weights` are the parts'
+                 relative chances to be the one, all equal unless given.
     """
 
-    def __init__(self, parts: list[Conditioner], p_drop_each: float = 0.0, p_single: float = 0.0):
+    def __init__(self, parts: list[Conditioner], p_drop_each: float = 0.0, p_single: float = 0.0, weights=None):
         super().__init__()
+        self.weights = [1.0] * len(parts) if weights is None else [float(weight) for weight in weights]
+        if len(self.weights) != len(parts) or min(self.weights, default=1.0) <= 0:
+            raise ValueError(f"CombinedConditioner: weights must be {len(parts)} positive numbers, got {weights}.")
         for name, p in (("p_drop_each", p_drop_each), ("p_single", p_single)):
             if not 0.0 <= p <= 1.0:
                 raise ValueError(f"CombinedConditioner: {name} must be a probability, got {p}.")
@@ -118,9 +122,9 @@ class CombinedConditioner(Conditioner):
 
     def draw_subsets(self, size: int) -> Tensor:
         """Which parts each of `size` samples keeps in training: (size, number of parts) bool."""
-        parts = len(self.parts)
-        each = torch.rand(size, parts) >= self.p_drop_each
-        single = torch.arange(parts) == torch.randint(parts, (size, 1))
+        each = torch.rand(size, len(self.parts)) >= self.p_drop_each
+        chosen = torch.multinomial(torch.tensor(self.weights), size, replacement=True)
+        single = torch.arange(len(self.parts)) == chosen[:, None]
         return torch.where(torch.rand(size, 1) < self.p_single, single, each)
 
     def _encode_part(self, part: Conditioner, batch: dict, keep: Tensor | None) -> Cond:
@@ -156,7 +160,7 @@ class CombinedConditioner(Conditioner):
 
     def to_config(self) -> dict:
         return {"kind": "combined", "parts": [part.to_config() for part in self.parts],
-                "p_drop_each": self.p_drop_each, "p_single": self.p_single}
+                "p_drop_each": self.p_drop_each, "p_single": self.p_single, "weights": self.weights}
 
 
 KINDS = {"class": ClassConditioner, "layout": LayoutConditioner, "lowres": LowResConditioner,

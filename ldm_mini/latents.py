@@ -70,11 +70,12 @@ class LatentCache:
 
 @torch.no_grad()
 def cache_latents(autoencoder, batches, n: int, keys=("caption", "class"), path=None, made_from: str = "",
-                  progress: bool = False) -> LatentCache:
+                  progress: bool = False, prepare=None) -> LatentCache:
     """Encode the first `n` images of `batches` and keep their conditions `keys`; a KL posterior is sampled once.
 
     batches: dicts with "image" (B,C,H,W). path: a folder to keep the cache in; the one that is already there is loaded
     instead if it has n latents and was `made_from` the same (say, first stage and scenes), and replaced if not.
+    prepare: function of a batch on the autoencoder's device -> {key: tensor} to keep as well, such as masked latents.
     Raises ValueError if the batches hold fewer than n images.
     """
     if path is not None and (Path(path) / "latents.json").is_file():
@@ -89,8 +90,11 @@ def cache_latents(autoencoder, batches, n: int, keys=("caption", "class"), path=
     with tqdm(total=n, desc="encoding", unit="image", disable=not progress, mininterval=1) as bar:
         for batch in batches:
             take = min(len(batch["image"]), n - count)
-            z = autoencoder.encode(batch["image"][:take].to(device), sample=True).half().cpu()
-            parts.append({"latent": z, **{key: batch[key][:take] for key in keys if key in batch}})
+            batch = {key: v[:take] for key, v in batch.items()}
+            z = autoencoder.encode(batch["image"].to(device), sample=True).half().cpu()
+            made = {} if prepare is None else prepare({k: v.to(device) for k, v in batch.items() if hasattr(v, "to")})
+            kept = {**{key: batch[key] for key in keys if key in batch}, **made}
+            parts.append({"latent": z, **{key: _small(key, v) for key, v in kept.items()}})
             count += take
             bar.update(take)
             if count >= n:
@@ -103,6 +107,16 @@ def cache_latents(autoencoder, batches, n: int, keys=("caption", "class"), path=
     if path is not None:
         cache.save(path, made_from)
     return cache
+
+
+def _small(key: str, v):
+    """Maps and pictures in as few bytes as they need; labels and captions as they are."""
+    if not isinstance(v, Tensor):
+        return v
+    v = v.cpu()
+    if key == "semantic" and v.max() < 256:
+        return v.to(torch.uint8)
+    return v.half() if v.ndim == 4 and v.is_floating_point() else v
 
 
 def _join(values: list):

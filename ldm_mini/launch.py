@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from . import recipes, runs
+from . import recipes, runs, tasks
 from .data import scene_stream
 from .discriminator import PatchDiscriminator
 from .hub import find, load_autoencoder, save_autoencoder
@@ -18,7 +18,9 @@ from .latents import cache_latents
 from .metrics import psnr
 from .perceptual import PerceptualLoss
 from .plotting import save_grid
+from .tasks import cached_inputs, sample_task
 from .train import TrainState, add_adversary, to_device, train_autoencoder, train_diffusion
+from .warm_start import start_from as take_weights
 
 VALIDATION_SEED = 1_000_000_007                                 # of noise and dropped conditions, the same every time
 
@@ -31,7 +33,7 @@ def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None,
     """Train a recipe in the folder `out`; True when it is finished, False when it was stopped and can be resumed.
 
     autoencoder: for stage "diffusion", the first stage: the `model` folder of its run, or a name `hub.find` knows.
-    start_from:  a trained diffusion model of the same shape, whose network and conditioner are trained further.
+    start_from:  a trained diffusion model of the same shape, to be trained further; new conditions may join it.
     compile:     None = as the recipe says, on a GPU. workers: None = 0 on a CPU, which they would only slow down.
     Raises ValueError before anything is written, if the folder, the recipe or the first stage cannot be used.
     """
@@ -142,14 +144,15 @@ def _diffusion(recipe, out, accelerator, workers, seed, models, checkpoint):
     """TrainState, loop, samples and export of the second stage."""
     autoencoder, start_from = models
     first = load_autoencoder(autoencoder, device=accelerator.device)
+    keys, make = cached_inputs(recipe.parts, first)
+    data = (recipe.scenes, seed) if make is None and keys == ("caption", "class") else (recipe.scenes, seed, recipe.parts)
     with accelerator.main_process_first():                      # it encodes and saves, the others load
         encoded = cache_latents(first, scene_stream(recipe.scenes, 64, 0, workers, 0, 1, seed=seed), recipe.latents,
-                                path=out / "latents", made_from=_fingerprint(first, recipe.scenes, seed),
-                                progress=accelerator.is_main_process)
+                                keys, out / "latents", _fingerprint(first, *data), accelerator.is_main_process, make)
     scale = latent_scale(first, (encoded[i:i + 64] for i in range(0, min(4096, len(encoded)), 64)))
     ldm = recipes.build_diffusion(recipe, first, scale)
     if start_from is not None and checkpoint is None:
-        _copy_weights(LatentDiffusion.from_pretrained(start_from), ldm)
+        take_weights(LatentDiffusion.from_pretrained(start_from), ldm)
     _channels_last(ldm.net)
     state = _state(ldm, recipe, seed, accelerator)
     if checkpoint is not None:
@@ -158,17 +161,16 @@ def _diffusion(recipe, out, accelerator, workers, seed, models, checkpoint):
                                                accelerator.num_processes)
     logs = train_diffusion(state, batches, recipe.steps, warmup=recipe.warmup, decay=recipe.decay)
     held_out = to_device(_validation(recipe, 256), state.device)
-    captions = list(recipe.sample_captions)
 
     @torch.no_grad()
     def sample() -> dict:
         ldm.eval()
         with _averaged(state), state.autocast():
-            images = ldm.sample({"caption": captions}, seed=seed, guidance_scale=3.0)
-            loss = ldm.loss(held_out, torch.Generator().manual_seed(VALIDATION_SEED))
+            images = _pictures(ldm, recipe, held_out, seed)
+            losses = _validation_losses(ldm, recipe, held_out)
         ldm.train()
-        save_grid(images, out / "samples" / f"step-{state.step:08}.png")
-        return {"val_loss": loss.item()}
+        save_grid(images, out / "samples" / f"step-{state.step:08}.png", columns=8)
+        return losses
 
     def export(card):
         with _averaged(state):
@@ -177,13 +179,26 @@ def _diffusion(recipe, out, accelerator, workers, seed, models, checkpoint):
     return state, logs, sample, export
 
 
-def _copy_weights(source, target) -> None:
-    """Give `target` the weights of another model's network and conditioner."""
-    try:
-        target.net.load_state_dict(source.net.state_dict())
-        target.conditioner.load_state_dict(source.conditioner.state_dict())
-    except RuntimeError as error:
-        raise ValueError(f"--start-from: that model has another shape than the recipe's. {error}") from None
+def _pictures(ldm, recipe, held_out: dict, seed: int):
+    """Eight pictures for the recipe's captions; or if it knows more than words, eight true scenes, and a row per task."""
+    if set(recipe.parts) <= {"text", "class"} and "text" in recipe.parts:
+        return ldm.sample({"caption": list(recipe.sample_captions)}, seed=seed, guidance_scale=3.0)
+    scenes = {key: values[:8] for key, values in held_out.items()}
+    rows = [sample_task(ldm, task, scenes, seed=seed) for task in tasks.possible(ldm) if task != "class"]
+    return torch.cat([scenes["image"], *rows])
+
+
+def _validation_losses(ldm, recipe, held_out: dict) -> dict:
+    """The loss on scenes that no training sees: with all conditions; a model of many, with each alone and their mean."""
+    def loss(batch):
+        return ldm.loss(batch, torch.Generator().manual_seed(VALIDATION_SEED)).item()
+
+    if len(recipe.parts) <= 2:
+        return {"val_loss": loss(held_out)}
+    some = {key: values[:64] for key, values in held_out.items()}               # of each task: time is short
+    losses = {f"val_{task}": loss({"image": some["image"], **tasks.inputs(task, some, ldm)})
+              for task in tasks.possible(ldm)}
+    return {"val_loss": sum(losses.values()) / len(losses), **losses}
 
 
 def _validation(recipe, n: int) -> dict:

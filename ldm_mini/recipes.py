@@ -7,13 +7,12 @@ values stand beside each recipe, as measured with the command above it.
 from dataclasses import dataclass, replace
 
 from .autoencoder import Autoencoder, AutoencoderConfig
-from .conditioners import ClassConditioner, CombinedConditioner, TextConditioner
 from .kl import KLBottleneck
 from .latent_diffusion import LatentDiffusion
 from .quantizer import VectorQuantizer, VQBottleneck
-from .scenes import NOUNS, SceneConfig
+from .scenes import SceneConfig
 from .schedule import NoiseSchedule, cosine_betas, scaled_linear_betas
-from .text import TextTransformer
+from .tasks import PARTS, build_parts, find_task, net_inputs
 from .unet import UNet, UNetConfig
 
 # Sixteen nouns of simple, distinct shape: what a CPU learns to draw in an hour.
@@ -60,7 +59,7 @@ class AutoencoderRecipe:
 
 @dataclass(frozen=True)
 class DiffusionRecipe:
-    """The second stage: LDM sec. 3.2, 3.3, with a text transformer and class tokens."""
+    """The second stage: LDM sec. 3.2, 3.3, with a text transformer and class tokens unless `parts` says otherwise."""
 
     name: str
     scenes: SceneConfig
@@ -70,12 +69,14 @@ class DiffusionRecipe:
     attn_levels: tuple[int, ...] = (1, 2)       # not at the largest level: half the time, little loss
     head_dim: int = 32
     groups: int = 4                             # about 16 channels per group
-    text_width: int = 128
+    parts: tuple[str, ...] = ("text", "class")  # of the conditioner: tasks.PARTS
+    text_width: int = 128                       # of all tokens
     text_layers: int = 3
     text_heads: int = 4
     max_length: int = 24                        # tokens per caption; the longest has fewer
     p_uncond: float = 0.1                       # whole condition dropped, for guidance
     p_drop_each: float = 0.1                    # caption or class alone dropped, so that either can stand alone
+    p_single: float = 0.0                       # all parts but one dropped
     schedule: str = "cosine"                    # or "scaled_linear", the paper's
     prediction: str = "v"
     latents: int = 30_000                       # scenes encoded once, before training
@@ -107,15 +108,26 @@ def build_autoencoder(recipe: AutoencoderRecipe) -> Autoencoder:
 def build_diffusion(recipe: DiffusionRecipe, autoencoder: Autoencoder, scale_factor: float = 1.0) -> LatentDiffusion:
     """The recipe's second stage on a trained first stage, with fresh weights."""
     r = recipe
-    text = TextTransformer(r.text_width, r.text_layers, r.text_heads, r.max_length)
-    conditioner = CombinedConditioner([TextConditioner(text), ClassConditioner(len(NOUNS), r.text_width, r.text_width)],
-                                      p_drop_each=r.p_drop_each)
+    conditioner = build_parts(r.parts, autoencoder.config, r.text_width, r.text_layers, r.text_heads, r.max_length,
+                              r.p_drop_each, r.p_single)
     net = UNet(UNetConfig(in_channels=autoencoder.config.latent_channels, channels=r.channels,
                           channel_mults=r.channel_mults, num_res_blocks=r.num_res_blocks, attn_levels=r.attn_levels,
-                          head_dim=r.head_dim, groups=r.groups, context_dim=r.text_width, vector_dim=r.text_width))
+                          head_dim=r.head_dim, groups=r.groups, **net_inputs(conditioner, r.text_width)))
     betas = {"cosine": cosine_betas, "scaled_linear": scaled_linear_betas}[r.schedule]()
     return LatentDiffusion(autoencoder, net, NoiseSchedule(betas), conditioner, prediction=r.prediction,
                            p_uncond=r.p_uncond, scale_factor=scale_factor, image_size=r.scenes.size)
+
+
+def for_task(recipe: DiffusionRecipe, task: str) -> DiffusionRecipe:
+    """The same budget for one task alone, or for "all" conditions in one model.
+
+    "class" learns from scenes of one object, for only they have a class. "all": a tenth of the samples sees nothing, 63%
+    a single condition (tasks.PRACTICE: text 21%, layout 14%, the others 7% each), 27% each of them with chance 1/2.
+    """
+    if task == "all":
+        return replace(recipe, parts=PARTS, p_drop_each=0.5, p_single=0.7)
+    scenes = replace(recipe.scenes, min_objects=1, max_objects=1) if task == "class" else recipe.scenes
+    return replace(recipe, parts=find_task(task).parts, scenes=scenes)
 
 
 def find_recipe(stage: str, name: str):
@@ -184,6 +196,12 @@ TINY_DIFFUSION = DiffusionRecipe(
     channels=64, channel_mults=(1, 2, 2),
     steps=10_000, batch_size=16)                 # so far from convergence, many small steps beat few large ones
 
+# All conditions in one network: text, class, layout, super-resolution, semantic maps, inpainting, and their combinations.
+# It goes on from the trained text model, with the same U-Net and new inputs:
+# python -m ldm_mini train diffusion --recipe tiny_all --autoencoder runs/autoencoder-tiny/model \
+#     --start-from runs/diffusion-tiny/model
+TINY_ALL_DIFFUSION = replace(for_task(TINY_DIFFUSION, "all"), name="tiny_all")
+
 # For one H200: the whole vocabulary, styles and grammar. Not yet run on a GPU; two steps on a CPU.
 BASE_DIFFUSION = DiffusionRecipe(
     name="base",
@@ -191,10 +209,13 @@ BASE_DIFFUSION = DiffusionRecipe(
     channels=128, channel_mults=(1, 2, 3), num_res_blocks=2, groups=8, text_width=256, text_layers=6, text_heads=8,
     latents=500_000, steps=15_000, batch_size=512, lr=4e-4, warmup=1_000, ema_decay=0.9995, bf16=True, compile=True)
 
+BASE_ALL_DIFFUSION = replace(for_task(BASE_DIFFUSION, "all"), name="base_all")
+
 MICRO_DIFFUSION = DiffusionRecipe(
     name="micro", lr=1.5e-3,
     scenes=MICRO_SCENES,
     channels=16, channel_mults=(1, 2), attn_levels=(1,), head_dim=16, text_width=16, text_layers=1, text_heads=2,
     latents=32, steps=40, batch_size=4, warmup=5, sample_captions=("an apple", "a red star"))
 
-DIFFUSIONS = {r.name: r for r in (TINY_DIFFUSION, BASE_DIFFUSION, MICRO_DIFFUSION)}
+DIFFUSIONS = {r.name: r for r in (TINY_DIFFUSION, TINY_ALL_DIFFUSION, BASE_DIFFUSION, BASE_ALL_DIFFUSION,
+                                  MICRO_DIFFUSION)}

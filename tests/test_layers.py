@@ -29,7 +29,7 @@ ROWS = {
     "2b": "hub",
     "2c": "latent_diffusion tasks",
     # 3: loops, measurements, weights from outside, checks for exercises
-    "3a": "warm_start train runs compvis diffusers_unet checking",
+    "3a": "warm_start train runs compvis diffusers_unet checking n07_mistakes",
     "3d": "diffusers_io",
     "3p": "pretrained",
     "3n": "n00_start n01_data n02_attention n03_vq_vae n04_perceptual_loss n05_vqgan n06_diffusion n07_unet "
