@@ -1,0 +1,118 @@
+"""The likely mistakes of notebook 07: each forward with one thing changed, and what to tell who made the change."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..blocks import ResBlock
+from ..unet import UNet
+
+
+def way_through(h, down, middle, up, change: str):
+    """The way through the U with one thing changed."""
+    hs, x = [], h
+    for block in down:
+        if change == "before":
+            hs.append(h)
+        h = block(x if change == "each from x" else h)
+        if change != "before":
+            hs.append(h)
+    h = h if change == "no middle" else middle(h)
+    if change == "middle pushed":
+        hs.append(h)
+    for block in up:
+        skip = hs[-1] if change == "peek" else hs.pop(0 if change == "fifo" else -1)
+        h = {"added": lambda: h + skip, "no skips": lambda: h, "skip first": lambda: torch.cat([skip, h], 1)}.get(
+            change, lambda: torch.cat([h, skip], 1))()
+        h = block(h)
+    return h
+
+
+RES_MISTAKES = {
+    "no silu on time": "the time vector goes through SiLU first: time_proj(silu(time)).",
+    "after norm": "time is added AFTER norm2. There it still works, but the published weights want it before: "
+                  "norm2(h + time).",
+    "first": "time is added before conv1; it belongs between the two halves, after conv1.",
+    "late": "time is added after conv2, so nothing in this block can use it; add it before norm2.",
+    "no time": "time is not used at all.",
+    "multiplied": "time multiplies the features; here it is added.",
+    "no shortcut": "the shortcut is missing: return self.shortcut(x) + h.",
+    "shortcut of norm": "the shortcut takes x itself, not the normalised x.",
+    "post": "the order is norm, SiLU, convolution; yours is convolution, norm, SiLU.",
+    "no silu": "a SiLU is missing: each half is norm, SiLU, convolution.",
+    "no first silu": "the SiLU after norm1 is missing.",
+    "no second silu": "the SiLU after norm2 is missing.",
+    "no norm2": "norm2 is not used.",
+    "eps": "right for features of size 1, wrong for tiny ones: the eps of both GroupNorms must be 1e-5 here.",
+}
+
+
+def res_block_with(b: ResBlock, x: Tensor, time: Tensor, change: str) -> Tensor:
+    """The forward of a residual block with one thing changed."""
+    eps = 1e-6 if change == "eps" else b.norm1.eps
+    norm = lambda layer, h: F.group_norm(h, layer.num_groups, layer.weight, layer.bias, eps)  # noqa: E731
+    no_silu = {"no silu": (1, 2), "no first silu": (1,), "no second silu": (2,)}.get(change, ())
+    act = lambda h, place: h if place in no_silu else F.silu(h)  # noqa: E731
+    e = b.time_proj(time if change == "no silu on time" else F.silu(time))[:, :, None, None]
+    if change == "post":
+        h = F.silu(norm(b.norm1, b.conv1(x))) + e
+        return b.shortcut(x) + F.silu(norm(b.norm2, b.conv2(h)))
+    h = b.conv1(act(norm(b.norm1, x + e if change == "first" else x), 1))
+    if change in ("after norm", "first", "late", "no time"):
+        h = norm(b.norm2, h) + (e if change == "after norm" else 0)
+    else:
+        h = h * e if change == "multiplied" else h + e
+        h = h if change == "no norm2" else norm(b.norm2, h)
+    h = b.conv2(act(h, 2)) + (e if change == "late" else 0)
+    skip = 0 if change == "no shortcut" else b.shortcut(norm(b.norm1, x) if change == "shortcut of norm" else x)
+    return skip + h
+
+
+DECODER_MISTAKES = {
+    "blocks": "the way up has num_res_blocks + 1 blocks per level: the downsampling (or the stem) left a skip too.",
+    "doubled": "you doubled the width. A skip is as wide as the block that *made* it: the stem's and each "
+               "downsampling's is that of the level above, and h arrives from the level below.",
+    "own": "each skip has the width of the block that made it. The last of a level comes from a downsampling or the "
+           "stem, which still have the width of the level above (or `channels`).",
+    "fifo": "the skips come back in reverse: `skips.pop()`, not `skips.pop(0)`.",
+    "no skip": "the skip's channels are missing: in = width of h + width of the skip.",
+    "no h": "in is the width of h plus that of the skip; you have the skip alone.",
+    "upwards": "the blocks are in the wrong order: the way up begins at the lowest level.",
+}
+
+
+def channels_with(channels, mults, num_res_blocks, change=""):
+    widths = [channels * m for m in mults]
+    skips = [channels]
+    for level, width in enumerate(widths):
+        skips += [width] * (num_res_blocks + (level < len(widths) - 1))
+    pairs, h, per_level = [], widths[-1], num_res_blocks + (change != "blocks")
+    for width in reversed(widths):
+        for _ in range(per_level):
+            skip = width if change == "own" else skips.pop(0 if change == "fifo" else -1)
+            joined = {"doubled": 2 * width, "no skip": h, "no h": skip}.get(change, h + skip)
+            pairs.append((joined, width))
+            h = width
+    return pairs[::-1] if change == "upwards" else pairs
+
+
+UNET_MISTAKES = {
+    "no silu": "the SiLU before the last convolution is missing: conv_out(silu(norm_out(h))).",
+    "no norm": "the last norm is missing: conv_out(silu(norm_out(h))).",
+    "bare": "norm and SiLU before the last convolution are missing: conv_out(silu(norm_out(h))).",
+    "no middle": "the middle is not used.",
+    "same t": "all samples got the time of the first one; t has one entry per sample.",
+    "t / T": "t was divided by 1000; the embedding takes the steps 0 to 999 as they are.",
+    "silu of time": "SiLU is applied to the time vector twice: the blocks do it themselves.",
+}
+
+
+def unet_with(net: UNet, x: Tensor, t: Tensor, change: str = "") -> Tensor:
+    t = t[:1].expand(len(t)) if change == "same t" else t / 1000 if change == "t / T" else t
+    time = net.time_embedding(t)
+    time = F.silu(time) if change == "silu of time" else time
+    with_time = lambda step: lambda h: step(h, time, None, None)  # noqa: E731
+    h = way_through(x, [*map(with_time, net.down)], with_time(net.middle), [*map(with_time, net.up)],
+           "no middle" if change == "no middle" else "")
+    h = h if change in ("no norm", "bare") else net.norm_out(h)
+    return net.conv_out(h if change in ("no silu", "bare") else F.silu(h))
