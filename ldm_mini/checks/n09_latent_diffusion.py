@@ -66,7 +66,7 @@ class Net(nn.Module):
 
 
 def compression(function):
-    """`function(height, width, f, c, codebook_size)` -> (pixel values per latent value, bits per pixel of the codes)."""
+    """`function(height, width, f, c, codebook_size)` -> (image values per latent value, bits per pixel)."""
     for case in ((256, 256, 4, 3, 8192), (256, 256, 8, 4, 16384), (64, 32, 4, 4, 1024), (256, 256, 16, 16, 1024)):
         height, width, f, c, size = case
         got = attempt(function, *case, name="compression")
@@ -140,7 +140,7 @@ def latent_loss(function):
         if calls != 1:
             raise CheckFailed(f"latent_loss called the network {calls} times; once for the whole batch is enough.")
         if not got.requires_grad:
-            raise CheckFailed("latent_loss: the loss has no gradient. Only the *first stage* goes under torch.no_grad().")
+            raise CheckFailed("latent_loss: the loss has no gradient. Only the first stage goes under no_grad.")
         got.backward()
         if any(p.grad is not None for p in stage.parameters()):
             raise CheckFailed("latent_loss: the gradient reached the first stage. Encode under torch.no_grad(): it is "
@@ -174,7 +174,7 @@ def _hold_loss(got, stage, net, x, t, eps, scale):
         (error(scale * z, shared, shared), "all samples got the first one's t; each has its own."),
         (error(scale * z, t, shared), "all samples got noise for the first one's t; each has its own."),
         ((net(scale * z, t) - eps).square().mean(), "the network saw the clean latent; add the noise first."),
-        ((net(jump(scale * z), t) - scale * z).square().mean(), "this network predicts the noise, so compare with eps."),
+        ((net(jump(scale * z), t) - scale * z).square().mean(), "this network predicts the noise: compare with eps."),
         (error(scale * z) * eps[0].numel(), "a sum over the latent's values; the loss is a mean."),
         (error(scale * z) * eps.numel(), "a sum; the loss is a mean over everything."),
         ((net(jump(scale * z), t) - eps).abs().mean(), "an absolute error; the loss is the squared error."),
@@ -225,7 +225,7 @@ def latent_sample(function):
 
 
 def freeze(function):
-    """`function(autoencoder, net)` -> the parameters to optimise, with the first stage finished and the net trainable."""
+    """`function(autoencoder, net)` -> the parameters to optimise; the first stage is finished."""
     stage, net = FirstStage().train(), Net().train()
     before = [p.clone() for p in (*stage.parameters(), *net.parameters())]
     got = attempt(function, stage, net, name="freeze")
