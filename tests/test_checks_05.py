@@ -1,0 +1,321 @@
+"""Checks of notebook 05: known wrong solutions fail with a message that helps; right ones written another way pass."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ldm_mini import checks
+from ldm_mini.discriminator import PatchDiscriminator, adaptive_weight, hinge_d_loss, hinge_g_loss
+from ldm_mini.kl import DiagonalGaussian, KLBottleneck
+from ldm_mini.train import DiscriminatorObjective
+
+relu = torch.relu
+
+
+# ------------------------------------------------------------------------------------------------------ hinge losses
+
+def hinge(d=lambda r, f: 0.5 * (relu(1 - r).mean() + relu(1 + f).mean()), g=lambda r, f: -f.mean()):
+    return lambda r, f: (d(r, f), g(r, f))
+
+
+def hinge_of_list(r, f):
+    values = [max(0.0, 1 - v) for v in r.flatten().tolist()], [max(0.0, 1 + v) for v in f.flatten().tolist()]
+    return torch.tensor(sum(sum(v) / len(v) for v in values) / 2), -f.sum() / f.numel()
+
+
+# ---------------------------------------------------------------------------------------------------- receptive field
+
+def walk_back(kernels, strides):
+    size = 1
+    for k, s in list(zip(kernels, strides))[::-1]:
+        size = (size - 1) * s + k
+    return size
+
+
+def walk_forward(kernels, strides, late=False):
+    size, jump = 1, 1
+    for k, s in zip(kernels, strides):
+        jump, now = jump * s, jump
+        size += (k - 1) * (jump if late else now)
+    return size
+
+
+def count_pixels(kernels, strides):
+    """By ranges of positions."""
+    low = high = 0
+    for k, s in reversed(list(zip(kernels, strides))):
+        low, high = low * s, high * s + k - 1
+    return high - low + 1
+
+
+def wrong_direction(kernels, strides):
+    return walk_back(kernels[::-1], strides[::-1])
+
+
+def no_minus_one(kernels, strides):
+    size = 1
+    for k, s in zip(kernels[::-1], strides[::-1]):
+        size = size * s + k
+    return size
+
+
+# ------------------------------------------------------------------------------------------------------------- lambda
+
+def norms(nll, g, of):
+    of = [of] if isinstance(of, torch.Tensor) else list(of)
+    both = (torch.autograd.grad(loss, of, retain_graph=True) for loss in (nll, g))
+    return [torch.cat([v.flatten() for v in grads]).norm() for grads in both]
+
+
+def adaptive(of=lambda m: m.last_layer, ratio=lambda a, b: a / (b + 1e-4), low=0.0, high=1e4, detach=True):
+    """Lambda with one thing changed."""
+    def run(nll, g, model):
+        weight = ratio(*norms(nll, g, of(model))).clamp(low, high)
+        return weight.detach() if detach else weight
+    return run
+
+
+def differentiable(nll, g, model):
+    """Its own gradient is kept: what a missing detach leads to."""
+    a, b = (torch.autograd.grad(v, model.last_layer, create_graph=True)[0].norm() for v in (nll, g))
+    return (a / (b + 1e-4)).clamp(0, 1e4)
+
+
+def by_backward(nll, g, model):
+    """Works with .grad and cleans up behind it."""
+    found = []
+    for loss in (nll, g):
+        loss.backward(retain_graph=True)
+        found.append(model.last_layer.grad.square().sum().sqrt())
+        model.zero_grad(set_to_none=True)
+    return min(found[0] / (found[1] + 1e-4), torch.tensor(1e4))
+
+
+def leaves_gradients(nll, g, model):
+    nll.backward(retain_graph=True)
+    a = model.last_layer.grad.clone()
+    b = torch.autograd.grad(g, model.last_layer, retain_graph=True)[0]
+    return (a.norm() / (b.norm() + 1e-4)).clamp(0, 1e4).detach()
+
+
+def frees_graph(nll, g, model):
+    a = torch.autograd.grad(nll, model.last_layer, retain_graph=True)[0]
+    b = torch.autograd.grad(g, model.last_layer)[0]
+    return (a.norm() / (b.norm() + 1e-4)).clamp(0, 1e4)
+
+
+# --------------------------------------------------------------------------------------------------- the generator loss
+
+def whole(gate=lambda step, start: step >= start, adv=lambda w, lam, g: w * lam * g, rest=lambda n, q: n + q):
+    return lambda n, q, g, lam, step, start, w: rest(n, q) + (adv(w, lam, g) if gate(step, start) else 0)
+
+
+# --------------------------------------------------------------------------------------------------- discriminator step
+
+def d_step(detach=True, zero=True, backward=True, step=True, loss=None, give=lambda v: v.detach()):
+    """The step with one thing changed."""
+    def run(critic, optimizer, x, x_rec):
+        real, fake = critic(x), critic(x_rec.detach() if detach else x_rec)
+        value = (loss or hinge_d_loss)(real, fake)
+        if zero:
+            optimizer.zero_grad()
+        if backward:
+            value.backward()
+        if step:
+            optimizer.step()
+        return give(value)
+    return run
+
+
+def in_one_batch(critic, optimizer, x, x_rec):
+    optimizer.zero_grad(set_to_none=False)
+    real, fake = critic(torch.cat([x, x_rec.detach()])).chunk(2)
+    value = (relu(1 - real).mean() + relu(1 + fake).mean()) / 2
+    value.backward()
+    optimizer.step()
+    return value
+
+
+def without_graph(critic, optimizer, x, x_rec):
+    with torch.no_grad():
+        fake = x_rec * 1
+    return library_step(critic, optimizer, x, fake)
+
+
+def library_step(critic, optimizer, x, x_rec):
+    value = DiscriminatorObjective(critic)(x, x_rec.detach())
+    optimizer.zero_grad()
+    value.backward()
+    optimizer.step()
+    return value.detach()
+
+
+def two_backwards(critic, optimizer, x, x_rec):
+    optimizer.zero_grad()
+    losses = [0.5 * relu(1 - critic(x)).mean(), 0.5 * relu(1 + critic(x_rec.detach())).mean()]
+    for value in losses:
+        value.backward()
+    optimizer.step()
+    return sum(losses)
+
+
+# ------------------------------------------------------------------------------------------------------------------ KL
+
+def kl(mean, logvar, var=torch.exp, log=lambda v: v, one=1, factor=0.5, reduce=lambda v: v.sum() / len(v)):
+    """The divergence with one thing changed."""
+    return reduce(factor * (mean**2 + var(logvar) - one - log(logvar)))
+
+
+def torch_kl(mean, logvar):
+    q = torch.distributions.Normal(mean, (logvar / 2).exp())
+    p = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
+    return torch.distributions.kl_divergence(q, p).sum((1, 2, 3)).mean()
+
+
+def library_kl(mean, logvar):
+    return DiagonalGaussian(torch.cat([mean, logvar], 1)).kl().sum() / len(mean)
+
+
+def bottleneck_kl(mean, logvar):
+    return KLBottleneck(mean.shape[1], weight=1.0, reduction="sum")(torch.cat([mean, logvar], 1))[1]
+
+
+def reversed_kl(mean, logvar):
+    q = torch.distributions.Normal(mean, (logvar / 2).exp())
+    p = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
+    return torch.distributions.kl_divergence(p, q).sum() / len(mean)
+
+
+CORRECT = [
+    (checks.hinge_losses, hinge()),
+    (checks.hinge_losses, lambda r, f: [hinge_d_loss(r, f), hinge_g_loss(f)]),
+    (checks.hinge_losses, hinge(lambda r, f: ((1 - r).clamp(min=0).mean() + F.relu(f + 1).mean()) / 2)),
+    (checks.hinge_losses, hinge_of_list),
+    (checks.receptive_field, walk_back),
+    (checks.receptive_field, walk_forward),
+    (checks.receptive_field, count_pixels),
+    (checks.receptive_field, lambda k, s: torch.tensor(walk_back(k, s))),
+    (checks.adaptive_lambda, adaptive()),
+    (checks.adaptive_lambda, lambda nll, g, m: adaptive_weight(nll, g, m.last_layer)),
+    (checks.adaptive_lambda, by_backward),
+    (checks.adaptive_lambda, lambda *args: differentiable(*args).detach()),
+    (checks.vqgan_loss, whole()),
+    (checks.vqgan_loss, lambda n, q, g, lam, step, start, w: n + q + w * float(not step < start) * g * lam),
+    (checks.discriminator_step, d_step()),
+    (checks.discriminator_step, d_step(give=lambda v: v)),
+    (checks.discriminator_step, in_one_batch),
+    (checks.discriminator_step, library_step),
+    (checks.discriminator_step, without_graph),
+    (checks.discriminator_step, two_backwards),
+    (checks.gaussian_kl, kl),
+    (checks.gaussian_kl, torch_kl),
+    (checks.gaussian_kl, library_kl),
+    (checks.gaussian_kl, bottleneck_kl),
+    (checks.gaussian_kl, lambda m, v: -0.5 * torch.einsum("bchw->b", 1 + v - m * m - v.exp()).mean()),
+]
+
+MUTANTS = [
+    (checks.hinge_losses, hinge(lambda r, f: 0.5 * (relu(1 + r).mean() + relu(1 - f).mean())), "swapped, or their signs"),
+    (checks.hinge_losses, lambda r, f: hinge()(f, r), "swapped"),
+    (checks.hinge_losses, hinge(lambda r, f: relu(1 - r).mean() + relu(1 + f).mean()), "factor 1/2"),
+    (checks.hinge_losses, hinge(lambda r, f: 0.5 * (relu(-r).mean() + relu(f).mean())), "margin"),
+    (checks.hinge_losses, hinge(lambda r, f: 0.5 * ((1 - r).mean() + (1 + f).mean())), "beyond the margin"),
+    (checks.hinge_losses, hinge(lambda r, f: 0.5 * (relu(1 - r.mean()) + relu(1 + f.mean()))), "every logit"),
+    (checks.hinge_losses, hinge(lambda r, f: 0.5 * (relu(1 - r).sum() + relu(1 + f).sum())), "not sums"),
+    (checks.hinge_losses, hinge(lambda r, f: 0.5 * (F.softplus(-r).mean() + F.softplus(f).mean())), "cross entropy"),
+    (checks.hinge_losses, hinge(lambda r, f: 0.5 * (relu(1 - r).square().mean() + relu(1 + f).square().mean())),
+     "no squares"),
+    (checks.hinge_losses, hinge(g=lambda r, f: f.mean()), "the sign"),
+    (checks.hinge_losses, hinge(g=lambda r, f: relu(1 - f).mean()), "no hinge here"),
+    (checks.hinge_losses, hinge(g=lambda r, f: F.softplus(-f).mean()), "cross entropy"),
+    (checks.hinge_losses, hinge(g=lambda r, f: -f.sum()), "not a sum"),
+    (checks.hinge_losses, hinge(g=lambda r, f: -r.mean()), "its \\*own\\* pictures"),
+    (checks.hinge_losses, hinge(g=hinge_d_loss), "discriminator's loss again"),
+    (checks.hinge_losses, hinge_d_loss, "two things"),
+    (checks.receptive_field, lambda k, s: walk_forward(k, s, late=True), "counts from the next"),
+    (checks.receptive_field, wrong_direction, "wrong direction"),
+    (checks.receptive_field, lambda k, s: sum(k), "add up"),
+    (checks.receptive_field, lambda k, s: walk_back(k, [1] * len(s)), "Without strides"),
+    (checks.receptive_field, no_minus_one, "-1 is missing"),
+    (checks.receptive_field, lambda k, s: torch.tensor(s).prod(), "distance of two"),
+    (checks.receptive_field, lambda k, s: walk_back(k, s) + (len(k) > 4), "One logit needs"),
+    (checks.receptive_field, lambda k, s: None, "return"),
+    (checks.adaptive_lambda, adaptive(ratio=lambda a, b: b / (a + 1e-4)), "upside down"),
+    (checks.adaptive_lambda, adaptive(of=lambda m: m.parameters()), "all parameters"),
+    (checks.adaptive_lambda, adaptive(of=lambda m: m.encoder.weight), "the encoder's weight"),
+    (checks.adaptive_lambda, adaptive(ratio=lambda a, b: a / b), "delta = 1e-4 is missing"),
+    (checks.adaptive_lambda, adaptive(ratio=lambda a, b: a / (b + 1e-6)), "1e-4 here"),
+    (checks.adaptive_lambda, adaptive(ratio=lambda a, b: (a + 1e-4) / b), "denominator"),
+    (checks.adaptive_lambda, adaptive(ratio=lambda a, b: a**2 / (b**2 + 1e-4)), "not squared"),
+    (checks.adaptive_lambda, adaptive(high=1.0), r"not \[0, 1\]"),
+    (checks.adaptive_lambda, adaptive(high=1e9), "clamp to"),
+    (checks.adaptive_lambda, lambda nll, g, m: 0.75 * adaptive()(nll, g, m), "without disc_weight"),
+    (checks.adaptive_lambda, lambda nll, g, m: (nll / (g + 1e-4)).detach(), "not of the losses"),
+    (checks.adaptive_lambda, differentiable, "carries a gradient"),
+    (checks.adaptive_lambda, leaves_gradients, "only returns them"),
+    (checks.adaptive_lambda, frees_graph, "retain_graph=True"),
+    (checks.vqgan_loss, whole(gate=lambda step, start: step > start), "step == disc_start too"),
+    (checks.vqgan_loss, whole(gate=lambda step, start: step < start), "upside down"),
+    (checks.vqgan_loss, whole(gate=lambda step, start: True), "upside down"),
+    (checks.vqgan_loss, lambda n, q, g, lam, step, start, w: (step >= start) * (n + q + w * lam * g), "learns on"),
+    (checks.vqgan_loss, lambda n, q, g, lam, step, start, w: n + (step >= start) * (q + w * lam * g), "learns on"),
+    (checks.vqgan_loss, whole(adv=lambda w, lam, g: lam * g), "disc_weight is missing"),
+    (checks.vqgan_loss, whole(adv=lambda w, lam, g: w * g), "lambda is missing"),
+    (checks.vqgan_loss, whole(adv=lambda w, lam, g: -w * lam * g), "the sign"),
+    (checks.vqgan_loss, whole(adv=lambda w, lam, g: w * g / lam), "multiplies"),
+    (checks.vqgan_loss, whole(rest=lambda n, q: n), "codebook would not learn"),
+    (checks.vqgan_loss, lambda n, q, g, lam, step, start, w: n + w * lam * (q + g), "adversarial term alone"),
+    (checks.discriminator_step, d_step(detach=False), r"gradients in the \*autoencoder"),
+    (checks.discriminator_step, d_step(zero=False), "zero_grad"),
+    (checks.discriminator_step, d_step(backward=False, zero=True), "has not changed"),
+    (checks.discriminator_step, d_step(step=False), "has not changed"),
+    (checks.discriminator_step, d_step(loss=lambda r, f: hinge_d_loss(f, r)), "wrong way"),
+    (checks.discriminator_step, d_step(loss=lambda r, f: -hinge_d_loss(r, f)), "wrong way"),
+    (checks.discriminator_step, d_step(loss=lambda r, f: hinge_g_loss(f)), "hinge loss"),
+    (checks.discriminator_step, d_step(loss=lambda r, f: relu(1 - r).mean()), "both pictures"),
+    (checks.discriminator_step, d_step(give=lambda v: 2 * v), "factor 1/2"),
+    (checks.discriminator_step, d_step(give=lambda v: None), "returned None"),
+    (checks.gaussian_kl, lambda m, v: kl(m, v, reduce=torch.mean), "released models sum"),
+    (checks.gaussian_kl, lambda m, v: kl(m, v, reduce=torch.sum), "divide by"),
+    (checks.gaussian_kl, lambda m, v: kl(m, v, reduce=lambda k: k.sum((1, 2, 3))), "shape|average over"),
+    (checks.gaussian_kl, lambda m, v: kl(m, 2 * v), "log of the standard deviation"),
+    (checks.gaussian_kl, lambda m, v: kl(m, v, var=lambda u: (u / 2).exp()), "standard deviation; the KL has"),
+    (checks.gaussian_kl, lambda m, v: kl(m, v, var=lambda u: u.exp() ** 2), "already"),
+    (checks.gaussian_kl, lambda m, v: kl(m, v, var=lambda u: u), "is a logarithm"),
+    (checks.gaussian_kl, lambda m, v: kl(m, v, var=torch.square), "is a logarithm"),
+    (checks.gaussian_kl, lambda m, v: kl(m, v, factor=-0.5), "never negative"),
+    (checks.gaussian_kl, lambda m, v: kl(m, v, factor=1.0), "factor 1/2"),
+    (checks.gaussian_kl, lambda m, v: kl(m, v, one=0), "-1 is missing"),
+    (checks.gaussian_kl, lambda m, v: kl(m, v, log=torch.neg), "sign of logvar"),
+    (checks.gaussian_kl, reversed_kl, "posterior q comes first"),
+    (checks.gaussian_kl, lambda m, v: kl(m, v) + 0.1, "off by up to"),
+]
+
+
+@pytest.mark.parametrize("check, solution", CORRECT)
+def test_correct_variants_pass(check, solution, capsys):
+    check(solution)
+    assert capsys.readouterr().out.startswith("✓")
+
+
+@pytest.mark.parametrize("check, mutant, hint", MUTANTS)
+def test_mutants_are_killed_with_a_hint(check, mutant, hint):
+    with pytest.raises(checks.CheckFailed, match=hint):
+        check(mutant)
+
+
+@pytest.mark.parametrize("check", [checks.hinge_losses, checks.receptive_field, checks.adaptive_lambda,
+                                   checks.vqgan_loss, checks.discriminator_step, checks.gaussian_kl])
+def test_the_stub_is_named(check):
+    def stub(*args):
+        raise NotImplementedError
+
+    with pytest.raises(checks.CheckFailed, match="still the stub"):
+        check(stub)
+
+
+@pytest.mark.parametrize("num_layers, field", [(1, 16), (2, 34), (3, 70)])
+def test_the_exercise_agrees_with_the_library(num_layers, field):
+    net = PatchDiscriminator(channels=4, num_layers=num_layers)
+    convs = [m for m in net.main if isinstance(m, torch.nn.Conv2d)]
+    assert walk_back([c.kernel_size[0] for c in convs], [c.stride[0] for c in convs]) == net.receptive_field == field
