@@ -112,10 +112,11 @@ def read_weights(path) -> dict[str, Tensor]:
         with _passed_over([name for name in _classes(path) if name.startswith(INERT)] if zipped else []):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except UnpicklingError as error:
+        _, _, reason = str(error).partition("WeightsUnpickler error: ")         # the rest tells how to be careless
         raise CheckpointError(f"{path} holds more than weights, and reading that could run foreign code: "
-                              f"{str(error).splitlines()[0]} Where you trust it, load it with torch.load(..., "
-                              "weights_only=False) and save its state_dict as safetensors.") from None
-    except (RuntimeError, EOFError) as error:
+                              f"{(reason or str(error)).splitlines()[0]} Where you trust it, load it with torch.load("
+                              "..., weights_only=False) and save its state_dict as safetensors.") from None
+    except (RuntimeError, EOFError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or damaged ({str(error).splitlines()[0]}). Fetch it again."
                               ) from None
     content = content.get("state_dict", content) if isinstance(content, dict) else content
@@ -150,17 +151,17 @@ def _classes(path) -> set[str]:
 
 @contextmanager
 def _passed_over(names):
-    """Inside, objects of these classes are read as dicts that do nothing."""
-    before = torch.serialization.get_safe_globals()
+    """Inside, objects of these classes are read as empty ones that do nothing."""
     stand_ins = [type(name.rpartition(".")[2], (_Nothing,), {"__module__": name.rpartition(".")[0]}) for name in names]
     torch.serialization.add_safe_globals(stand_ins)
     try:
         yield
     finally:
+        allowed = [one for one in torch.serialization.get_safe_globals() if one not in stand_ins]
         torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
+        torch.serialization.add_safe_globals(allowed)
 
 
-class _Nothing(dict):
+class _Nothing:
     def __init__(self, *args, **options):
-        super().__init__()
+        pass

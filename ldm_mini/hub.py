@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from . import conditioners
+from . import conditioners, released
 from .autoencoder import Autoencoder
 from .checkpoint import SHARD_BYTES, CheckpointError, load_weights, read_json, save_weights, write_json
 from .dit import DiT, DiTConfig
@@ -99,6 +99,9 @@ def build_conditioner(described: dict | None):
     """A conditioner with fresh weights; None for None, an unconditional model."""
     _refuse_foreign(described, "conditioner")
     try:
+        if described is not None and described.get("kind") in released.KINDS:
+            arguments = {name: value for name, value in described.items() if name != "kind"}
+            return released.KINDS[described["kind"]](**arguments)
         return None if described is None else conditioners.build_conditioner(described)
     except ValueError as error:
         raise CheckpointError(f"the conditioner of this checkpoint could not be built: {error} If it is of your own "

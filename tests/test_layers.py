@@ -27,10 +27,11 @@ ROWS = {
     "2a": "conditioners video presets fitting",
     "2r": "released",
     "2b": "hub",
-    "2c": "latent_diffusion tasks",
+    "2c": "latent_diffusion tasks measures",
     # 3: loops, measurements, weights from outside, checks for exercises
     "3a": "warm_start train runs compvis diffusers_unet checking n07_mistakes",
-    "3d": "diffusers_io",
+    "3d": "diffusers_io compvis_models",
+    "3e": "pipelines",
     "3p": "pretrained",
     "3n": "n00_start n01_data n02_attention n03_vq_vae n04_perceptual_loss n05_vqgan n06_diffusion n07_unet "
           "n08_samplers n09_latent_diffusion n10_meaning n11_pictures n12_layouts n13_where n14_dit n15_video "
@@ -38,6 +39,7 @@ ROWS = {
     "3o": "checks",  # 3n, 3o: one file per notebook, and their collection
     "3b": "recipes",
     "3c": "launch evaluate bench curves info",
+    "3d": "showcase",
     # 4: the command line and the table of contents
     "4": "__init__ __main__",
 }
