@@ -108,14 +108,15 @@ def read_weights(path) -> dict[str, Tensor]:
         except safetensors.SafetensorError as error:
             raise CheckpointError(f"{path} is truncated or damaged ({error}). Fetch it again.") from None
     zipped = zipfile.is_zipfile(path)
+    classes = _classes(path) if zipped else set()
     try:
-        with _passed_over([name for name in _classes(path) if name.startswith(INERT)] if zipped else []):
+        with _passed_over([name for name in classes if name.startswith(INERT)]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except UnpicklingError as error:
-        _, _, reason = str(error).partition("WeightsUnpickler error: ")         # the rest tells how to be careless
-        raise CheckpointError(f"{path} holds more than weights, and reading that could run foreign code: "
-                              f"{(reason or str(error)).splitlines()[0]} Where you trust it, load it with torch.load("
-                              "..., weights_only=False) and save its state_dict as safetensors.") from None
+    except UnpicklingError:
+        foreign = sorted(name for name in classes if not name.startswith(("torch.", "collections.", *INERT)))
+        raise CheckpointError(f"{path} holds more than weights, and reading that could run foreign code: {foreign}. "
+                              "Where you trust it, load it with torch.load(..., weights_only=False) and save its "
+                              "state_dict as safetensors.") from None
     except (RuntimeError, EOFError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or damaged ({str(error).splitlines()[0]}). Fetch it again."
                               ) from None
