@@ -115,7 +115,7 @@ def test_border_reach_wrong(options, message):
 
 @pytest.mark.parametrize("layers", [["conv"] * 3, ["conv", "down", "conv"], ["conv", "conv", "down", "conv", "conv"]])
 def test_border_reach_is_what_real_layers_do(layers):
-    """Left border: a stride-2 convolution of padding 1 reads pixels -1, 0, 1; what is reached is whole coarse pixels."""
+    """Left border: a stride-2 convolution of padding 1 reads pixels -1, 0, 1; whole coarse pixels are reached."""
     pixel = 2 ** layers.count("down")
     assert abs(measured(layers) - reach(layers)) < pixel
 

@@ -12,19 +12,23 @@ from .checking import CheckFailed
 from .n00_start import guidance, latent_numbers, to_picture
 from .n01_data import alpha_over, box_iou, inpainting_input
 from .n02_attention import attention, attention_macs, is_order_blind, masked_attention, multi_head
+from .n03_codebook import ema_codebook, restart_dead
+from .n03_vq_vae import nearest_code, straight_through, vector_quantizer, vq_loss
 from .n05_vqgan import adaptive_lambda, discriminator_step, gaussian_kl, hinge_losses, receptive_field, vqgan_loss
 from .n06_diffusion import add_noise, ddpm_letters, diffusion_posterior, ideal_x0, to_x0
 from .n07_unet import decoder_channels, ema_update, res_block, through_the_u, timestep_embedding, unet
 from .n08_samplers import batched_guidance, ddim_step, ddpm_step, dpm_step, euler_step, sampling_timesteps
 from .n09_latent_diffusion import compression, freeze, latent_loss, latent_sample, scale_factor
+from .n10_meaning import class_tokens, drop_conditions, text_transformer, word_maps
 from .n13_where import border_reach, coordinates, knows_where, order_error, probe
 
 __all__ = [
     "CheckFailed", "adaptive_lambda", "add_noise", "alpha_over", "attention", "attention_macs", "batched_guidance",
-    "border_reach", "box_iou", "compression", "coordinates", "ddim_step", "ddpm_letters", "ddpm_step",
-    "decoder_channels", "diffusion_posterior", "discriminator_step", "dpm_step", "ema_update", "euler_step", "freeze",
-    "gaussian_kl", "guidance", "hinge_losses", "ideal_x0", "inpainting_input", "is_order_blind", "knows_where",
-    "latent_loss", "latent_numbers", "latent_sample", "masked_attention", "multi_head", "order_error", "probe",
-    "receptive_field", "res_block", "sampling_timesteps", "scale_factor", "through_the_u", "timestep_embedding",
-    "to_picture", "to_x0", "unet", "vqgan_loss",
+    "border_reach", "box_iou", "class_tokens", "compression", "coordinates", "ddim_step", "ddpm_letters",
+    "ddpm_step", "decoder_channels", "diffusion_posterior", "discriminator_step", "dpm_step", "drop_conditions",
+    "ema_codebook", "ema_update", "euler_step", "freeze", "gaussian_kl", "guidance", "hinge_losses", "ideal_x0",
+    "inpainting_input", "is_order_blind", "knows_where", "latent_loss", "latent_numbers", "latent_sample",
+    "masked_attention", "multi_head", "nearest_code", "order_error", "probe", "receptive_field", "res_block",
+    "restart_dead", "sampling_timesteps", "scale_factor", "straight_through", "text_transformer", "through_the_u",
+    "timestep_embedding", "to_picture", "to_x0", "unet", "vector_quantizer", "vq_loss", "vqgan_loss", "word_maps",
 ]

@@ -1,0 +1,182 @@
+"""Checks of notebook 10: known wrong solutions fail with a message that helps; right ones written another way pass."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ldm_mini import checks
+from ldm_mini.conditioners import ClassConditioner
+
+
+class Rows(nn.Module):
+    """Class tokens, with one thing changed."""
+
+    def __init__(self, num_classes, dim, how="right"):
+        super().__init__()
+        self.table, self.how = nn.Embedding(num_classes + (how != "no row"), dim), how
+
+    def forward(self, classes):
+        last = self.table.num_embeddings - 1
+        rows = {"right": torch.where(classes < 0, last, classes), "zero": classes.clamp(min=0), "shift": classes + 1,
+                "last class": torch.where(classes < 0, last - 1, classes)}.get(self.how, classes % (last + 1))
+        out = self.table(rows)[:, None]
+        return {"flat": out[:, 0], "detached": out.detach()}.get(self.how, out)
+
+
+class Library(nn.Module):
+    """The finished version in the learner's place."""
+
+    def __init__(self, num_classes, dim):
+        super().__init__()
+        self.conditioner = ClassConditioner(num_classes, dim)
+        self.table = self.conditioner.token
+
+    def forward(self, classes):
+        return self.conditioner.encode({"class": classes}).context
+
+
+def modulo(num_classes, dim):
+    """-1 wraps around to the last row by itself."""
+    return Rows(num_classes, dim, "modulo")
+
+
+@pytest.mark.parametrize("module", [Rows, Library, modulo])
+def test_class_tokens_right(module):
+    checks.class_tokens(module)
+
+
+@pytest.mark.parametrize("how, message", [
+    ("zero", "not the first class"), ("last class", "row of its own"), ("shift", "shifted by one"), ("flat", "shape"),
+    ("no row", "one row more"), ("detached", "no gradient")])
+def test_class_tokens_wrong(how, message):
+    with pytest.raises(checks.CheckFailed, match=message):
+        checks.class_tokens(lambda *sizes: Rows(*sizes, how))
+
+
+class Text(nn.Module):
+    """A text transformer, with one thing changed."""
+
+    def __init__(self, vocab_size, max_length, width=32, layers=2, heads=2, how="right"):
+        super().__init__()
+        self.how, self.words, self.positions = how, nn.Embedding(vocab_size, width), nn.Embedding(max_length, width)
+        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+        norm = None if how == "no norm" else nn.LayerNorm(width)
+        self.encoder = nn.TransformerEncoder(layer, layers, norm, enable_nested_tensor=False)
+
+    def forward(self, ids, mask):
+        h = self.words(ids)
+        if self.how != "no positions":
+            h = h + self.positions(torch.arange(ids.shape[1]))
+        if self.how == "no attention":
+            return F.layer_norm(h, h.shape[-1:])
+        causal = nn.Transformer.generate_square_subsequent_mask(ids.shape[1]) if self.how == "causal" else None
+        unread = {"no mask": None, "inverted": mask}.get(self.how, ~mask)
+        causal = causal if causal is None else causal.isinf()
+        out = self.encoder(h, mask=causal, src_key_padding_mask=unread)
+        return {"pooled": out.mean(1), "detached": out.detach().requires_grad_()}.get(self.how, out)
+
+
+class ByHand(nn.Module):
+    """Attention written out, sinusoidal positions, post-LN layers: another transformer, and a right one."""
+
+    def __init__(self, vocab_size, max_length, width=32, layers=2, heads=2):
+        super().__init__()
+        self.words = nn.Embedding(vocab_size, width)
+        angles = torch.arange(max_length)[:, None] / 10 ** torch.linspace(0, 2, width // 2)
+        self.register_buffer("code", torch.cat([angles.sin(), angles.cos()], 1))
+        self.qkv = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(layers))
+        self.norm = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
+
+    def forward(self, ids, mask):
+        h = self.words(ids) + self.code[:ids.shape[1]]
+        for qkv, norm in zip(self.qkv, self.norm):
+            q, k, v = qkv(h).chunk(3, -1)
+            scores = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~mask[:, None], -torch.inf)
+            h = norm(h + scores.softmax(-1) @ v)
+        return h
+
+
+@pytest.mark.parametrize("module", [Text, ByHand])
+def test_text_transformer_right(module):
+    checks.text_transformer(module)
+
+
+@pytest.mark.parametrize("how, message", [
+    ("no positions", "order is lost"), ("no mask", "padding is read"), ("inverted", "(?i)mask"), ("causal", "causal"),
+    ("no norm", "LayerNorm"), ("pooled", r"\(3, 8, 16\)"), ("no attention", "attention is missing"),
+    ("detached", "no gradient")])
+def test_text_transformer_wrong(how, message):
+    with pytest.raises(checks.CheckFailed, match=message):
+        checks.text_transformer(lambda *sizes, **more: Text(*sizes, **more, how=how))
+
+
+def maps_of(maps, size, heads="mean", mode="bilinear", mix=False, calls="mean", layers="mean", swap=False):
+    out = []
+    for each in maps.values():
+        w = sum(each) / len(each) if calls == "mean" else each[-1]
+        w = w[0].mean(0) if heads == "mean" else w[0].sum(0)
+        side = int(w.shape[0] ** 0.5)
+        picture = w.reshape(-1, side, side) if mix else w.view(side, side, -1).permute(2, 0, 1)
+        picture = picture.mT if swap else picture
+        more = {"align_corners": False} if mode == "bilinear" else {}
+        out.append(F.interpolate(picture[None], scale_factor=size / side, mode=mode, **more)[0])
+    return sum(out) / (len(out) if layers == "mean" else 1)
+
+
+def test_word_maps_right():
+    checks.word_maps(maps_of)
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(heads="sum"), "over the heads"), (dict(mode="nearest"), "bilinear"), (dict(mix=True), "transpose first"),
+    (dict(calls="last"), "all calls"), (dict(layers="sum"), "do not add"), (dict(swap=True), "row by row")])
+def test_word_maps_wrong(options, message):
+    with pytest.raises(checks.CheckFailed, match=message):
+        checks.word_maps(lambda maps, size: maps_of(maps, size, **options))
+
+
+def dropped(cond, null, p, generator, how="right"):
+    size = len(cond["context"])
+    drop = torch.rand(size, generator=None if how == "no generator" else generator) < p
+    if how == "never":
+        drop = torch.zeros_like(drop)
+    if how == "batch":
+        drop = drop[:1].expand(size)
+    if how == "swapped":
+        drop = ~drop
+    if how == "no generator":
+        drop = torch.rand(size, generator=torch.Generator().manual_seed(9)) < p
+    out = {}
+    for name, value in cond.items():
+        if how == "each part":
+            drop = torch.rand(size, generator=generator) < p
+        where = drop.view(-1, *[1] * (value.ndim - 1))
+        if how == "pieces" and value.ndim == 3:
+            where = torch.rand(value.shape, generator=generator) < p
+        out[name] = value if how == "mask forgotten" and name == "mask" else torch.where(where, null[name], value)
+        if how == "blend" and value.is_floating_point():
+            out[name] = (1 - p) * value + p * null[name]
+    return out
+
+
+def loop(cond, null, p, generator):
+    """Sample by sample."""
+    draws = [torch.rand((), generator=generator).item() < p for _ in cond["vector"]]
+    return {name: torch.stack([null[name][i] if draw else cond[name][i] for i, draw in enumerate(draws)])
+            for name in cond}
+
+
+@pytest.mark.parametrize("function", [dropped, loop])
+def test_drop_conditions_right(function):
+    checks.drop_conditions(function)
+
+
+@pytest.mark.parametrize("how, message", [
+    ("never", "nothing was dropped"), ("batch", "not once for all"), ("swapped", "swapped"), ("each part", "same draw"),
+    ("pieces", "in pieces"), ("mask forgotten", "same draw"), ("blend", "mixture"), ("no generator", "generator")])
+def test_drop_conditions_wrong(how, message):
+    with pytest.raises(checks.CheckFailed, match=message):
+        checks.drop_conditions(lambda *inputs: dropped(*inputs, how=how))
