@@ -15,6 +15,8 @@ Pictures from the shipped model, no training, no network:
   python -m ldm_mini sample "a red apple to the left of a dog on a blue background" --out grid.png
   python -m ldm_mini sample "a yellow star" "an owl" --num 8 --seed 1 --guidance-scale 4
   python -m ldm_mini sample --class rocket --num 8
+  python -m ldm_mini sample --task superres        held-out inputs, output and truth; also inpaint, semantic, layout
+  python -m ldm_mini sample "an owl" --task inpaint --image photo.png --mask hole.png
 
 Train your own, in two stages (Ctrl-C stops cleanly; the same line with --resume goes on, bit by bit):
   python -m ldm_mini train autoencoder --recipe tiny --out runs/autoencoder
@@ -23,6 +25,7 @@ Train your own, in two stages (Ctrl-C stops cleanly; the same line with --resume
 
 Measure:
   python -m ldm_mini evaluate                      does the model draw what it is told? how sharp is the first stage?
+  python -m ldm_mini evaluate --task all           every task that it was trained for
   python -m ldm_mini bench                         our U-Net against diffusers' of the same shape
   python -m ldm_mini curves                        the reference curves of the notebooks, anew
 
@@ -86,24 +89,30 @@ def train(stage: Positional[Literal["autoencoder", "diffusion"]], recipe: str = 
     if latents is not None and stage == "autoencoder":
         raise ValueError("--latents is for diffusion; the autoencoder trains on images.")
     chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
-    train_stage(stage, chosen, out or Path("runs") / "-".join(filter(None, (stage, recipe, task))), autoencoder=autoencoder,
+    out = out or Path("runs") / "-".join(filter(None, (stage, recipe, task)))
+    train_stage(stage, chosen, out, autoencoder=autoencoder,
                 start_from=start_from, resume=resume, minutes=minutes, device=_device(device),
                 compile={"recipe": None, "on": True, "off": False}[compile], workers=workers, seed=seed,
                 tensorboard=tensorboard, log_every=log_every, sample_every=sample_every, save_every=save_every)
 
 
-def sample(captions: Positional[tuple[str, ...]] = (), *, out: Path = Path("grid.png"), num: int = 8, steps: int = 20,
-           guidance_scale: float = 4.0, seed: int = 0, model: str = "emoji-scenes", sampler: str = "dpm",
-           class_name: Annotated[str | None, arg(name="class")] = None, negative: str | None = None,
-           device: str = "auto", threads: int | None = None) -> None:
-    """Draw pictures for captions (in quotes), a class, or both, and save them as one grid.
+def sample(captions: Positional[tuple[str, ...]] = (), *, task: TaskName | None = None, image: Path | None = None,
+           mask: Path | None = None, size: int | None = None, out: Path = Path("grid.png"), num: int = 8,
+           steps: int = 20, guidance_scale: float | None = None, seed: int = 0, model: str = "emoji-scenes",
+           sampler: str = "dpm", class_name: Annotated[str | None, arg(name="class")] = None,
+           negative: str | None = None, device: str = "auto", threads: int | None = None) -> None:
+    """Draw pictures for captions (in quotes), a class, or the inputs of a task, and save them as one grid.
 
     Args:
         captions: one or more; several share the --num pictures.
+        task: what to start from: held-out scenes, or --image. The grid shows inputs, outputs and the truth.
+        image: for superres the small picture, for inpaint the picture, for semantic a PNG of class indices.
+        mask: for inpaint: white where there is a hole; a random one unless given.
+        size: side of the pictures to draw; the model's own unless given.
         out: the PNG to write.
         num: number of pictures.
         steps: network evaluations per picture.
-        guidance_scale: how strictly to follow the caption; 1 = no guidance.
+        guidance_scale: how strictly to follow the condition; 1 = no guidance; the task's own unless given, 4 for words.
         seed: same seed, same pictures.
         model: shipped weights by name, a folder that training wrote, or owner/name on the Hugging Face Hub.
         sampler: dpm, ddim or ddpm.
@@ -117,6 +126,7 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, out: Path = Path("grid
 
     from .latent_diffusion import LatentDiffusion
     from .plotting import save_grid
+    from .showcase import run_task
 
     if num < 1:
         raise ValueError(f"--num must be at least 1, got {num}.")
@@ -127,23 +137,29 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, out: Path = Path("grid
     ldm = LatentDiffusion.from_pretrained(model, device=device)
     _warn_unknown_words(ldm, captions)
     loaded = time.monotonic()
-    images = ldm.sample(batch, num=num, steps=steps, guidance_scale=guidance_scale, sampler=sampler, seed=seed,
-                        negative=negative, progress=True)
+    options = {"steps": steps, "sampler": sampler, "seed": seed, "negative": negative, "progress": True}
+    if guidance_scale is not None or task is None:
+        options["guidance_scale"] = 4.0 if guidance_scale is None else guidance_scale
+    if (task, image, mask) == (None, None, None):
+        images = ldm.sample(None if ldm.conditioner is None else batch, num=num, size=size, **options)
+    else:
+        words = batch if captions or class_name else None
+        images = run_task(ldm, task, model, num, size, image, mask, words, **options)
     save_grid(images, out, columns=min(num, 8))
     print(f"{num} pictures in {out} ({loaded - began:.1f} s to load, {time.monotonic() - loaded:.1f} s to draw)")
 
 
-def evaluate(model: str = "emoji-scenes", task: Literal["text", "class"] = "text", *, num: int = 256, steps: int = 20,
-             guidance_scale: float = 4.0, seed: int = 0, device: str = "auto", threads: int | None = None,
-             out: Path | None = None) -> None:
+def evaluate(model: str = "emoji-scenes", task: TaskName | Literal["all"] | None = None, *, num: int = 256,
+             steps: int = 20, guidance_scale: float | None = None, seed: int = 0, device: str = "auto",
+             threads: int | None = None, out: Path | None = None) -> None:
     """Measure a model: does it draw what it is told, on seen and on held-out combinations; and its first stage.
 
     Args:
         model: shipped weights by name, a folder that training wrote, or owner/name on the Hugging Face Hub.
-        task: condition on captions or on classes.
+        task: what to condition on; all that the model can do; or, unless given, captions.
         num: number of pictures per split.
         steps: network evaluations per picture.
-        guidance_scale: 1 = no guidance.
+        guidance_scale: 1 = no guidance; the task's own unless given.
         seed: of scenes and noise.
         device: auto, cpu, cuda or mps.
         threads: CPU threads for torch; its own choice unless given.

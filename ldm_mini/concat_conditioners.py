@@ -41,8 +41,8 @@ class ConcatConditioner(Conditioner):
             return self.encode(batch)
         latent = batch.get("latent", batch.get("image"))
         if latent is None:
-            raise ValueError(f'{type(self).__name__}: how large is the map that is absent? The batch has {sorted(batch)} '
-                             'but no "latent" or "image" that says; LatentDiffusion.sample(size=...) puts one in.')
+            raise ValueError(f"{type(self).__name__}: how large is the map that is absent? The batch has "
+                             f'{sorted(batch)} but no "latent" or "image" to say; LatentDiffusion.sample puts one in.')
         h, w = (side // (1 if "latent" in batch else self.downsample_factor) for side in latent.shape[-2:])
         return Cond(concat=latent.new_zeros(batch_size(batch), self.concat_channels, h, w))
 

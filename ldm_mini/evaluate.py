@@ -1,6 +1,7 @@
 """How good is a model? Numbers that can be read alone: each stands beside what real scenes score, and what luck scores.
 
-    python -m ldm_mini evaluate                          # the shipped model
+    python -m ldm_mini evaluate                          # the shipped model, text
+    python -m ldm_mini evaluate --task superres          # any task it was trained for; "all" of them
     report = run_evaluate("runs/mine/model", num=256)    # the same from Python; `markdown(report)` is the table
 
 Frechet distances here are on EfficientNet-Lite0 features (112 channels at stride 16): never compare them with FIDs.
@@ -14,19 +15,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import hub, metrics
+from . import hub, measures, metrics
 from .data import EmojiScenes, collate
 from .latent_diffusion import LatentDiffusion
 from .perceptual import PerceptualLoss
 from .recogniser import Recogniser
 from .scenes import SceneConfig, random_scene
-from .scoring import score_captions
-from .vocabulary import NOUNS
+from .tasks import TASKS, check_possible, inputs, possible
 
 BATCH = 32
 REFERENCE = 512                      # real scenes that Frechet distances are taken to, at least
 REFERENCE_START = 1_000_000          # their seeds begin here, far from those of the prompts
-TASKS = ("text", "class")
+READ = 1024                          # real scenes that the reader of semantic maps learns from
 
 
 def evaluate_autoencoder(autoencoder, config: SceneConfig | None = None, n: int = 256, seed: int = 0) -> dict:
@@ -64,50 +64,52 @@ def evaluate_autoencoder(autoencoder, config: SceneConfig | None = None, n: int 
 
 
 def evaluate_diffusion(ldm, config: SceneConfig = SceneConfig(), task: str = "text", n: int = 256,
-                       guidance_scale: float = 4.0, steps: int = 20, split: str = "val", seed: int = 0,
+                       guidance_scale: float | None = 4.0, steps: int = 20, split: str = "val", seed: int = 0,
                        recogniser: Recogniser | None = None) -> dict:
-    """n pictures for the captions (task "text") or classes ("class") of n scenes, on split "val", "heldout" or "train".
+    """n pictures for the inputs of a task that n scenes give, on split "val", "heldout" or "train" of `config`.
 
-    -> {"model", "real", "decoded", "shuffled": scores of `score_captions` for the samples; for the scenes that the
-    captions were written for (the ceiling), also after the first stage if there is one (what it leaves of the ceiling);
-    and for the samples under each other's captions (the floor)}, "frechet" of the samples to other real scenes with
-    "frechet_floor" for the scenes themselves, "precision", "recall", "seconds_per_image".
-    Equal seeds give equal samples. `config`: the scenes that the model was trained on.
+    -> {"model", "real", "decoded", "baseline", "shuffled": the task's `measures` of the samples; of the true scenes
+    (the ceiling), also after the first stage if there is one (what it leaves of the ceiling); of what needs no model,
+    if there is such a thing; of the samples against each other's scenes (the floor)}, "frechet" of the samples to
+    other real scenes with "frechet_floor" for the scenes themselves, "precision", "recall", "seconds_per_image".
+    guidance_scale: None = the task's own. Equal seeds give equal samples. `config`: what the model was trained on.
     """
     if task not in TASKS:
-        raise ValueError(f"evaluate_diffusion: task must be one of {TASKS}, got {task!r}.")
+        raise ValueError(f"evaluate_diffusion: task must be one of {tuple(TASKS)}, got {task!r}.")
+    guidance_scale = TASKS[task].guidance_scale if guidance_scale is None else guidance_scale
     config = replace(config, split=split, **({"min_objects": 1, "max_objects": 1} if task == "class" else {}))
     recogniser = (Recogniser.load() if recogniser is None else recogniser).to(ldm.device)
-    judge, generator = _frechet_features(ldm.device), torch.Generator().manual_seed(seed)
-    captions, found, seconds = [], {"model": [], "real": [], "decoded": []}, 0.0
-    features = {name: [] for name in found}
-    for batch in _scenes(config, n, seed * n):
-        prompt = {key: batch[key] for key in ({"text": "caption", "class": "class"}[task],)}
-        captions += batch["caption"] if task == "text" else [f"a {NOUNS[k]}" for k in batch["class"].tolist()]
+    judge, features = _judge(task, recogniser, config, ldm.device), _frechet_features(ldm.device)
+    generator, samples, batches, seconds = torch.Generator().manual_seed(seed), [], [], 0.0
+    for batch in _scenes(config, n, seed * n, keys=None):
+        given = inputs(task, batch, ldm)
         began = time.perf_counter()
-        samples = ldm.sample(prompt, steps=steps, guidance_scale=guidance_scale, generator=generator)
+        samples.append(ldm.sample(given, **({} if given else {"num": len(batch["image"])}), steps=steps,
+                                  guidance_scale=guidance_scale, generator=generator).cpu())
         seconds += time.perf_counter() - began
-        pictures = {"model": samples, "real": batch["image"].to(ldm.device)}
-        if ldm.autoencoder is not None:
-            pictures["decoded"] = ldm.decode(ldm.encode(pictures["real"])).clamp(-1, 1)
-        for name, images in pictures.items():
-            found[name] += recogniser.detect(images)
-            features[name].append(judge(images))
-    model, real = (torch.cat(features[name]) for name in ("model", "real"))
-    reference = _features_of(judge, config, max(n, REFERENCE), REFERENCE_START + seed * n)
+        batches.append(batch)
+    samples, batch = torch.cat(samples), _together(batches)
+    pictures = {"model": samples, "real": batch["image"], "decoded": measures.after_first_stage(ldm, task, batch)}
+    name, pictures["baseline"] = measures.baseline(task, batch) or (None, None)
+    scores = {row: judge.score(task, images.to(ldm.device), batch) for row, images in pictures.items()
+              if images is not None}
+    scores["shuffled"] = judge.score(task, samples.to(ldm.device), measures.others(batch))
+    model, real = features(samples), features(batch["image"])
+    reference = _features_of(features, config, max(n, REFERENCE), REFERENCE_START + seed * n)
     return {"task": task, "split": split, "n": n, "steps": steps, "guidance_scale": guidance_scale, "seed": seed,
-            **{name: score_captions(found[name], captions) for name in found if found[name]},
-            "shuffled": score_captions(found["model"], captions[1:] + captions[:1]),
+            **scores, **({"baseline_name": name} if name else {}),
             "frechet": metrics.frechet_distance(model, reference).item(),
             "frechet_floor": metrics.frechet_distance(real, reference).item(),
             **metrics.precision_recall(reference, model), "seconds_per_image": seconds / n}
 
 
-def run_evaluate(model: str = "emoji-scenes", task: str = "text", *, num: int = 256, steps: int = 20,
-                 guidance_scale: float = 4.0, seed: int = 0, device: str = "auto", out: Path | None = None) -> dict:
+def run_evaluate(model: str = "emoji-scenes", task: str | None = None, *, num: int = 256, steps: int = 20,
+                 guidance_scale: float | None = None, seed: int = 0, device: str = "auto",
+                 out: Path | None = None) -> dict:
     """Measure a saved model, shipped or in a folder, and print the tables; what `python -m ldm_mini evaluate` does.
 
-    A folder with a first stage alone gets its reconstruction measured. `out`: a folder for evaluation.json and .md.
+    task: one of tasks.TASKS, "all" that the model can do, or None: "text" if it can, else its first. A folder with a
+    first stage alone gets its reconstruction measured. `out`: a folder for evaluation.json and .md.
     """
     if num < 8:
         raise ValueError(f"run_evaluate: {num} pictures are too few to measure anything; take at least 8, better 256.")
@@ -121,7 +123,8 @@ def run_evaluate(model: str = "emoji-scenes", task: str = "text", *, num: int = 
     else:
         ldm = LatentDiffusion.from_pretrained(folder, device=device)
         autoencoder = ldm.autoencoder
-        report["diffusion"] = [evaluate_diffusion(ldm, config, task, num, guidance_scale, steps, split, seed)
+        report["diffusion"] = [evaluate_diffusion(ldm, config, chosen, num, guidance_scale, steps, split, seed)
+                               for chosen in _tasks(ldm, task)
                                for split in ("val", "heldout") if _possible(replace(config, split=split))]
     if autoencoder is not None:
         report["autoencoder"] = evaluate_autoencoder(autoencoder, replace(config, split="val"), num, seed)
@@ -145,16 +148,13 @@ def markdown(report: dict) -> str:
     """A report as markdown tables."""
     lines = [f"# {report['model']}"]
     rows = {"model": "the model's", "real": "real scenes (ceiling)", "decoded": "real scenes after the first stage",
-            "shuffled": "the model's, other captions (floor)"}
+            "baseline": "", "shuffled": "the model's, of other scenes (floor)"}
     for r in report.get("diffusion", []):
-        names = list(r["real"])
+        names, rows["baseline"] = list(r["real"]), r.get("baseline_name", "")
         seen = "Held-out" if r["split"] == "heldout" else "Seen"
-        lines += ["", f"## {seen} combinations, task {r['task']}: {r['n']} captions, {r['steps']} steps, "
+        lines += ["", f"## {seen} combinations, task {r['task']}: {r['n']} scenes, {r['steps']} steps, "
                   f"guidance {r['guidance_scale']:g}", "",
-                  "| pictures | " + " | ".join(n.removesuffix("_accuracy").replace("_", " ") for n in names) + " |",
-                  "|---" * (len(names) + 1) + "|",
-                  *(f"| {row} | " + " | ".join(_number(r[key].get(name)) for name in names) + " |"
-                    for key, row in rows.items() if key in r), "",
+                  *_table(r, rows, names),
                   f"Frechet distance {r['frechet']:.1f} (real scenes: {r['frechet_floor']:.1f}); precision "
                   f"{r['precision']:.2f}, recall {r['recall']:.2f}; {r['seconds_per_image']:.3f} s a picture."]
     if r := report.get("autoencoder"):
@@ -165,6 +165,39 @@ def markdown(report: dict) -> str:
                   f"({r['perceptual_kind']}), Frechet distance {r['frechet']:.1f} (other real scenes: "
                   f"{r['frechet_floor']:.1f}){codes}."]
     return "\n".join(lines)
+
+
+def _table(scores: dict, rows: dict, names: list[str]) -> list[str]:
+    """Lines of a table with a row for each of `rows` that has scores; none if nothing was scored."""
+    if not names:
+        return []
+    return ["| pictures | " + " | ".join(n.removesuffix("_accuracy").replace("_", " ") for n in names) + " |",
+            "|---" * (len(names) + 1) + "|",
+            *(f"| {row} | " + " | ".join(_number(scores[key].get(name)) for name in names) + " |"
+              for key, row in rows.items() if key in scores), ""]
+
+
+def _tasks(ldm, task: str | None) -> list[str]:
+    """The tasks to measure. Raises ValueError if the model cannot do the one that was asked for."""
+    can = possible(ldm)
+    if task in (None, "all"):
+        return can if task else ["text"] if "text" in can else can[:1]
+    check_possible(ldm, task)
+    return [task]
+
+
+def _judge(task: str, recogniser: Recogniser, config: SceneConfig, device) -> measures.Judge:
+    reader = None
+    if task == "semantic":
+        real = _scenes(replace(config, split="train"), READ, REFERENCE_START, keys=None)
+        reader = measures.SemanticReader(recogniser).fit(real)
+    perceptual = PerceptualLoss().to(device) if task in ("superres", "inpaint") else None
+    return measures.Judge(recogniser, perceptual, reader)
+
+
+def _together(batches: list[dict]) -> dict:
+    return {key: torch.cat([b[key] for b in batches]) if isinstance(batches[0][key], Tensor) else
+            [item for b in batches for item in b[key]] for key in batches[0]}
 
 
 def _number(value) -> str:
@@ -179,12 +212,12 @@ def _possible(config: SceneConfig) -> bool:
         return False
 
 
-def _scenes(config: SceneConfig, n: int, start: int, keys=("image", "caption", "class")):
-    """Batches of the scenes with seeds start ... start + n - 1."""
+def _scenes(config: SceneConfig, n: int, start: int, keys=("image",)):
+    """Batches of the scenes with seeds start ... start + n - 1, some of their keys or (None) all."""
     data = EmojiScenes(config, n, start)
     for i in range(0, n, BATCH):
         batch = collate([data[j] for j in range(i, min(i + BATCH, n))])
-        yield {key: batch[key] for key in keys}
+        yield {key: batch[key] for key in keys or batch}
 
 
 def _frechet_features(device):

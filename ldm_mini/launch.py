@@ -145,7 +145,7 @@ def _diffusion(recipe, out, accelerator, workers, seed, models, checkpoint):
     autoencoder, start_from = models
     first = load_autoencoder(autoencoder, device=accelerator.device)
     keys, make = cached_inputs(recipe.parts, first)
-    data = (recipe.scenes, seed) if make is None and keys == ("caption", "class") else (recipe.scenes, seed, recipe.parts)
+    data = (recipe.scenes, seed) + (() if keys == ("caption", "class") and make is None else (recipe.parts,))
     with accelerator.main_process_first():                      # it encodes and saves, the others load
         encoded = cache_latents(first, scene_stream(recipe.scenes, 64, 0, workers, 0, 1, seed=seed), recipe.latents,
                                 keys, out / "latents", _fingerprint(first, *data), accelerator.is_main_process, make)
@@ -180,7 +180,7 @@ def _diffusion(recipe, out, accelerator, workers, seed, models, checkpoint):
 
 
 def _pictures(ldm, recipe, held_out: dict, seed: int):
-    """Eight pictures for the recipe's captions; or if it knows more than words, eight true scenes, and a row per task."""
+    """Eight pictures for the recipe's captions; if it knows more than words, eight true scenes and a row per task."""
     if set(recipe.parts) <= {"text", "class"} and "text" in recipe.parts:
         return ldm.sample({"caption": list(recipe.sample_captions)}, seed=seed, guidance_scale=3.0)
     scenes = {key: values[:8] for key, values in held_out.items()}
@@ -189,7 +189,7 @@ def _pictures(ldm, recipe, held_out: dict, seed: int):
 
 
 def _validation_losses(ldm, recipe, held_out: dict) -> dict:
-    """The loss on scenes that no training sees: with all conditions; a model of many, with each alone and their mean."""
+    """The loss on scenes that no training sees: with all conditions; of many, with each alone and their mean."""
     def loss(batch):
         return ldm.loss(batch, torch.Generator().manual_seed(VALIDATION_SEED)).item()
 

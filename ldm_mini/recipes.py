@@ -121,8 +121,8 @@ def build_diffusion(recipe: DiffusionRecipe, autoencoder: Autoencoder, scale_fac
 def for_task(recipe: DiffusionRecipe, task: str) -> DiffusionRecipe:
     """The same budget for one task alone, or for "all" conditions in one model.
 
-    "class" learns from scenes of one object, for only they have a class. "all": a tenth of the samples sees nothing, 63%
-    a single condition (tasks.PRACTICE: text 21%, layout 14%, the others 7% each), 27% each of them with chance 1/2.
+    "class" learns from scenes of one object, for only they have a class. "all": a tenth of the samples sees nothing,
+    63% a single condition (tasks.PRACTICE: text 21%, layout 14%, the others 7%), 27% each of them with chance 1/2.
     """
     if task == "all":
         return replace(recipe, parts=PARTS, p_drop_each=0.5, p_single=0.7)
@@ -196,7 +196,7 @@ TINY_DIFFUSION = DiffusionRecipe(
     channels=64, channel_mults=(1, 2, 2),
     steps=10_000, batch_size=16)                 # so far from convergence, many small steps beat few large ones
 
-# All conditions in one network: text, class, layout, super-resolution, semantic maps, inpainting, and their combinations.
+# All conditions in one network: words, class, layout, small pictures, semantic maps, holes, and their combinations.
 # It goes on from the trained text model, with the same U-Net and new inputs:
 # python -m ldm_mini train diffusion --recipe tiny_all --autoencoder runs/autoencoder-tiny/model \
 #     --start-from runs/diffusion-tiny/model

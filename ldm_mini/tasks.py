@@ -19,6 +19,7 @@ from .conditioners import (
     SemanticConditioner,
     TextConditioner,
 )
+from .conditioning import batch_size
 from .text import TextTransformer
 from .vocabulary import NOUNS, SEMANTIC
 
@@ -64,6 +65,13 @@ def possible(ldm) -> list[str]:
             if (set(task.keys) <= keys if task.keys else not keys or "caption" in keys)]
 
 
+def check_possible(ldm, task: str) -> None:
+    """Raise ValueError if there is no such task, or if the model was not trained for it."""
+    find_task(task)
+    if task not in possible(ldm):
+        raise ValueError(f"this model cannot do the task {task!r}; it can do {', '.join(possible(ldm))}.")
+
+
 def inputs(task: str, batch: dict, ldm=None) -> dict | None:
     """What `ldm.sample` is given for a batch of scenes: the task's keys of it, and nothing that would tell more.
 
@@ -71,7 +79,7 @@ def inputs(task: str, batch: dict, ldm=None) -> dict | None:
     """
     keys = find_task(task).keys
     if not keys:
-        return None if ldm is None or ldm.conditioner is None else {"caption": [""] * len(batch["image"])}
+        return None if ldm is None or ldm.conditioner is None else {"caption": [""] * batch_size(batch)}
     return {key: batch[key] for key in keys}
 
 
@@ -80,11 +88,10 @@ def sample_task(ldm, task: str, batch: dict, guidance_scale: float | None = None
 
     Raises ValueError if the model was not trained for the task.
     """
-    if task not in possible(ldm):
-        raise ValueError(f"this model cannot do {find_task(task) and task!r}; it can do {', '.join(possible(ldm))}.")
+    check_possible(ldm, task)
     scale = TASKS[task].guidance_scale if guidance_scale is None else guidance_scale
     given = inputs(task, batch, ldm)
-    num = len(batch["image"]) if given is None else None
+    num = batch_size(batch) if given is None else None
     return ldm.sample(given, num=num, guidance_scale=scale, **options)
 
 

@@ -33,8 +33,8 @@ ROWS = {
     "3d": "diffusers_io compvis_models",
     "3e": "pipelines",
     "3p": "pretrained",
-    "3n": "n00_start n01_data n02_attention n03_vq_vae n04_perceptual_loss n05_vqgan n06_diffusion n07_unet "
-          "n08_samplers n09_latent_diffusion n10_meaning n11_pictures n12_layouts n13_where n14_dit n15_video "
+    "3n": "n00_start n01_data n02_attention n03_vq_vae n03_codebook n04_perceptual_loss n05_vqgan n06_diffusion "
+          "n07_unet n08_samplers n09_latent_diffusion n10_meaning n11_pictures n12_layouts n13_where n14_dit n15_video "
           "n16_real_thing n17_clinic",
     "3o": "checks",  # 3n, 3o: one file per notebook, and their collection
     "3b": "recipes",
