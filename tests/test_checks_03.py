@@ -1,0 +1,336 @@
+"""The checks of notebook 03: the famous VQ bugs must fail with the right hint, right quantisers of any style pass."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ldm_mini import checks, quantizer
+
+
+def rows(z):
+    return z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])
+
+
+def nearest(z, codebook, vectors=rows, score=lambda v, e: (v**2).sum(1, keepdim=True) + (e**2).sum(1) - 2 * v @ e.T,
+            pick=torch.argmin):
+    return pick(score(vectors(z), codebook), dim=1).view(z.shape[0], *z.shape[2:])
+
+
+def nearest_channels_first(z, codebook):
+    return (z[:, None] - codebook[None, :, :, None, None]).square().sum(2).argmin(1)
+
+
+def nearest_einsum(z, codebook):
+    return (codebook.square().sum(1)[:, None, None] - 2 * torch.einsum("bdhw,kd->bkhw", z, codebook)).argmin(1)
+
+
+def nearest_loops(z, codebook):
+    out = torch.zeros(z.shape[0], *z.shape[2:], dtype=torch.int64)
+    for b in range(z.shape[0]):
+        for i in range(z.shape[2]):
+            for j in range(z.shape[3]):
+                out[b, i, j] = min(range(len(codebook)), key=lambda k: float((z[b, :, i, j] - codebook[k]).norm()))
+    return out
+
+
+def nearest_directions(z, codebook):
+    return nearest(z, codebook, score=lambda v, e: -F.normalize(v, dim=1) @ F.normalize(e, dim=1).T)
+
+
+class Through(torch.autograd.Function):
+    """Straight-through as a function with a backward of its own."""
+
+    @staticmethod
+    def forward(ctx, z, q):
+        return q.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+def through(z, q):
+    return z + (q - z).detach()
+
+
+def loss(z, e, w):
+    return F.mse_loss(e, z.detach()) + w * F.mse_loss(z, e.detach())
+
+
+def loss_after(z, e, w):
+    """The commitment and codebook losses computed from z_q, after straight-through."""
+    z_q = through(z, e)
+    return F.mse_loss(z_q, z.detach()) + w * F.mse_loss(z, z_q.detach())
+
+
+class VQ(nn.Module):
+    """A right quantiser; subclasses change one thing."""
+
+    def __init__(self, codebook_size, dim, commitment_weight=0.25):
+        super().__init__()
+        self.codebook = nn.Parameter(torch.rand(codebook_size, dim))
+        self.weight = commitment_weight
+
+    def find(self, z):
+        return nearest(z, self.codebook.detach())
+
+    def look_up(self, indices, z):
+        return self.codebook[indices].permute(0, 3, 1, 2)
+
+    through = staticmethod(through)
+    loss = staticmethod(loss)
+
+    def forward(self, z):
+        indices = self.find(z)
+        e = self.look_up(indices, z)
+        return self.through(z, e), indices, self.loss(z, e, self.weight)
+
+
+def variant(base=VQ, **parts):
+    return type("MyVQ", (base,), parts)
+
+
+class Cdist(VQ):
+    def find(self, z):
+        return torch.cdist(rows(z), self.codebook).argmin(1).view(z.shape[0], *z.shape[2:])
+
+
+class OneHot(VQ):
+    """einsum for the distances, a one-hot product for the lookup."""
+
+    def find(self, z):
+        return nearest_einsum(z, self.codebook)
+
+    def look_up(self, indices, z):
+        return torch.einsum("bhwk,kd->bdhw", F.one_hot(indices, len(self.codebook)).float(), self.codebook)
+
+
+class Embedded(VQ):
+    """The codes in an nn.Embedding."""
+
+    def __init__(self, codebook_size, dim, commitment_weight):
+        nn.Module.__init__(self)
+        self.codebook, self.weight = nn.Embedding(codebook_size, dim), commitment_weight
+
+    def forward(self, z):
+        indices = nearest_channels_first(z, self.codebook.weight)
+        e = self.codebook(indices).movedim(-1, 1)
+        return Through.apply(z, e), indices, loss(z, e, self.weight)
+
+
+class Running(VQ):
+    """A codebook of running means."""
+
+    moves, always = True, False
+
+    def __init__(self, codebook_size, dim, commitment_weight):
+        nn.Module.__init__(self)
+        self.register_buffer("codebook", torch.rand(codebook_size, dim))
+        self.weight = commitment_weight
+
+    def loss(self, z, e, w):
+        return w * F.mse_loss(z, e.detach())
+
+    def forward(self, z):
+        out = super().forward(z)
+        if self.moves and (self.training or self.always):
+            one_hot = F.one_hot(out[1].flatten(), len(self.codebook)).float()
+            n = one_hot.sum(0)[:, None]
+            means = one_hot.T @ rows(z.detach()) / n.clamp(min=1)
+            self.codebook.copy_(torch.where(n > 0, self.codebook.lerp(means, 0.05), self.codebook))
+        return out
+
+
+class Plain(VQ):
+    """The codebook is no parameter and no buffer."""
+
+    def __init__(self, codebook_size, dim, commitment_weight):
+        nn.Module.__init__(self)
+        self.codebook, self.weight = torch.rand(codebook_size, dim, requires_grad=True), commitment_weight
+
+
+class Zeros(VQ):
+    def __init__(self, *sizes, **named):
+        super().__init__(*sizes, **named)
+        nn.init.zeros_(self.codebook)
+
+
+def of_diffusers(legacy):
+    """diffusers' quantiser behind our signature; legacy=True is the bug that all released VQ models carry."""
+    class Theirs(nn.Module):
+        def __init__(self, codebook_size, dim, commitment_weight):
+            super().__init__()
+            vae = pytest.importorskip("diffusers.models.autoencoders.vae")
+            self.inner = vae.VectorQuantizer(codebook_size, dim, beta=commitment_weight, legacy=legacy)
+            self.codebook = self.inner.embedding
+
+        def forward(self, z):
+            z_q, total, (_, _, indices) = self.inner(z)
+            return z_q, indices.view(z.shape[0], *z.shape[2:]), total
+
+    return Theirs
+
+
+def ema(count, total, vectors, indices, decay, old=None, scatter=False, smooth=0.0, fade=True, divide="new"):
+    chosen = F.one_hot(indices, len(count)).to(vectors.dtype)
+    number, sums = chosen.sum(0), chosen.T @ vectors
+    if scatter:
+        number = torch.bincount(indices, minlength=len(count)).float()
+        sums = torch.zeros_like(total).index_add_(0, indices, vectors)
+    a = decay if old is None else old
+    new_count, new_total = a * count + (1 - a) * number, a * total + (1 - a) * sums
+    if not fade:
+        new_count = torch.where(number > 0, new_count, count)
+        new_total = torch.where(number[:, None] > 0, new_total, total)
+    n = new_count.sum()
+    safe = (new_count + smooth) / (n + len(count) * smooth) * n
+    book = {"new": new_total / safe[:, None], "old": total / count[:, None], "none": new_total,
+            "batch": sums / number.clamp(min=1)[:, None]}[divide]
+    return book, new_count, new_total
+
+
+def restart(codebook, idle, vectors, patience, dead=None, order=None, forget=True):
+    dead = idle >= patience if dead is None else dead(idle, patience)
+    order = torch.randperm(len(vectors)) if order is None else order
+    codebook, idle = codebook.clone(), idle.clone()
+    codebook[dead] = vectors[order[:int(dead.sum())]]
+    if forget:
+        idle[dead] = 0
+    return codebook, idle
+
+
+def restart_with_where(codebook, idle, vectors, patience):
+    dead = idle >= patience
+    candidates = vectors[torch.randperm(len(vectors))[:len(codebook)]]
+    return torch.where(dead[:, None], candidates, codebook), idle.masked_fill(dead, 0)
+
+
+CORRECT = [
+    (checks.nearest_code, nearest),
+    (checks.nearest_code, nearest_channels_first),
+    (checks.nearest_code, nearest_einsum),
+    (checks.nearest_code, nearest_loops),
+    (checks.nearest_code, lambda z, e: nearest(z, e, score=torch.cdist)),
+    (checks.nearest_code, lambda z, e: nearest(z, e, pick=torch.argmax, score=lambda v, e: -torch.cdist(v, e))),
+    (checks.straight_through, through),
+    (checks.straight_through, lambda z, q: q.detach() + z - z.detach()),
+    (checks.straight_through, lambda z, q: z - (z - q).detach()),
+    (checks.straight_through, Through.apply),
+    (checks.vq_loss, loss),
+    (checks.vq_loss, lambda z, e, w: ((e - z.detach())**2).mean() + w * (z - e.detach()).square().mean()),
+    (checks.vq_loss, lambda z, e, w: F.mse_loss(e, z.detach()) + w * F.mse_loss(through(z, e).detach(), z)),
+    (checks.vector_quantizer, VQ),
+    (checks.vector_quantizer, Cdist),
+    (checks.vector_quantizer, OneHot),
+    (checks.vector_quantizer, Embedded),
+    (checks.vector_quantizer, Running),
+    (checks.vector_quantizer, quantizer.VectorQuantizer),
+    (checks.vector_quantizer, lambda **sizes: quantizer.VectorQuantizer(**sizes, ema_decay=0.9)),
+    (checks.vector_quantizer, of_diffusers(legacy=False)),
+    (checks.ema_codebook, ema),
+    (checks.ema_codebook, lambda *a: ema(*a, scatter=True)),
+    (checks.ema_codebook, lambda *a: ema(*a, smooth=1e-5)),
+    (checks.restart_dead, restart),
+    (checks.restart_dead, restart_with_where),
+]
+
+CLASS = checks.vector_quantizer
+MUTANTS = [
+    (checks.nearest_code, lambda z, e: nearest(z, e, vectors=lambda z: z.reshape(-1, z.shape[1])), "mixed pixels"),
+    (checks.nearest_code, lambda z, e: nearest(z, e, pick=torch.argmax), "farthest"),
+    (checks.nearest_code, lambda z, e: nearest(z, e, score=lambda v, e: -v @ e.T), r"\|e\|\^2 is missing"),
+    (checks.nearest_code, lambda z, e: nearest(z, e, score=lambda v, e: -2 * v @ e.T), r"\|e\|\^2 is missing"),
+    (checks.nearest_code, lambda z, e: nearest(z, e, score=lambda v, e: (e**2).sum(1) - v @ e.T), "a factor"),
+    (checks.nearest_code, lambda z, e: nearest(z, e, score=lambda v, e: (e**2).sum(1) + 2 * v @ e.T), "a sign"),
+    (checks.nearest_code, lambda z, e: nearest(z, e, score=lambda v, e: (e**2).sum(1).expand(len(v), -1)), "no part"),
+    (checks.nearest_code, nearest_directions, "direction"),
+    (checks.nearest_code, lambda z, e: e[nearest(z, e)].permute(0, 3, 1, 2), "their indices"),
+    (checks.nearest_code, lambda z, e: nearest(z, e).flatten(), "one index per vector"),
+    (checks.nearest_code, lambda z, e: nearest(z, e).mT, "shape"),
+    (checks.nearest_code, lambda z, e: nearest(z, e).float(), "dtype"),
+    (checks.nearest_code, lambda z, e: None, "return"),
+    (checks.straight_through, lambda z, q: q, "no gradient reaches z"),
+    (checks.straight_through, lambda z, q: z + (q - z), "no gradient reaches z"),
+    (checks.straight_through, lambda z, q: q.detach(), "no gradient at all"),
+    (checks.straight_through, lambda z, q: (z + (q - z)).detach(), "no gradient at all"),
+    (checks.straight_through, lambda z, q: z, "value of z"),
+    (checks.straight_through, lambda z, q: z + (z - q).detach(), "2z - q"),
+    (checks.straight_through, lambda z, q: z + q.detach(), "z \\+ q"),
+    (checks.straight_through, lambda z, q: q + z - z.detach(), "also flows into q"),
+    (checks.straight_through, lambda z, q: 2 * z + (q - 2 * z).detach(), "must pass unchanged"),
+    (checks.vq_loss, lambda z, e, w: w * F.mse_loss(e, z.detach()) + F.mse_loss(z, e.detach()), "swapped"),
+    (checks.vq_loss, lambda z, e, w: (1 + w) * F.mse_loss(z, e), "Both stop-gradients are missing"),
+    (checks.vq_loss, loss_after, "after\\* straight-through"),
+    (checks.vq_loss, lambda z, e, w: loss(z, e.detach(), w), "codes get no gradient"),
+    (checks.vq_loss, lambda z, e, w: (1 + w) * F.mse_loss(z, e.detach()), "codes get no gradient"),
+    (checks.vq_loss, lambda z, e, w: F.mse_loss(e, z.detach()) + w * F.mse_loss(e, z.detach()), "none the encoder"),
+    (checks.vq_loss, lambda z, e, w: F.mse_loss(e, z) + w * F.mse_loss(z, e.detach()), "moves the encoder too"),
+    (checks.vq_loss, lambda z, e, w: F.mse_loss(e, z.detach()) + w * F.mse_loss(z, e), "moves the codes too"),
+    (checks.vq_loss, lambda z, e, w: F.mse_loss(e, z.detach()) + w * F.mse_loss(z, through(z, e)), "move together"),
+    (checks.vq_loss, lambda z, e, w: w * F.mse_loss(e, z) + F.mse_loss(z, e.detach()), "the encoder gets"),
+    (checks.vq_loss, lambda z, e, w: loss(z, e, w).detach(), "has no gradient"),
+    (checks.vq_loss, lambda z, e, w: F.mse_loss(e, z.detach()), "one of the two terms"),
+    (checks.vq_loss, lambda z, e, w: w * F.mse_loss(z, e.detach()), "one of the two terms"),
+    (checks.vq_loss, lambda z, e, w: loss(z, e, 1), "weight was not used"),
+    (checks.vq_loss, lambda z, e, w: w * loss(z, e, 1), "stands at both"),
+    (checks.vq_loss, lambda z, e, w: loss(z, e, w) * z.numel(), "sums instead of means"),
+    (checks.vq_loss, lambda z, e, w: (e - z.detach())**2 + w * (z - e.detach())**2, "shape"),
+    (CLASS, variant(loss=lambda s, z, e, w: w * F.mse_loss(e, z.detach()) + F.mse_loss(z, e.detach())), "swapped"),
+    (CLASS, of_diffusers(legacy=True), "swapped"),
+    (CLASS, variant(loss=lambda s, z, e, w: loss_after(z, e, w)), "after\\* straight-through"),
+    (CLASS, variant(loss=lambda s, z, e, w: (1 + w) * F.mse_loss(z, e)), "Both stop-gradients"),
+    (CLASS, variant(loss=lambda s, z, e, w: loss(z, e, w).detach()), "has no gradient"),
+    (CLASS, variant(loss=lambda s, z, e, w: F.mse_loss(e, z.detach())), "one of the two terms"),
+    (CLASS, variant(through=lambda s, z, e: e), "no gradient reaches z"),
+    (CLASS, variant(through=lambda s, z, e: e.detach()), "no gradient"),
+    (CLASS, variant(through=lambda s, z, e: e + z - z.detach()), "also flows into q"),
+    (CLASS, variant(through=lambda s, z, e: z), "value of z"),
+    (CLASS, variant(find=lambda s, z: nearest(z, s.codebook, vectors=lambda z: z.reshape(-1, 3))), "mixed pixels"),
+    (CLASS, variant(find=lambda s, z: nearest(z, s.codebook, pick=torch.argmax)), "farthest"),
+    (CLASS, variant(look_up=lambda s, i, z: s.codebook[i.flatten()].view(z.shape)), "on the way back"),
+    (CLASS, variant(forward=lambda s, z: VQ.forward(s, z)[0]), "three things"),
+    (CLASS, variant(forward=lambda s, z: VQ.forward(s, z)[::-1]), "shape"),
+    (CLASS, Plain, "plain tensor"),
+    (CLASS, Zeros, "all equal"),
+    (CLASS, variant(Running, loss=lambda s, z, e, w: (1 + w) * F.mse_loss(z, e.detach())), "only the commitment"),
+    (CLASS, variant(Running, moves=False), "neither way of learning"),
+    (CLASS, variant(Running, always=True), "eval mode"),
+    (CLASS, lambda **sizes: (lambda z: z), "nn.Module"),
+    (CLASS, lambda **sizes: nn.Linear(3, 9), "self.codebook"),
+    (checks.ema_codebook, lambda *a: ema(*a, old=1 - a[-1]), "part of the \\*old\\*"),
+    (checks.ema_codebook, lambda *a: ema(*a, old=1), "count did not move"),
+    (checks.ema_codebook, lambda *a: ema(*a, old=0), "this batch alone"),
+    (checks.ema_codebook, lambda *a: ema(*a, fade=False), "fade too"),
+    (checks.ema_codebook, lambda *a: ema(*a, divide="none"), "divide the total by the count"),
+    (checks.ema_codebook, lambda *a: ema(*a, divide="batch"), "this batch alone"),
+    (checks.ema_codebook, lambda *a: ema(*a, divide="old"), "update them first"),
+    (checks.ema_codebook, lambda c, t, v, i, d: (*ema(c, t, v, i, d)[:2], d * t + (1 - d) * ema(c, t, v, i, d, divide=
+                                                 "batch")[0]), "not of their mean"),
+    (checks.ema_codebook, lambda *a: ema(*a)[0], "three things"),
+    (checks.ema_codebook, lambda c, t, v, i, d: ema(c.mul_(d), t, v, i, d), "in place"),
+    (checks.restart_dead, lambda e, idle, v, p: (e, idle), "changed no code"),
+    (checks.restart_dead, lambda *a: restart(*a, dead=lambda idle, p: idle > p), "use >="),
+    (checks.restart_dead, lambda *a: restart(*a, dead=lambda idle, p: idle < p), "living codes"),
+    (checks.restart_dead, lambda *a: restart(*a, dead=lambda idle, p: idle >= 0), "living codes"),
+    (checks.restart_dead, lambda *a: restart(*a, forget=False), "begins anew"),
+    (checks.restart_dead, lambda *a: (restart(*a)[0], torch.zeros_like(a[1])), "keep their count"),
+    (checks.restart_dead, lambda *a: restart(*a, order=torch.arange(50)), "at random"),
+    (checks.restart_dead, lambda *a: restart(*a, order=torch.full((50,), int(torch.randint(50, ())))), "same vector"),
+    (checks.restart_dead, lambda e, idle, v, p: restart(e, idle, v + 0.1, p), "as it is"),
+    (checks.restart_dead, lambda *a: restart(*a)[0], "two things"),
+]
+
+
+@pytest.mark.parametrize("check, solution", CORRECT)
+def test_correct_variants_pass(check, solution, capsys):
+    torch.manual_seed(0)
+    check(solution)
+    assert capsys.readouterr().out.startswith("✓")
+
+
+@pytest.mark.parametrize("check, mutant, hint", MUTANTS)
+def test_mutants_are_killed_with_a_hint(check, mutant, hint):
+    torch.manual_seed(0)
+    with pytest.raises(checks.CheckFailed, match=hint):
+        check(mutant)
