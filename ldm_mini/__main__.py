@@ -28,6 +28,7 @@ Measure:
   python -m ldm_mini evaluate --task all           every task that it was trained for
   python -m ldm_mini bench                         our U-Net against diffusers' of the same shape
   python -m ldm_mini curves                        the reference curves of the notebooks, anew
+  python -m ldm_mini info sd-v1                    parts, shapes, parameters, FLOPs of the paper's models, or of yours
 
 Every command explains its options with --help. Names of recipes: ldm_mini/recipes.py.
 """
@@ -210,6 +211,19 @@ def curves(names: Positional[tuple[str, ...]] = (), *, seeds: int = 5, threads: 
         print(f"wrote {path}")
 
 
+def info(model: Positional[str], *, size: int | None = None) -> None:
+    """Parts, shapes, parameters and FLOPs per step of a model. Its weights are neither needed nor read.
+
+    Args:
+        model: a model of the paper (vq-f4, kl-f8, celeba256, cin256-v2, sd-v1, ...), shipped weights by name, a folder
+            that training wrote, or one that diffusers wrote.
+        size: side of the picture; that of its training unless given.
+    """
+    from .info import run_info
+
+    run_info(model, size)
+
+
 def _device(name: str) -> str:
     """The device that a name means on this machine."""
     import torch
@@ -261,7 +275,8 @@ def main(argv: list[str] | None = None) -> int:
     import tyro
 
     try:
-        commands = {"train": train, "sample": sample, "evaluate": evaluate, "bench": bench, "curves": curves}
+        commands = {"train": train, "sample": sample, "evaluate": evaluate, "bench": bench, "curves": curves,
+                    "info": info}
         tyro.extras.subcommand_cli_from_dict(commands, prog="python -m ldm_mini", args=argv)
     except (ValueError, OSError) as error:                      # CheckpointError is a ValueError
         print(f"error: {error}", file=sys.stderr)

@@ -55,6 +55,8 @@ FIRST_STAGE_OF = {name: "vq-f4" for name in UNETS} | {
     "rdm768": "kl-f16", "sd-v1": "kl-f8"}
 LATENT_SIZE = {name: 64 for name in UNETS} | {                 # the side of the latents it was trained on
     "lsun_churches256": 32, "cin256": 32, "txt2img-1p4B": 32, "semantic_synthesis512": 128, "rdm768": 48}
+TOKENS = {name: 77 for name, config in UNETS.items() if config.context_dim} | {  # of the context it was trained with
+    "cin256": 1, "cin256-v2": 1, "layout2img-openimages256": 92}
 ALIASES = {"stable-diffusion-v1": "sd-v1", "stable-diffusion": "sd-v1", "sd1": "sd-v1", "sd-v1-4": "sd-v1",
            "sd-v1-5": "sd-v1", "stable-diffusion-v1-4": "sd-v1", "stable-diffusion-v1-5": "sd-v1"}
 

@@ -30,7 +30,7 @@ ROWS = {
     "2c": "latent_diffusion tasks measures",
     # 3: loops, measurements, weights from outside, checks for exercises
     "3a": "warm_start train runs compvis diffusers_unet checking n07_mistakes",
-    "3d": "diffusers_io compvis_models",
+    "3w": "diffusers_io compvis_models",
     "3e": "pipelines",
     "3p": "pretrained",
     "3n": "n00_start n01_data n02_attention n03_vq_vae n03_codebook n04_perceptual_loss n05_vqgan n06_diffusion "
