@@ -14,6 +14,7 @@ from .n01_data import alpha_over, box_iou, inpainting_input
 from .n02_attention import attention, attention_macs, is_order_blind, masked_attention, multi_head
 from .n03_codebook import ema_codebook, restart_dead
 from .n03_vq_vae import nearest_code, straight_through, vector_quantizer, vq_loss
+from .n04_perceptual_loss import best_guess, layer_distance, lpips, ssim_map, unit_normalise
 from .n05_vqgan import adaptive_lambda, discriminator_step, gaussian_kl, hinge_losses, receptive_field, vqgan_loss
 from .n06_diffusion import add_noise, ddpm_letters, diffusion_posterior, ideal_x0, to_x0
 from .n07_unet import decoder_channels, ema_update, res_block, through_the_u, timestep_embedding, unet
@@ -24,11 +25,12 @@ from .n13_where import border_reach, coordinates, knows_where, order_error, prob
 
 __all__ = [
     "CheckFailed", "adaptive_lambda", "add_noise", "alpha_over", "attention", "attention_macs", "batched_guidance",
-    "border_reach", "box_iou", "class_tokens", "compression", "coordinates", "ddim_step", "ddpm_letters",
-    "ddpm_step", "decoder_channels", "diffusion_posterior", "discriminator_step", "dpm_step", "drop_conditions",
-    "ema_codebook", "ema_update", "euler_step", "freeze", "gaussian_kl", "guidance", "hinge_losses", "ideal_x0",
-    "inpainting_input", "is_order_blind", "knows_where", "latent_loss", "latent_numbers", "latent_sample",
-    "masked_attention", "multi_head", "nearest_code", "order_error", "probe", "receptive_field", "res_block",
-    "restart_dead", "sampling_timesteps", "scale_factor", "straight_through", "text_transformer", "through_the_u",
-    "timestep_embedding", "to_picture", "to_x0", "unet", "vector_quantizer", "vq_loss", "vqgan_loss", "word_maps",
+    "best_guess", "border_reach", "box_iou", "class_tokens", "compression", "coordinates", "ddim_step",
+    "ddpm_letters", "ddpm_step", "decoder_channels", "diffusion_posterior", "discriminator_step", "dpm_step",
+    "drop_conditions", "ema_codebook", "ema_update", "euler_step", "freeze", "gaussian_kl", "guidance",
+    "hinge_losses", "ideal_x0", "inpainting_input", "is_order_blind", "knows_where", "latent_loss",
+    "latent_numbers", "latent_sample", "layer_distance", "lpips", "masked_attention", "multi_head", "nearest_code",
+    "order_error", "probe", "receptive_field", "res_block", "restart_dead", "sampling_timesteps", "scale_factor",
+    "ssim_map", "straight_through", "text_transformer", "through_the_u", "timestep_embedding", "to_picture",
+    "to_x0", "unet", "unit_normalise", "vector_quantizer", "vq_loss", "vqgan_loss", "word_maps",
 ]

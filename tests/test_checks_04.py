@@ -1,0 +1,336 @@
+"""The checks of notebook 04: known wrong distances must fail with a hint, right ones of any style must pass."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ldm_mini import checks
+
+CHECKS = (checks.best_guess, checks.ssim_map, checks.unit_normalise, checks.layer_distance, checks.lpips)
+
+
+# ---------------------------------------------------------------- the best guess
+
+def guess(candidates, loss):
+    return candidates.mean(0) if loss == "l2" else candidates.median(0).values
+
+
+def guess_by_sorting(candidates, loss):
+    ordered, n = candidates.sort(dim=0).values, len(candidates)
+    return candidates.sum(0) / n if loss == "l2" else (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+
+
+def guess_by_descent(candidates, loss):
+    """No formula: Newton's method for L2, a ternary search over the candidates themselves for L1."""
+    if loss == "l2":
+        x = torch.zeros_like(candidates[0]).requires_grad_()
+        gradient, = torch.autograd.grad((candidates - x).square().mean(0).sum(), x)
+        return (x - gradient / 2).detach()
+    cost = (candidates[:, None] - candidates[None]).abs().mean(1)
+    return candidates.gather(0, cost.argmin(0, keepdim=True))[0]
+
+
+# ---------------------------------------------------------------- SSIM
+
+def ssim(x, y, mean, c1=0.01**2, c2=0.03**2, centre=(1, 1, 1), root=False, two=2):
+    m, n = mean(x), mean(y)
+    v, w = mean(x * x) - centre[0] * m * m, mean(y * y) - centre[1] * n * n
+    c = mean(x * y) - centre[2] * m * n
+    v, w = (t.clamp(min=0).sqrt() for t in (v, w)) if root else (v, w)
+    return (two * m * n + c1) / (m * m + n * n + c1) * (two * c + c2) / (v + w + c2)
+
+
+def ssim_one_average(x, y, mean):
+    """All five moments by one call."""
+    b = len(x)
+    m, n, xx, yy, xy = mean(torch.cat([x, y, x**2, y**2, x * y])).split(b)
+    luminance = (2 * m * n + 1e-4) / (m**2 + n**2 + 1e-4)
+    return luminance * (2 * (xy - m * n) + 9e-4) / ((xx - m**2) + (yy - n**2) + 9e-4)
+
+
+# ---------------------------------------------------------------- unit vectors and one layer
+
+def unit(x):
+    return x / x.norm(dim=1, keepdim=True).clamp(min=1e-10)
+
+
+def unit_in_loops(x):
+    return torch.stack([torch.stack([v / (v.square().sum() + 1e-20).sqrt() for v in image.flatten(1).T], 1)
+                        .view_as(image) for image in x])
+
+
+def unit_channels_last(x):
+    last = x.permute(0, 2, 3, 1)
+    return F.normalize(last, dim=-1).permute(0, 3, 1, 2)
+
+
+def layer(a, b, head, normalise=unit, power=2, before=False):
+    d = normalise(a) - normalise(b)
+    return (head[:, None, None] * d.abs() ** power).sum(1).mean((1, 2))
+
+
+def layer_by_conv(a, b, head):
+    return F.conv2d((unit(a) - unit(b)) ** 2, head[None, :, None, None]).mean((1, 2, 3))
+
+
+def layer_in_einsum(a, b, head):
+    return torch.einsum("bchw,c->b", (unit(a) - unit(b)).square(), head) / (a.shape[2] * a.shape[3])
+
+
+def layer_channels_last(a, b, head):
+    a, b = (unit(t).flatten(2).transpose(1, 2) for t in (a, b))
+    return ((a - b).square() @ head).mean(1)
+
+
+def layer_pair_by_pair(a, b, head):
+    return torch.stack([layer(p[None], q[None], head)[0] for p, q in zip(a, b)])
+
+
+def layer_by_cosine(a, b, head):
+    """|u - v|^2 = |u|^2 + |v|^2 - 2 u.v, in the metric of the head."""
+    dot = lambda p, q: (head[:, None, None] * p * q).sum(1)                     # noqa: E731
+    u, v = unit(a), unit(b)
+    return (dot(u, u) + dot(v, v) - 2 * dot(u, v)).mean((1, 2))
+
+
+# ---------------------------------------------------------------- LPIPS
+
+class Lpips(nn.Module):
+    """The right one, with a handle on everything that goes wrong in practice."""
+
+    def __init__(self, net, heads, shift, scale, frozen=True, evaluating=True, stays=True, heads_as="buffer",
+                 into=lambda x, shift, scale: (x - shift) / scale, layer=layer, join=sum, blind=False):
+        super().__init__()
+        self.net, self.stays, self.into, self.layer, self.join, self.blind = net, stays, into, layer, join, blind
+        self.register_buffer("shift", shift[:, None, None])
+        self.register_buffer("scale", scale[:, None, None])
+        self.heads = []
+        for i, head in enumerate(heads):
+            if heads_as == "random":
+                head = torch.rand(len(head))
+            if heads_as == "ones":
+                head = torch.ones(len(head))
+            if heads_as == "list":
+                self.heads.append(head)
+            else:
+                self.register_buffer(f"head{i}", head)
+        self.count = len(heads)
+        self.requires_grad_(not frozen)
+        if evaluating:
+            self.eval()
+
+    def train(self, mode=True):
+        return super().train(False) if self.stays else super().train(mode)
+
+    def forward(self, x, y):
+        if self.blind:
+            with torch.no_grad():
+                return self.distance(x, y)
+        return self.distance(x, y)
+
+    def distance(self, x, y):
+        heads = self.heads or [getattr(self, f"head{i}") for i in range(self.count)]
+        maps = zip(heads, *(self.net(self.into(t, self.shift, self.scale)) for t in (x, y)))
+        return self.join([self.layer(a, b, head) for head, a, b in maps])
+
+
+class LpipsByConv(nn.Module):
+    """As published: 1x1 convolutions behind dropout; pictures stacked into one batch; detached first picture allowed."""
+
+    def __init__(self, net, heads, shift, scale):
+        super().__init__()
+        self.net, self.lins = net, nn.ModuleList()
+        for head in heads:
+            conv = nn.Conv2d(len(head), 1, 1, bias=False)
+            conv.weight.data = head.view(1, -1, 1, 1).clone()
+            self.lins.append(nn.Sequential(nn.Dropout(), conv))
+        self.shift, self.scale = nn.Parameter(shift.view(1, 3, 1, 1)), nn.Parameter(scale.view(1, 3, 1, 1))
+        for p in self.parameters():
+            p.requires_grad = False
+        self.train(False)
+
+    def train(self, mode=True):
+        return super().train(mode=False)
+
+    def forward(self, x, y):
+        total = torch.zeros(len(x))
+        for lin, both in zip(self.lins, self.net((torch.cat([x, y]) - self.shift) / self.scale)):
+            a, b = F.normalize(both, dim=1).chunk(2)
+            total = total + lin((a - b) ** 2).mean((2, 3))[:, 0]
+        return total
+
+
+def bad(**options):
+    return lambda *parts: Lpips(*parts, **options)
+
+
+class EvalInForward(Lpips):
+    """Another way to keep dropout off: at every call."""
+
+    def __init__(self, *parts):
+        super().__init__(*parts, stays=False)
+
+    def forward(self, x, y):
+        self.eval()
+        return super().forward(x, y)
+
+
+class NoModule:
+    def __init__(self, net, heads, shift, scale):
+        self.inner = Lpips(net, heads, shift, scale)
+
+    def __call__(self, x, y):
+        return self.inner(x, y)
+
+
+CORRECT = [
+    (checks.best_guess, guess), (checks.best_guess, guess_by_sorting), (checks.best_guess, guess_by_descent),
+    (checks.best_guess, lambda c, loss: c.mean(0) if loss == "l2" else c.quantile(0.5, dim=0)),
+    (checks.ssim_map, ssim), (checks.ssim_map, ssim_one_average),
+    (checks.ssim_map, lambda x, y, mean: ssim(y, x, mean)),
+    (checks.unit_normalise, unit), (checks.unit_normalise, unit_in_loops), (checks.unit_normalise, unit_channels_last),
+    (checks.unit_normalise, F.normalize),
+    (checks.unit_normalise, lambda x: x * (x.square().sum(1, keepdim=True) + 1e-20).rsqrt()),
+    (checks.unit_normalise, lambda x: torch.einsum("bchw,bhw->bchw", x, 1 / (x.norm(dim=1) + 1e-10))),
+    (checks.layer_distance, layer), (checks.layer_distance, layer_by_conv), (checks.layer_distance, layer_in_einsum),
+    (checks.layer_distance, layer_channels_last), (checks.layer_distance, layer_pair_by_pair),
+    (checks.layer_distance, layer_by_cosine),
+    (checks.lpips, Lpips), (checks.lpips, LpipsByConv), (checks.lpips, EvalInForward),
+    (checks.lpips, bad(layer=layer_in_einsum, join=lambda d: torch.stack(d).sum(0))),
+]
+
+
+def flat_length(x):
+    return x / x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+
+
+MUTANTS = [
+    (checks.best_guess, lambda c, loss: c.mean(0), "this is the mean"),
+    (checks.best_guess, lambda c, loss: c.median(0).values, "this is the median"),
+    (checks.best_guess, lambda c, loss: guess(c, {"l1": "l2", "l2": "l1"}[loss]), "this is the median"),
+    (checks.best_guess, lambda c, loss: c.mean() + 0 * c[0], "one number"),
+    (checks.best_guess, lambda c, loss: c.sum(0), "sum"),
+    (checks.best_guess, lambda c, loss: c.mean(0) if loss == "l2" else c.median() + 0 * c[0], "own median"),
+    (checks.best_guess, lambda c, loss: c.mean(0) if loss == "l2" else c.median(0), "torch.Tensor"),
+    (checks.best_guess, lambda c, loss: c.mean(0) if loss == "l2" else c[0], "off by"),
+    (checks.best_guess, lambda c, loss: c.mean(0) if loss == "l2" else c.median(1).values, "shape"),
+    (checks.ssim_map, lambda *a: ssim(*a, centre=(0, 0, 0)), "variance and covariance are not centred"),
+    (checks.ssim_map, lambda *a: ssim(*a, centre=(1, 1, 0)), "covariance is not centred"),
+    (checks.ssim_map, lambda *a: ssim(*a, centre=(0, 0, 1)), "variances are not centred"),
+    (checks.ssim_map, lambda *a: ssim(*a, root=True), "deviations"),
+    (checks.ssim_map, lambda *a: ssim(*a, c1=9e-4, c2=1e-4), "swapped"),
+    (checks.ssim_map, lambda *a: ssim(*a, c1=0.01, c2=0.03), r"0.01\*\*2"),
+    (checks.ssim_map, lambda *a: ssim(*a, c1=0, c2=0), "constants are missing"),
+    (checks.ssim_map, lambda *a: ssim(*a, two=1), "2 above"),
+    (checks.ssim_map, lambda *a: ssim(*a).mean(), "whole map"),
+    (checks.ssim_map, lambda *a: ssim(*a).mean((1, 2, 3)), "whole map"),
+    (checks.ssim_map, lambda *a: 1 - ssim(*a), "1 - SSIM"),
+    (checks.ssim_map, lambda x, y, m: (2 * (m(x * y) - m(x) * m(y)) + 9e-4)
+     / (m(x * x) - m(x)**2 + m(y * y) - m(y)**2 + 9e-4), "compares the means"),
+    (checks.ssim_map, lambda x, y, m: (2 * m(x) * m(y) + 1e-4) / (m(x)**2 + m(y)**2 + 1e-4), "compares the structure"),
+    (checks.ssim_map, lambda x, y, m: ssim(x, y, lambda t: t.mean((2, 3), keepdim=True).expand_as(t)), "off by"),
+    (checks.unit_normalise, lambda x: F.normalize(x, dim=0), "channels"),
+    (checks.unit_normalise, lambda x: F.normalize(x, dim=-1), "channels"),
+    (checks.unit_normalise, lambda x: F.normalize(x.flatten(2), dim=2).view_as(x), "channels"),
+    (checks.unit_normalise, flat_length, "own"),
+    (checks.unit_normalise, lambda x: x / x.norm(), "own"),
+    (checks.unit_normalise, lambda x: x / x.square().sum(1, keepdim=True), "square root is missing"),
+    (checks.unit_normalise, lambda x: F.normalize(x, p=1, dim=1), "absolute"),
+    (checks.unit_normalise, lambda x: x / x.sum(1, keepdim=True), "sum of the entries"),
+    (checks.unit_normalise, lambda x: x / x.square().mean(1, keepdim=True).sqrt(), "mean. square"),
+    (checks.unit_normalise, lambda x: x.softmax(1), "softmax"),
+    (checks.unit_normalise, lambda x: (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True), "standardises"),
+    (checks.unit_normalise, lambda x: x / x.norm(dim=1, keepdim=True), "0 / 0"),
+    (checks.unit_normalise, lambda x: x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10), "infinitely steep"),
+    (checks.layer_distance, lambda *a: layer(*a, normalise=lambda t: t), "not unit-normalised"),
+    (checks.layer_distance, lambda a, b, h: (h[:, None, None] * unit(a - b) ** 2).sum(1).mean((1, 2)), "then subtract"),
+    (checks.layer_distance, lambda a, b, h: layer(a, b, torch.ones_like(h)), "no effect"),
+    (checks.layer_distance, lambda a, b, h: layer(a, b, h) / len(h), "mean over channels"),
+    (checks.layer_distance, lambda a, b, h: layer(a, b, h) * 20, "sum over positions"),
+    (checks.layer_distance, lambda *a: layer(*a, power=1), "square them"),
+    (checks.layer_distance, lambda a, b, h: layer(a, b, h * h), "weigh .after. squaring"),
+    (checks.layer_distance, lambda a, b, h: ((unit(a) - unit(b)) * h[:, None, None]).sum(1).square().mean((1, 2)),
+     "must not cancel"),
+    (checks.layer_distance, lambda *a: layer(*a).sqrt(), "no square root"),
+    (checks.layer_distance, lambda a, b, h: layer(h[:, None, None] * a, h[:, None, None] * b, torch.ones(6)),
+     "not the features"),
+    (checks.layer_distance, lambda *a: layer(*a).mean(), "one number for the batch"),
+    (checks.layer_distance, lambda a, b, h: (h[:, None, None] * (unit(a) - unit(b)) ** 2).sum(1), "height and width"),
+    (checks.layer_distance, lambda *a: layer(*a, normalise=flat_length), "off by"),
+    (checks.layer_distance, lambda a, b, h: ((unit(a) - unit(b)) ** 2 * h).sum(1).mean((1, 2)), "RuntimeError"),
+    (checks.lpips, bad(into=lambda x, shift, scale: x), "v0.0"),
+    (checks.lpips, bad(into=lambda x, shift, scale: x - shift), "not divided"),
+    (checks.lpips, bad(into=lambda x, shift, scale: x / scale), "not shifted"),
+    (checks.lpips, bad(into=lambda x, shift, scale: (x + shift) / scale), "you added"),
+    (checks.lpips, bad(into=lambda x, shift, scale: x * scale + shift), "backwards"),
+    (checks.lpips, bad(join=lambda d: sum(d) / len(d)), "sum"),
+    (checks.lpips, bad(join=lambda d: d[-1]), "only the last"),
+    (checks.lpips, bad(join=lambda d: d[0]), "only the first"),
+    (checks.lpips, bad(join=lambda d: -sum(d)), "negative"),
+    (checks.lpips, bad(join=lambda d: sum(d).mean()), "shape"),
+    (checks.lpips, bad(heads_as="random"), "does not hold the given heads"),
+    (checks.lpips, bad(heads_as="ones"), "are they loaded"),
+    (checks.lpips, bad(heads_as="list"), "register_buffer"),
+    (checks.lpips, bad(layer=lambda a, b, h: layer(a, b, torch.ones_like(h))), "heads are not used"),
+    (checks.lpips, bad(layer=lambda a, b, h: layer(a, b, torch.rand(len(h)))), "another number each time"),
+    (checks.lpips, bad(layer=lambda *a: layer(*a, normalise=lambda t: t)), "not unit-normalised"),
+    (checks.lpips, bad(layer=lambda *a: layer(*a, normalise=flat_length)), "at every position"),
+    (checks.lpips, bad(frozen=False), "not frozen"),
+    (checks.lpips, bad(evaluating=False, stays=False), "another number each time"),
+    (checks.lpips, bad(stays=False), "Override `train`"),
+    (checks.lpips, bad(blind=True), "no gradient comes back"),
+    (checks.lpips, bad(layer=lambda a, b, h: layer(a.detach(), b.detach(), h)), "no gradient comes back"),
+    (checks.lpips, NoModule, "nn.Module"),
+]
+
+
+@pytest.mark.parametrize("check, solution", CORRECT)
+def test_correct_variants_pass(check, solution, capsys):
+    check(solution)
+    assert capsys.readouterr().out.startswith("✓")
+
+
+@pytest.mark.parametrize("check, mutant, hint", MUTANTS)
+def test_mutants_are_killed_with_a_hint(check, mutant, hint):
+    with pytest.raises(checks.CheckFailed, match=hint):
+        check(mutant)
+
+
+def test_only_one_scaled_picture_is_named():
+    class OneSided(Lpips):
+        def distance(self, x, y):
+            return super().distance(x, y * self.scale + self.shift)
+
+    with pytest.raises(checks.CheckFailed, match="both pictures"):
+        checks.lpips(OneSided)
+
+
+def test_heads_held_but_others_used():
+    class Untrained(Lpips):
+        def __init__(self, *parts):
+            super().__init__(*parts)
+            own = {len(head): torch.rand(len(head)) for head in parts[1]}
+            self.layer = lambda a, b, head: layer(a, b, own[len(head)])
+
+    with pytest.raises(checks.CheckFailed, match="random heads"):
+        checks.lpips(Untrained)
+
+
+def test_the_packages_own_gradient_is_what_the_check_warns_of():
+    """x / (sqrt(sum) + eps), as the lpips package writes it: finite forward, NaN backward at a silent position."""
+    x = torch.zeros(1, 4, 1, 1, requires_grad=True)
+    out = x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)
+    out.sum().backward()
+    assert out.isfinite().all() and math.isnan(x.grad.sum().item())
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_stub_is_named(check):
+    def stub(*args):
+        raise NotImplementedError
+
+    with pytest.raises(checks.CheckFailed, match="still the stub"):
+        check(stub)
