@@ -138,7 +138,7 @@ class Lpips(nn.Module):
 
 
 class LpipsByConv(nn.Module):
-    """As published: 1x1 convolutions behind dropout; pictures stacked into one batch; detached first picture allowed."""
+    """As published: 1x1 convolutions behind dropout; both pictures in one batch."""
 
     def __init__(self, net, heads, shift, scale):
         super().__init__()
@@ -211,7 +211,7 @@ MUTANTS = [
     (checks.best_guess, lambda c, loss: c.mean(0), "this is the mean"),
     (checks.best_guess, lambda c, loss: c.median(0).values, "this is the median"),
     (checks.best_guess, lambda c, loss: guess(c, {"l1": "l2", "l2": "l1"}[loss]), "this is the median"),
-    (checks.best_guess, lambda c, loss: c.mean() + 0 * c[0], "one number"),
+    (checks.best_guess, lambda c, loss: c.mean() + 0 * c[0], "one number for all pixels"),
     (checks.best_guess, lambda c, loss: c.sum(0), "sum"),
     (checks.best_guess, lambda c, loss: c.mean(0) if loss == "l2" else c.median() + 0 * c[0], "own median"),
     (checks.best_guess, lambda c, loss: c.mean(0) if loss == "l2" else c.median(0), "torch.Tensor"),
@@ -220,7 +220,7 @@ MUTANTS = [
     (checks.ssim_map, lambda *a: ssim(*a, centre=(0, 0, 0)), "variance and covariance are not centred"),
     (checks.ssim_map, lambda *a: ssim(*a, centre=(1, 1, 0)), "covariance is not centred"),
     (checks.ssim_map, lambda *a: ssim(*a, centre=(0, 0, 1)), "variances are not centred"),
-    (checks.ssim_map, lambda *a: ssim(*a, root=True), "deviations"),
+    (checks.ssim_map, lambda *a: ssim(*a, root=True), "variances"),
     (checks.ssim_map, lambda *a: ssim(*a, c1=9e-4, c2=1e-4), "swapped"),
     (checks.ssim_map, lambda *a: ssim(*a, c1=0.01, c2=0.03), r"0.01\*\*2"),
     (checks.ssim_map, lambda *a: ssim(*a, c1=0, c2=0), "constants are missing"),

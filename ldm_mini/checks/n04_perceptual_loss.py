@@ -18,7 +18,7 @@ def best_guess(function):
         compare(got, mean, 'best_guess(candidates, "l2")', mistakes=[
             (median, "this is the median. Set the derivative of the mean squared error to zero: what remains?"),
             (candidates.sum(0), "this is the sum: divide by the number of candidates."),
-            (candidates.mean().expand_as(mean), "one number for the whole picture. Every pixel has its own best value."),
+            (candidates.mean().expand_as(mean), "one number for all pixels. Each pixel has its own best value."),
         ])
         got = attempt(function, candidates, "l1", name="best_guess")
         name = 'best_guess(candidates, "l1")'
@@ -56,7 +56,7 @@ def ssim_map(function):
                             "the mean of x*y, minus the product of the means."),
         (index(c=xy), "the covariance is not centred: subtract the product of the local means."),
         (index(xx, yy), "the variances are not centred: subtract the square of the local mean."),
-        (index(v.clamp(min=0).sqrt(), w.clamp(min=0).sqrt()), "the second factor has *variances* below, no deviations."),
+        (index(v.clamp(min=0).sqrt(), w.clamp(min=0).sqrt()), "the second factor has *variances* below."),
         (index(c1=0.03**2, c2=0.01**2), "the two constants are swapped: 0.01**2 with the means."),
         (index(c1=0.01, c2=0.03), "the constants are 0.01**2 and 0.03**2."),
         (index(c1=0, c2=0), "the constants are missing: on a flat picture this divides 0 by 0."),
@@ -87,8 +87,8 @@ def unit_normalise(function):
         (x / x.sum(1, keepdim=True), "divided by the sum of the entries: length is the root of the sum of squares."),
         (x / length(1) * 5**0.5, "divided by the root *mean* square: take the sum over channels."),
         (x.softmax(1), "this is a softmax. Divide each vector by its length."),
-        ((x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True), "this standardises. Do not subtract a mean: only divide "
-                                                                 "by the length."),
+        ((x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True), "this standardises. Subtract no mean, only divide by "
+                                                                 "the length."),
     ], rtol=1e-3)
     silent = torch.zeros(1, 5, 2, 2, requires_grad=True)
     try:
@@ -101,8 +101,8 @@ def unit_normalise(function):
         raise CheckFailed(f"{name}: where all channels are 0 the result is 0 / 0 = NaN. Keep the length from being 0: "
                           "`.clamp(min=1e-10)`, or add 1e-10.")
     if not silent.grad.isfinite().all():
-        raise CheckFailed(f"{name}: where all channels are 0 the *gradient* is NaN, because a square root is infinitely "
-                          "steep at 0. `features.norm(dim=1, keepdim=True)` knows about that (or add 1e-20 under the "
+        raise CheckFailed(f"{name}: where all channels are 0 the *gradient* is NaN, because a square root is "
+                          "infinitely steep at 0. `features.norm(dim=1, keepdim=True)` knows about that (or add 1e-20 under the "
                           "root).")
     passed("unit_normalise: directions are left, lengths are gone")
 
@@ -192,8 +192,8 @@ def lpips(make):
 def _held(mine, x, y, heads):
     """Everything learned is frozen, and moves with the module."""
     if any(p.requires_grad for p in mine.parameters()):
-        raise CheckFailed("LPIPS is not frozen: an optimizer could bend the judge. Call `self.requires_grad_(False)` as "
-                          "the last line of __init__.")
+        raise CheckFailed("LPIPS is not frozen: an optimizer could bend the judge. Call `self.requires_grad_(False)` "
+                          "as the last line of __init__.")
     kept = [t.flatten() for t in (*mine.parameters(), *mine.buffers())]
     missing = [h for h in heads if not any(t.shape == h.shape and torch.allclose(t, h) for t in kept)]
     if missing:
@@ -211,7 +211,7 @@ def _value(got, net, heads, x, y, shift, scale):
         layers = total(s(x), s(y))
         torch.manual_seed(0)
         compare(got, layers.sum(0), "LPIPS(...)(x, y)", mistakes=[
-            (total(x, y).sum(0), "the input is not scaled: (x - shift) / scale. (LPIPS v0.0 was published with that bug.)"),
+            (total(x, y).sum(0), "the input is not scaled: (x - shift) / scale. (LPIPS v0.0 had that bug.)"),
             (total(s(x), y).sum(0), "scale both pictures."),
             (total(x - shift, y - shift).sum(0), "shifted, but not divided by scale."),
             (total(x / scale, y / scale).sum(0), "divided by scale, but not shifted."),
