@@ -102,8 +102,8 @@ def unit_normalise(function):
                           "`.clamp(min=1e-10)`, or add 1e-10.")
     if not silent.grad.isfinite().all():
         raise CheckFailed(f"{name}: where all channels are 0 the *gradient* is NaN, because a square root is "
-                          "infinitely steep at 0. `features.norm(dim=1, keepdim=True)` knows about that (or add 1e-20 under the "
-                          "root).")
+                          "infinitely steep at 0. `features.norm(dim=1, keepdim=True)` knows that (or add 1e-20 under "
+                          "the root).")
     passed("unit_normalise: directions are left, lengths are gone")
 
 
