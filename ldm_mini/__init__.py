@@ -29,12 +29,18 @@ CONTENTS = {
     # conditioning (sec. 3.3)
     "cond": ("Cond",),
     "text": ("TextTransformer", "load_tokenizer"),
-    "conditioners": ("Conditioner", "ClassConditioner", "TextConditioner", "CombinedConditioner"),
+    "conditioning": ("Conditioner",),
+    "layout_conditioner": ("LayoutConditioner",),
+    "concat_conditioners": ("LowResConditioner", "SemanticConditioner", "InpaintConditioner"),
+    "conditioners": ("ClassConditioner", "TextConditioner", "CombinedConditioner"),
     "latent_diffusion": ("LatentDiffusion", "latent_scale"),
+    "tasks": ("TASKS", "sample_task"),
     # training, and what came of it (sec. 4, appendix E)
     "ema": ("EMA",),
     "latents": ("LatentCache", "cache_latents"),
     "train": ("TrainState", "train_autoencoder", "train_diffusion"),
+    "presets": ("autoencoder_preset", "unet_preset"),
+    "pretrained": ("from_compvis", "from_diffusers", "to_diffusers"),
     "recipes": ("AUTOENCODERS", "DIFFUSIONS", "find_recipe"),
 }
 _FILE_OF = {name: file for file, names in CONTENTS.items() for name in names}

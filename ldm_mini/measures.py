@@ -70,8 +70,10 @@ class Judge:
 
 
 def wanted_captions(task: str, batch: dict) -> list[str]:
-    """The captions of a batch of scenes; for "class", what its classes would be called."""
-    return batch["caption"] if task == "text" else [f"a {NOUNS[k]}" for k in batch["class"].tolist()]
+    """The captions of a batch of scenes; for "class", what its classes would be called, "" for none."""
+    if task == "text":
+        return batch["caption"]
+    return [f"a {NOUNS[k]}" if k >= 0 else "" for k in batch["class"].tolist()]
 
 
 def baseline(task: str, batch: dict) -> tuple[str, Tensor] | None:

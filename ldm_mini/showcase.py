@@ -84,7 +84,7 @@ def showcase(ldm, task: str, batch: dict, words: dict | None = None, **options) 
         options.setdefault("guidance_scale", TASKS["text"].guidance_scale)
         samples = ldm.sample({**inputs(task, batch, ldm), **words}, **options)
     rows = [show_inputs(task, batch, samples.shape[-2:]), samples.cpu()]
-    if "seed" in batch and words is None:
+    if "seed" in batch and words is None and TASKS[task].keys:
         rows.append(batch["image"])
     return [row for row in rows if row is not None]
 

@@ -197,3 +197,21 @@ def test_the_base_class_asks_for_its_methods():
             method({})
     with pytest.raises(ValueError, match="probability"):
         CombinedConditioner([], p_drop_each=1.5)
+
+
+def test_subsets_are_drawn_as_promised(classes):
+    parts = [ClassConditioner(5, 16, key=key) for key in "abc"]
+    combined, size = CombinedConditioner(parts, p_drop_each=0.5, p_single=0.6, weights=(3, 1, 1)), 20000
+    torch.manual_seed(0)
+    kept = combined.draw_subsets(size)
+    alone = kept & (kept.sum(1, keepdim=True) == 1)
+    share = alone.float().mean(0)                                               # 0.6 * weight + 0.4 / 8 by chance
+    assert_close(share, torch.tensor([0.41, 0.17, 0.17]), atol=0.02, rtol=0)
+    assert abs(kept.all(1).float().mean() - 0.05) < 0.01 and abs((~kept).all(1).float().mean() - 0.05) < 0.01
+    always_one = CombinedConditioner(parts, p_drop_each=0.0, p_single=1.0).train()
+    batch = {key: torch.ones(200, dtype=torch.long) for key in "abc"}
+    cond = always_one.encode(batch).context
+    nulls = torch.stack([(cond[:, i] == part.token.weight[5]).all(1) for i, part in enumerate(parts)])
+    assert nulls.sum(0).eq(2).all() and nulls.float().mean(1).max() < 0.9
+    with pytest.raises(ValueError, match="2 positive numbers"):
+        CombinedConditioner(parts[:2], weights=(1, 0))

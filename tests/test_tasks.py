@@ -1,0 +1,241 @@
+"""Every task of the paper from the command line and from Python: inputs that tell no more than they should,
+combinations in one guided call, sizes, pasted pixels, warm start."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+from ldm_mini import recipes, tasks
+from ldm_mini.__main__ import main
+from ldm_mini.data import EmojiScenes, collate
+from ldm_mini.latent_diffusion import LatentDiffusion
+from ldm_mini.latents import LatentCache, cache_latents
+from ldm_mini.showcase import batch_from_files, show_inputs
+from ldm_mini.warm_start import start_from
+
+MICRO = recipes.MICRO_DIFFUSION
+QUICK = ["--recipe", "micro", "--device", "cpu", "--steps", "2", "--log-every", "2", "--latents", "8"]
+
+
+def first_stage():
+    torch.manual_seed(0)
+    autoencoder = recipes.build_autoencoder(recipes.MICRO_AUTOENCODER)
+    autoencoder.train()(scenes(4)["image"])                                     # the codebook needs data
+    return autoencoder.eval()
+
+
+def scenes(n=3, size=32):
+    data = EmojiScenes(replace(MICRO.scenes, size=size), n)
+    return collate([data[i] for i in range(n)])
+
+
+def model(task, seed=1):
+    torch.manual_seed(seed)
+    ldm = recipes.build_diffusion(recipes.for_task(MICRO, task), first_stage()).eval()
+    for name, parameter in ldm.net.named_parameters():                          # a fresh net says 0 to everything
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return ldm
+
+
+@pytest.fixture(scope="module")
+def everything():
+    return model("all")
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_a_model_of_one_task_reads_what_the_paper_says(task):
+    ldm = model(task)
+    shape = {"superres": (3, None), "semantic": (8, None), "inpaint": (4, None), "unconditional": (0, None)}
+    config = ldm.net.config
+    assert (config.concat_channels, config.context_dim) == shape.get(task, (0, 16))
+    assert tasks.possible(ldm) == (["unconditional", "text"] if task == "text" else [task])
+    images = tasks.sample_task(ldm, task, scenes(), steps=2, seed=0)
+    assert images.shape == (3, 3, 32, 32) and images.isfinite().all()
+    other = next(name for name in ("layout", "superres") if name != task)
+    with pytest.raises(ValueError, match=f"cannot do the task '{other}'; it can do"):
+        tasks.sample_task(ldm, other, scenes())
+
+
+def test_inputs_hold_nothing_but_the_tasks_keys(everything):
+    batch = scenes()
+    assert {name: sorted(tasks.inputs(name, batch, everything)) for name in tasks.TASKS} == {
+        "unconditional": ["caption"], "class": ["class"], "text": ["caption"], "layout": ["boxes", "labels"],
+        "superres": ["lowres"], "semantic": ["semantic"], "inpaint": ["image", "mask"]}
+    assert tasks.inputs("unconditional", batch, everything) == {"caption": ["", "", ""]}
+    assert tasks.possible(everything) == list(tasks.TASKS)
+    with pytest.raises(ValueError, match="no task 'dreams'; there are unconditional"):
+        tasks.inputs("dreams", batch)
+
+
+@pytest.mark.parametrize("keys", [("caption",), ("labels", "boxes"), ("lowres",), ("semantic",), ("image", "mask"),
+                                  ("caption", "labels", "boxes"), ("caption", "image", "mask"),
+                                  ("class", "lowres", "semantic")])
+def test_any_combination_is_sampled_in_one_guided_call(everything, keys):
+    batch = {key: value for key, value in scenes().items() if key in keys}
+    calls = []
+    handle = everything.net.register_forward_pre_hook(lambda net, args: calls.append(len(args[0])))
+    images = everything.sample(batch, steps=2, sampler="ddim", guidance_scale=3.0, seed=0, negative="an apple")
+    handle.remove()
+    assert calls == [6, 6], "condition and null in one batch, once a step"
+    assert images.shape == (3, 3, 32, 32)
+    if "mask" in keys:
+        outside = (batch["mask"] == 0).expand(-1, 3, -1, -1)
+        assert images[outside].equal(batch["image"][outside]) and not images.equal(batch["image"])
+
+
+def test_every_condition_changes_the_picture(everything):
+    batch, x, t = scenes(), torch.randn(3, 3, 8, 8), torch.tensor([100, 500, 900])
+    with torch.no_grad():
+        def eps(given):
+            return everything.denoiser(given)(x, t)[1]
+
+        plain = eps({"caption": [""] * 3})
+        for task in ("text", "class", "layout", "superres", "semantic", "inpaint"):
+            difference = (eps(tasks.inputs(task, batch)) - plain).abs().flatten(1).amax(1)
+            assert (difference > 1e-5).all(), task
+
+
+def test_size_follows_the_inputs(everything):
+    large = scenes(2, size=48)
+    for keys in (("lowres",), ("semantic",), ("image", "mask")):
+        batch = {key: large[key] for key in keys}
+        assert everything.sample(batch, steps=1, guidance_scale=2.0).shape == (2, 3, 48, 48)
+    assert everything.sample({"caption": ["a star"]}, steps=1, size=(32, 64)).shape == (1, 3, 32, 64)
+    with pytest.raises(ValueError, match="different sizes"):
+        everything.sample({"lowres": large["lowres"], "semantic": scenes(2)["semantic"]}, steps=1)
+
+
+def test_cached_inputs_train_like_images(everything):
+    keys, prepare = tasks.cached_inputs(tasks.PARTS, everything.autoencoder)
+    batch = scenes(4)
+    cache = cache_latents(everything.autoencoder, [batch], 4, keys, prepare=prepare)
+    assert cache.conditions["semantic"].dtype == torch.uint8 and cache.conditions["mask"].shape == (4, 1, 8, 8)
+    cached = cache[:]
+    assert "image" not in cached and len(cached["caption"]) == 4
+    losses = [everything.loss(b, torch.Generator().manual_seed(0)).item() for b in (cached, batch)]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3), "half precision apart"
+
+
+def test_cache_keeps_its_inputs_on_disk(everything, tmp_path):
+    keys, prepare = tasks.cached_inputs(("text", "inpaint"), everything.autoencoder)
+    made = cache_latents(everything.autoencoder, [scenes(4)], 4, keys, tmp_path, "x", prepare=prepare)
+    again = LatentCache.load(tmp_path)
+    assert again.conditions["mask"].equal(made.conditions["mask"]) and again.conditions["mask"].dtype == torch.bool
+    assert again.conditions["masked_latent"].equal(made.conditions["masked_latent"])
+    assert set(again.conditions) == {"caption", "masked_latent", "mask"}
+
+
+def test_the_old_model_is_inside_the_new_one():
+    old_of_all, autoencoder = model("all", seed=5), first_stage()
+    text_and_class = recipes.build_diffusion(MICRO, autoencoder).eval()
+    for parameter in text_and_class.net.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    new = recipes.build_diffusion(recipes.for_task(MICRO, "all"), autoencoder).eval()
+    before = {name: value.clone() for name, value in new.conditioner.parts[2].state_dict().items()}
+    start_from(text_and_class, new)
+    x, t, batch = torch.randn(3, 3, 8, 8), torch.tensor([1, 500, 999]), {"caption": ["a star", "", "a red car"]}
+    with torch.no_grad():
+        for given in (batch, {"class": torch.tensor([1, -1, 2])}):
+            a, b = (m.denoiser(given, 3.0)(x, t)[1] for m in (text_and_class, new))
+            assert_close(a, b, atol=1e-5, rtol=1e-4)
+            assert not torch.allclose(a, x)
+        stem = new.net.down[0][0].weight
+        assert not stem[:, 3:].any() and stem[:, :3].equal(text_and_class.net.down[0][0].weight)
+    assert all(value.equal(before[name]) for name, value in new.conditioner.parts[2].state_dict().items())
+    start_from(old_of_all, new)                                                 # the same shape: everything is taken
+    theirs = old_of_all.state_dict()
+    assert all(v.equal(theirs[k]) for k, v in new.state_dict().items() if k.startswith(("net", "conditioner")))
+    with pytest.raises(ValueError, match="joins 18 channels of conditions, the recipe 3"):
+        start_from(old_of_all, model("superres"))
+    with pytest.raises(ValueError, match="another shape"):
+        start_from(model("unconditional"), new)
+
+
+def test_the_all_model_survives_the_disk_in_half_precision(everything, tmp_path):
+    everything.save_pretrained(tmp_path / "m", half=True)
+    again = LatentDiffusion.from_pretrained(tmp_path / "m")
+    weights = json.loads((tmp_path / "m" / "config.json").read_text())["conditioner"]
+    assert [part["kind"] for part in weights["parts"]] == list(tasks.PARTS)
+    batch = {key: scenes()[key] for key in ("caption", "image", "mask", "lowres")}
+    a, b = (m.sample(batch, steps=2, seed=0, sampler="ddim") for m in (everything, again))
+    assert (a - b).abs().mean() < 0.02
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A first stage and one model of all conditions, both from the command line."""
+    folder = tmp_path_factory.mktemp("tasks")
+    assert main(["train", "autoencoder", "--recipe", "micro", "--device", "cpu", "--steps", "2",
+                 "--out", str(folder / "ae")]) == 0
+    assert main(["train", "diffusion", *QUICK, "--task", "all", "--autoencoder", str(folder / "ae" / "model"),
+                 "--out", str(folder / "all")]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("task", ["layout", "inpaint", "unconditional"])
+def test_training_a_single_task(runs, tmp_path, task):
+    assert main(["train", "diffusion", *QUICK, "--task", task, "--autoencoder", str(runs / "ae" / "model"),
+                 "--out", str(tmp_path / task)]) == 0
+    record = json.loads((tmp_path / task / "log.jsonl").read_text().splitlines()[-1])
+    assert record["val_loss"] > 0
+    grid = Image.open(tmp_path / task / "samples" / "step-00000002.png")
+    assert grid.size == (8 * 34 - 2, 2 * 34 - 2), "eight true scenes, eight samples"
+
+
+def test_the_all_model_measures_each_task_while_it_trains(runs):
+    record = json.loads((runs / "all" / "log.jsonl").read_text().splitlines()[-1])
+    assert {f"val_{task}" for task in tasks.TASKS} <= record.keys()
+
+
+@pytest.mark.parametrize("task, rows", [("superres", 3), ("semantic", 3), ("inpaint", 3), ("layout", 3), ("text", 2),
+                                        ("class", 2), ("unconditional", 1)])
+def test_sample_draws_input_output_and_truth(runs, tmp_path, task, rows):
+    out = tmp_path / "grid.png"
+    argv = ["sample", "--task", task, "--model", str(runs / "all" / "model"), "--num", "2", "--steps", "1",
+            "--device", "cpu", "--out", str(out)]
+    assert main(argv) == 0
+    assert Image.open(out).size == (2 * 34 - 2, rows * 34 - 2)
+
+
+def test_sample_inpaints_a_file_with_words(runs, tmp_path):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
+    hole = np.zeros((32, 32), np.uint8)
+    hole[8:20, 4:16] = 255
+    Image.fromarray(hole).save(tmp_path / "hole.png")
+    argv = ["sample", "a star", "--task", "inpaint", "--image", str(tmp_path / "photo.png"), "--model",
+            str(runs / "all" / "model"), "--num", "2", "--steps", "1", "--device", "cpu"]
+    assert main([*argv, "--mask", str(tmp_path / "hole.png"), "--out", str(tmp_path / "grid.png")]) == 0
+    grid, photo = (np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("grid.png", "photo.png"))
+    out = grid[34:66, :32]
+    assert (abs(out - photo)[hole == 0] <= 0).all() and (abs(out - photo)[hole == 255] > 8).any()
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--image", "x.png"], "needs a --task"), (["--task", "inpaint", "--mask", "x.png"], "--mask an --image"),
+    (["--task", "layout", "--image", "x.png"], "reads no picture"),
+])
+def test_mistakes_at_the_command_line_are_explained(runs, capsys, argv, message):
+    assert main(["sample", *argv, "--model", str(runs / "all" / "model"), "--device", "cpu"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_files_of_every_kind_are_read(tmp_path):
+    Image.new("RGB", (50, 40), (255, 0, 0)).save(tmp_path / "red.png")
+    lowres = batch_from_files("superres", 64, 2, tmp_path / "red.png")["lowres"]
+    assert lowres.shape == (2, 3, 16, 16) and lowres[0, 0].eq(1).all() and lowres[0, 1].eq(-1).all()
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "map.png")
+    semantic = batch_from_files("semantic", 16, 1, tmp_path / "map.png")["semantic"]
+    assert semantic.shape == (1, 16, 16) and semantic[0, ::2, ::2].flatten().tolist() == list(range(64))
+    with pytest.raises(ValueError, match="one channel"):
+        batch_from_files("semantic", 16, 1, tmp_path / "red.png")
+    batch = batch_from_files("inpaint", 32, 2, tmp_path / "red.png")
+    assert batch["mask"].shape == (2, 1, 32, 32) and not batch["mask"][0].equal(batch["mask"][1])
+    shown = show_inputs("inpaint", batch, (32, 32))
+    assert shown[batch["mask"].expand(-1, 3, -1, -1) == 1].eq(0).all()
