@@ -109,18 +109,17 @@ def _scale_factor(params: dict, weights: dict) -> float:
 
 
 def _conditioner(params: dict, autoencoder: Autoencoder, weights: dict, dtype, tokenizer) -> Conditioner | None:
-    config, factor = params["cond_stage_config"], autoencoder.config.downsample_factor
+    config, factor = params.get("cond_stage_config", "__is_unconditional__"), autoencoder.config.downsample_factor
     kind = config if isinstance(config, str) else config["target"].rpartition(".")[2]
     options = {} if isinstance(config, str) else config.get("params") or {}
     if kind == "__is_unconditional__":
         return None
-    by_default = "concat" if params.get("concat_mode", True) else "crossattn"
-    way = params.get("conditioning_key") or by_default
     wants = {"__is_first_stage__": "concat", "Identity": "concat", "SpatialRescaler": "concat",
              "ClassEmbedder": "crossattn", "BERTEmbedder": "crossattn", "TransformerEmbedder": "crossattn",
              "FrozenCLIPEmbedder": "crossattn"}
-    if wants.get(kind) != way:
-        raise CheckpointError(f"no released model has the condition {kind} by {way}; known are {wants}.")
+    if kind not in wants or params.get("conditioning_key") not in (None, wants[kind]):
+        raise CheckpointError(f"no released model has the condition {kind} by conditioning_key="
+                              f"{params.get('conditioning_key')}; known are {wants}.")
     if kind == "__is_first_stage__":                            # its weights are stored a second time: not needed
         return InpaintConditioner(autoencoder.config.latent_channels, factor)
     if kind == "Identity":

@@ -7,6 +7,8 @@ Source: the YAML files that came with the weights, as the code builds them, not 
 are downsampling factors; those that never occur (semantic synthesis, super-resolution) attend nowhere.
 """
 
+import re
+
 from .autoencoder import Autoencoder, AutoencoderConfig
 from .kl import KLBottleneck
 from .quantizer import VectorQuantizer, VQBottleneck
@@ -57,8 +59,7 @@ LATENT_SIZE = {name: 64 for name in UNETS} | {                 # the side of the
     "lsun_churches256": 32, "cin256": 32, "txt2img-1p4B": 32, "semantic_synthesis512": 128, "rdm768": 48}
 TOKENS = {name: 77 for name, config in UNETS.items() if config.context_dim} | {  # of the context it was trained with
     "cin256": 1, "cin256-v2": 1, "layout2img-openimages256": 92}
-ALIASES = {"stable-diffusion-v1": "sd-v1", "stable-diffusion": "sd-v1", "sd1": "sd-v1", "sd-v1-4": "sd-v1",
-           "sd-v1-5": "sd-v1", "stable-diffusion-v1-4": "sd-v1", "stable-diffusion-v1-5": "sd-v1"}
+STABLE_DIFFUSION = re.compile(r"(sd|stable-?diffusion)-?v?(1([.-]?[1-5])?)?")   # sd-v1, sd15, stable-diffusion-v1-4
 
 
 def autoencoder_preset(name: str) -> Autoencoder:
@@ -78,10 +79,9 @@ def unet_preset(name: str) -> UNet:
 
 
 def find_preset(name: str) -> str | None:
-    """The preset that a name or alias means; None if there is none. Case does not count, nor do - and _."""
+    """The preset that a name means, or None; case does not count, nor - or _. All Stable Diffusions 1 are one."""
     names = {_plain(known): known for known in (*FIRST_STAGES, *UNETS)}
-    names |= {_plain(alias): known for alias, known in ALIASES.items()}
-    return names.get(_plain(name))
+    return names.get(_plain(name), "sd-v1" if STABLE_DIFFUSION.fullmatch(_plain(name)) else None)
 
 
 def _find(name: str, among) -> str:

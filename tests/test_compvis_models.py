@@ -315,7 +315,8 @@ def test_files_that_will_not_do(tmp_path):
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(conditioning_key="hybrid"), "Identity by hybrid"), (dict(conditioning_key="crossattn"), "by crossattn"),
+    (dict(conditioning_key="hybrid"), "Identity by conditioning_key=hybrid"),
+    (dict(conditioning_key="crossattn"), "Identity by conditioning_key=crossattn"),
     (dict(cond_stage_config=dict(target="my.Own")), "the condition Own"),
 ])
 def test_conditions_that_nobody_released_are_refused(change, message, tmp_path):

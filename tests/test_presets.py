@@ -205,7 +205,9 @@ def test_every_net_fits_the_first_stage_it_was_trained_with():
 
 
 def test_names_are_forgiving_and_errors_list_them():
-    assert find_preset("Stable_Diffusion-v1") == find_preset("SD-V1") == "sd-v1"
+    for name in ("sd-v1", "SD_V1", "sd1", "sd15", "sd-v1.5", "stable-diffusion-v1", "Stable_Diffusion-v1-4"):
+        assert find_preset(name) == "sd-v1"
+    assert find_preset("sd-v2") is None and find_preset("sdxl") is None
     assert find_preset("lsun-churches256") == "lsun_churches256" and find_preset("nobody") is None
     with pytest.raises(ValueError, match="'vq-f4'.*there are celeba256, ffhq256"):
         unet_preset("vq-f4")
