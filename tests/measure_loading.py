@@ -33,7 +33,7 @@ before, start = peak(), time.monotonic()
 ldm = from_diffusers(sys.argv[1])
 loaded, seconds = peak(), time.monotonic() - start
 size = sum(p.numel() * p.element_size() for p in ldm.parameters()) / 2**30
-total = sum(p.detach().float().mean().item() for p in ldm.parameters())       # reads every weight: all of them are resident now
+total = sum(p.detach().float().mean().item() for p in ldm.parameters())      # reads every weight: all are resident now
 print(f"{sum(p.numel() for p in ldm.parameters()):,} parameters, {next(ldm.net.parameters()).dtype}: {size:.2f} GiB of "
       f"weights. Peak: {before:.2f} GiB after the imports, {loaded:.2f} after loading ({seconds:.1f} s), {peak():.2f} "
       "after every weight was read.")
