@@ -13,7 +13,7 @@ class Cond:
     concat:  (B, C, h, w) joined to the noisy latent on channels: images, maps, masks.
     context: (B, M, D)    tokens read by cross attention: words, classes, boxes.
     mask:    (B, M) bool  True where a context token may be attended to; None = everywhere.
-    vector:  (B, D)       one vector, added to the time embedding.
+    vector:  (B, D)       one vector, added to the time embedding; or (B,) int64 for a DiT with a table of classes.
     """
 
     concat: Tensor | None = None
@@ -25,8 +25,12 @@ class Cond:
         return Cond(**{f.name: None if (v := getattr(self, f.name)) is None else function(v) for f in fields(self)})
 
     def to(self, *args, **kwargs) -> "Cond":
-        """Like `Tensor.to`; a dtype leaves the boolean mask boolean."""
-        return self._map(lambda v: v.to(*args, **kwargs).bool() if v.dtype == torch.bool else v.to(*args, **kwargs))
+        """Like `Tensor.to`; a dtype leaves the boolean mask, and classes, as they are."""
+        def move(v: Tensor) -> Tensor:
+            moved = v.to(*args, **kwargs)
+            return moved if v.is_floating_point() else moved.to(v.dtype)
+
+        return self._map(move)
 
     def __getitem__(self, index) -> "Cond":
         """Some of the samples: `cond[:4]`."""

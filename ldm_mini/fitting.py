@@ -111,7 +111,7 @@ def read_weights(path) -> dict[str, Tensor]:
     classes = _classes(path) if zipped else set()
     try:
         with _passed_over([name for name in classes if name.startswith(INERT)]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
     except UnpicklingError:
         foreign = sorted(name for name in classes if not name.startswith(("torch.", "collections.", *INERT)))
         raise CheckpointError(f"{path} holds more than weights, and reading that could run foreign code: {foreign}. "

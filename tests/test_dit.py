@@ -90,6 +90,7 @@ def test_every_condition_is_heard():
     assert not torch.allclose(net(x, T.flip(0), CLASSES), out, atol=1e-4)
     assert not torch.allclose(net(x.flip(3), T, CLASSES).flip(3), out, atol=1e-4)   # it knows left from right
     assert_close(net(x, T, Cond(vector=net.embeddings[0].classes(CLASSES.vector))), out)
+    assert CLASSES.to(torch.float16).vector.dtype == torch.int64
     joined = awake(DiT(replace(TINY, num_classes=None, vector_dim=7, concat_channels=2)))
     vector, concat = torch.randn(2, 7), torch.randn(2, 2, 8, 8)
     out = joined(x, T, Cond(vector=vector, concat=concat))
