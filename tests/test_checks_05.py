@@ -215,7 +215,7 @@ CORRECT = [
 ]
 
 MUTANTS = [
-    (checks.hinge_losses, hinge(lambda r, f: 0.5 * (relu(1 + r).mean() + relu(1 - f).mean())), "swapped, or their signs"),
+    (checks.hinge_losses, hinge(lambda r, f: 0.5 * (relu(1 + r).mean() + relu(1 - f).mean())), "or their signs"),
     (checks.hinge_losses, lambda r, f: hinge()(f, r), "swapped"),
     (checks.hinge_losses, hinge(lambda r, f: relu(1 - r).mean() + relu(1 + f).mean()), "factor 1/2"),
     (checks.hinge_losses, hinge(lambda r, f: 0.5 * (relu(-r).mean() + relu(f).mean())), "margin"),
@@ -232,7 +232,7 @@ MUTANTS = [
     (checks.hinge_losses, hinge(g=lambda r, f: -r.mean()), "its \\*own\\* pictures"),
     (checks.hinge_losses, hinge(g=hinge_d_loss), "discriminator's loss again"),
     (checks.hinge_losses, hinge_d_loss, "two things"),
-    (checks.receptive_field, lambda k, s: walk_forward(k, s, late=True), "counts from the next"),
+    (checks.receptive_field, lambda k, s: walk_forward(k, s, late=True), "counts from the next layer"),
     (checks.receptive_field, wrong_direction, "wrong direction"),
     (checks.receptive_field, lambda k, s: sum(k), "add up"),
     (checks.receptive_field, lambda k, s: walk_back(k, [1] * len(s)), "Without strides"),

@@ -16,8 +16,8 @@ def hinge_losses(function):
     relu = torch.relu
     d = lambda r, f: 0.5 * (r.mean() + f.mean())  # noqa: E731
     compare(got[0], d(relu(1 - real), relu(1 + fake)), "the discriminator's loss", mistakes=[
-        (d(relu(1 + real), relu(1 - fake)), "real and fake are swapped, or their signs: D wants real logits above +1, so "
-                                            "1 - real is what is missing."),
+        (d(relu(1 + real), relu(1 - fake)), "real and fake are swapped, or their signs: D wants real logits above "
+                                            "+1, so 1 - real is what is missing."),
         (2 * d(relu(1 - real), relu(1 + fake)), "the factor 1/2 is missing: it is a mean of two halves."),
         (d(relu(-real), relu(fake)), "the margin is missing: max(0, 1 - real), max(0, 1 + fake)."),
         (d(1 - real, 1 + fake), "max(0, .) is missing: what is beyond the margin costs nothing, and gains nothing."),
@@ -67,8 +67,8 @@ def _field_hint(got: float, kernels, strides) -> str:
     for k, s in zip(kernels, strides):
         forward = (forward - 1) * s + k
     known = {
-        late: "A layer's own stride comes after it: it spreads the outputs of *this* layer, so it counts from the next.",
-        forward: "You went through the layers in the wrong direction. Begin at the one logit and walk back to the image.",
+        late: "A layer's own stride comes after it: it spreads *its* outputs, so it counts from the next layer.",
+        forward: "You went through the layers in the wrong direction. Begin at one logit and walk back to the image.",
         sum(kernels): "Kernels do not simply add up: after a stride, neighbours lie several pixels apart.",
         1 + sum(k - 1 for k in kernels): "Without strides this would be right. After a stride, neighbours lie several "
                                          "pixels apart.",
@@ -213,8 +213,8 @@ def discriminator_step(function):
 
     got = attempt(lambda: function(critic, optimizer, x, x_rec), name="discriminator_step")
     if any(p.grad is not None for p in model.parameters()):
-        raise CheckFailed("the discriminator's loss left gradients in the *autoencoder*: it would learn to be found out. "
-                          "Judge x_rec.detach().")
+        raise CheckFailed("the discriminator's loss left gradients in the *autoencoder*: it would learn to be found "
+                          "out. Judge x_rec.detach().")
     moved = [b - p.detach() for b, p in zip(before, critic.parameters())]
 
     def step_was(grads):
@@ -223,8 +223,8 @@ def discriminator_step(function):
     if all(m.abs().max() == 0 for m in moved):
         raise CheckFailed("the discriminator has not changed: loss.backward() and optimizer.step() are both needed.")
     if step_was([r + s for r, s in zip(right, stale)]):
-        raise CheckFailed("the gradients that the generator's step left in D were added to yours: optimizer.zero_grad() "
-                          "before backward().")
+        raise CheckFailed("the gradients that the generator's step left in D were added to yours: "
+                          "optimizer.zero_grad() before backward().")
     if step_was([-r for r in right]) or step_was(wrong):
         raise CheckFailed("D went the wrong way: real logits should rise, and those of reconstructions fall.")
     if not step_was(right):
