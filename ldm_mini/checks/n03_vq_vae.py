@@ -132,9 +132,9 @@ def _judge_loss_gradients(encoder: float, codes: float, weight: float, name: str
         raise CheckFailed(head + "Both stop-gradients are missing: each term must move one side only. Detach z in the "
                                  "first, e in the second.")
     if near(w - 1, 0):
-        raise CheckFailed(head + "The loss is computed *after* straight-through: there z_q carries the gradient of z, so "
-                                 "the codes get none and the encoder is pushed *away* from them. Use the codes as looked "
-                                 "up.")
+        raise CheckFailed(head + "The loss is computed *after* straight-through: there z_q carries the gradient of z, "
+                                 "so the codes get none and the encoder is pushed *away* from them. Use the codes as "
+                                 "looked up.")
     if near(1 + w, 0) or near(w, 0):
         raise CheckFailed(head + "The codes get no gradient and never learn: in the codebook term detach z, not e.")
     if near(0, 1 + w):
