@@ -1,6 +1,6 @@
 """Which decoder forgives a noisy latent, and what compression costs: for notebook 05.
 
-    python notebooks/figures/forgiving_decoders.py     # six minutes of CPU time; writes forgiving_decoders.json beside it
+    python notebooks/figures/forgiving_decoders.py     # six minutes of CPU time; writes the .json beside it
 
 Part 1: first stages of equal size (f = 4), trained equally (same pictures, batches, steps, losses) and different only
 in their bottleneck: 512 codes, 32 codes, a Gaussian with the customary tiny KL weight, and one with a stronger KL. To
