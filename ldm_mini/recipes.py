@@ -200,7 +200,8 @@ TINY_DIFFUSION = DiffusionRecipe(
 # It goes on from the trained text model, with the same U-Net and new inputs:
 # python -m ldm_mini train diffusion --recipe tiny_all --autoencoder runs/autoencoder-tiny/model \
 #     --start-from runs/diffusion-tiny/model
-TINY_ALL_DIFFUSION = replace(for_task(TINY_DIFFUSION, "all"), name="tiny_all")
+# Things stand anywhere, else a layout would say nothing; the text model already knows what they look like.
+TINY_ALL_DIFFUSION = replace(for_task(TINY_DIFFUSION, "all"), name="tiny_all", scenes=TINY_SCENES, latents=40_000)
 
 # For one H200: the whole vocabulary, styles and grammar. Not yet run on a GPU; two steps on a CPU.
 BASE_DIFFUSION = DiffusionRecipe(
