@@ -38,6 +38,11 @@ class UNetConfig:
     def __post_init__(self):
         for name in ("channel_mults", "attn_levels"):                           # lists, after a round trip through JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not self.channel_mults or min(self.channel_mults) <= 0:
+            raise ValueError(f"UNetConfig: channel_mults {self.channel_mults} must hold one positive number per level.")
+        for name in ("in_channels", "channels", "num_res_blocks", "head_dim", "groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"UNetConfig: {name} must be at least 1, got {getattr(self, name)}.")
         levels = len(self.channel_mults)
         if isinstance(self.num_heads, (list, tuple)):
             object.__setattr__(self, "num_heads", tuple(self.num_heads))

@@ -9,8 +9,12 @@ def start_from(source, target) -> None:
 
     Parts of the conditioner that are new stay fresh; channels that are new to the network's first convolution start at
     0, and tokens that are absent are masked. So at the start `target` does with the old conditions what `source` does.
-    Raises ValueError if the networks differ in more than the number of joined channels.
+    Raises ValueError if the networks differ in more than the number of joined channels, or if their latents come from
+    different first stages.
     """
+    if not _alike(source.autoencoder, target.autoencoder):
+        raise ValueError("--start-from: that model was trained on the latents of another first stage. Give --autoencoder "
+                         "the same folder, or the one that the model was trained with.")
     weights, wanted = source.net.state_dict(), target.net.state_dict()
     stem = "down.0.0.weight"
     old, new = weights.get(stem), wanted.get(stem)
@@ -28,6 +32,16 @@ def start_from(source, target) -> None:
                 part.load_state_dict(theirs[type(part)].state_dict())
     except RuntimeError as error:
         raise ValueError(f"--start-from: that model has another shape than the recipe's. {error}") from None
+
+
+def _alike(a, b) -> bool:
+    """Whether two first stages, or none, have the same weights; half precision, in which we ship, counts as the same."""
+    if a is None or b is None:
+        return a is b
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(
+        x.shape == b[name].shape and torch.allclose(x.float(), b[name].to(x.device).float(), rtol=2e-3, atol=1e-4)
+        for name, x in a.items())
 
 
 def _parts(ldm) -> list:

@@ -1,6 +1,7 @@
 """Every task of the paper from the command line and from Python: inputs that tell no more than they should,
 combinations in one guided call, sizes, pasted pixels, warm start."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -155,6 +156,11 @@ def test_the_old_model_is_inside_the_new_one():
         start_from(old_of_all, model("superres"))
     with pytest.raises(ValueError, match="another shape"):
         start_from(model("unconditional"), new)
+    with torch.no_grad():
+        new.autoencoder = copy.deepcopy(autoencoder)
+        next(new.autoencoder.parameters()).add_(0.1)
+    with pytest.raises(ValueError, match="another first stage"):
+        start_from(text_and_class, new)
 
 
 def test_the_all_model_survives_the_disk_in_half_precision(everything, tmp_path):

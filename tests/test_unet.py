@@ -170,6 +170,9 @@ def test_attention_maps_of_a_whole_net():
 
 
 @pytest.mark.parametrize("change, message", [
+    ({"channel_mults": ()}, "one positive number per level"),
+    ({"channels": 0}, "channels must be at least 1"),
+    ({"groups": 0}, "groups must be at least 1"),
     ({"attn_levels": (2,)}, "level indices 0 to 1"),
     ({"groups": 6}, "does not divide"),
     ({"head_dim": 20}, "head_dim = 20"),
