@@ -68,7 +68,7 @@ class LowResConditioner(ConcatConditioner):
         if self.training and self.p_degrade:
             chosen = (torch.rand(len(lowres)) < self.p_degrade).nonzero().flatten().to(lowres.device)
             if len(chosen):
-                lowres = lowres.index_copy(0, chosen, degrade(lowres[chosen], exposure=0.0, blur=(0.3, 0.9)))
+                lowres = lowres.index_copy(0, chosen, damage(lowres[chosen]))
         size = [side * self.lowres_factor // self.downsample_factor for side in lowres.shape[-2:]]
         if tuple(size) == tuple(lowres.shape[-2:]):
             return lowres
@@ -182,6 +182,12 @@ class InpaintConditioner(ConcatConditioner):
     def to_config(self) -> dict:
         return {"kind": "inpaint", "latent_channels": self.latent_channels,
                 "downsample_factor": self.downsample_factor, "presence": self.presence}
+
+
+def damage(lowres: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Small pictures (B,3,h,w) as they come from the world: some blurred, resampled, coarsely rounded or noisy; their
+    brightness is kept, for a change of it would teach the model to change it back."""
+    return degrade(lowres, generator, exposure=0.0, blur=(0.3, 0.9))
 
 
 def paste(images: Tensor, known: Tensor, mask: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import hub, measures, metrics
+from .concat_conditioners import damage
 from .data import EmojiScenes, collate
 from .latent_diffusion import LatentDiffusion
 from .perceptual import PerceptualLoss
@@ -70,7 +71,8 @@ def evaluate_diffusion(ldm, config: SceneConfig = SceneConfig(), task: str = "te
 
     -> {"model", "real", "decoded", "baseline", "shuffled": the task's `measures` of the samples; of the true scenes
     (the ceiling), also after the first stage if there is one (what it leaves of the ceiling); of what needs no model,
-    if there is such a thing; of the samples against each other's scenes (the floor)}, "frechet" of the samples to
+    if there is such a thing; of the samples against each other's scenes (the floor)}, for "superres" also "degraded"
+    and "degraded_baseline", from inputs damaged as in training (judged by the undamaged), "frechet" of the samples to
     other real scenes with "frechet_floor" for the scenes themselves, "precision", "recall", "seconds_per_image".
     guidance_scale: None = the task's own. Equal seeds give equal samples. `config`: what the model was trained on.
     """
@@ -81,16 +83,25 @@ def evaluate_diffusion(ldm, config: SceneConfig = SceneConfig(), task: str = "te
     recogniser = (Recogniser.load() if recogniser is None else recogniser).to(ldm.device)
     judge, features = _judge(task, recogniser, config, ldm.device), _frechet_features(ldm.device)
     generator, samples, batches, seconds = torch.Generator().manual_seed(seed), [], [], 0.0
-    for batch in _scenes(config, n, seed * n, keys=None):
+
+    def draw(batch: dict) -> Tensor:
         given = inputs(task, batch, ldm)
+        return ldm.sample(given, **({} if given else {"num": len(batch["image"])}), steps=steps,
+                          guidance_scale=guidance_scale, generator=generator).cpu()
+
+    for batch in _scenes(config, n, seed * n, keys=None):
         began = time.perf_counter()
-        samples.append(ldm.sample(given, **({} if given else {"num": len(batch["image"])}), steps=steps,
-                                  guidance_scale=guidance_scale, generator=generator).cpu())
+        samples.append(draw(batch))
         seconds += time.perf_counter() - began
         batches.append(batch)
     samples, batch = torch.cat(samples), _together(batches)
     pictures = {"model": samples, "real": batch["image"], "decoded": measures.after_first_stage(ldm, task, batch)}
     name, pictures["baseline"] = measures.baseline(task, batch) or (None, None)
+    if task == "superres":
+        source = torch.Generator().manual_seed(seed)
+        worse = [{**part, "lowres": damage(part["lowres"], source)} for part in batches]
+        pictures["degraded"] = torch.cat([draw(part) for part in worse])
+        pictures["degraded_baseline"] = measures.baseline(task, _together(worse))[1]
     scores = {row: judge.score(task, images.to(ldm.device), batch) for row, images in pictures.items()
               if images is not None}
     scores["shuffled"] = judge.score(task, samples.to(ldm.device), measures.others(batch))
@@ -148,7 +159,9 @@ def markdown(report: dict) -> str:
     """A report as markdown tables."""
     lines = [f"# {report['model']}"]
     rows = {"model": "the model's", "real": "real scenes (ceiling)", "decoded": "real scenes after the first stage",
-            "baseline": "", "shuffled": "the model's, of other scenes (floor)"}
+            "baseline": "", "degraded": "the model's, of damaged inputs",
+            "degraded_baseline": "damaged inputs, enlarged (bicubic)",
+            "shuffled": "the model's, of other scenes (floor)"}
     for r in report.get("diffusion", []):
         names, rows["baseline"] = list(r["real"]), r.get("baseline_name", "")
         seen = "Held-out" if r["split"] == "heldout" else "Seen"

@@ -72,6 +72,28 @@ def test_heldout_split_asks_for_heldout_scenes(recogniser):
         evaluate.evaluate_diffusion(painter, SCENES, task="dreams", recogniser=recogniser)
 
 
+class Enlarger(Painter):
+    """Does what the bicubic baseline does, and keeps what it was given."""
+
+    def sample(self, prompt, steps, guidance_scale, generator):
+        self.seen.append(prompt["lowres"])
+        return nn.functional.interpolate(prompt["lowres"], scale_factor=4, mode="bicubic").clamp(-1, 1)
+
+
+def test_superres_is_also_measured_on_damaged_inputs(recogniser):
+    painter = Enlarger(None)
+    report = evaluate.evaluate_diffusion(painter, SCENES, "superres", n=40, recogniser=recogniser)
+    assert report["model"] == report["baseline"] and report["degraded"] == report["degraded_baseline"]
+    clean, worse = torch.cat(painter.seen[:2]), torch.cat(painter.seen[2:])
+    assert len(clean) == len(worse) == 40 and 0.3 < (clean != worse).flatten(1).any(1).float().mean() < 1
+    assert report["degraded"]["consistency"] < report["model"]["consistency"] - 5   # judged by the undamaged picture
+    assert report["degraded"]["perceptual"] > report["model"]["perceptual"] + 0.02
+    again = evaluate.evaluate_diffusion(Enlarger(None), SCENES, "superres", n=40, recogniser=recogniser)
+    assert again["degraded"] == report["degraded"]
+    text = evaluate.markdown({"model": "an enlarger", "diffusion": [report]})
+    assert "the model's, of damaged inputs" in text and "damaged inputs, enlarged" in text
+
+
 class Copy(nn.Module):
     """A first stage that loses nothing, or all fine detail."""
 
