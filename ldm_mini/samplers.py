@@ -100,6 +100,31 @@ def euler(denoise, z_T, schedule, steps=50, generator=None, *, spacing="trailing
         yield x
 
 
+@torch.no_grad()
+def repaint(denoise, z_T, schedule, steps=50, generator=None, *, known, hole, repeats=1, spacing="trailing", offset=0):
+    """Inpainting by a model that never learned it (Lugmayr et al. 2022, algorithm 1): DDPM, where after every step what
+    is known takes its place again. known like z_T, hole (B,1,h,w) bool: True = to be made up.
+
+    repeats: how often each step is gone, with the noise added back in between, so that what is made up and what is
+    known have time to agree (their "resampling" with jumps of length one); 1 = replacement alone.
+    """
+    x = z_T
+    for t, s in _walk(schedule, z_T, steps, spacing, offset):
+        alpha_t, sigma_t, alpha_s, sigma_s = _levels(schedule, x, t, s)
+        for left in reversed(range(repeats if s[0] >= 0 else 1)):
+            # 1. a step of DDPM, everywhere
+            x0, _ = denoise(x, t)
+            x, variance = schedule.posterior(x0, x, t, s)
+            x = x + variance.sqrt() * draw_noise(x, generator)
+            # 2. the known part in its place, as noisy as x is now, which is at s: at the end not at all
+            x = torch.where(hole, x, alpha_s * known + sigma_s * draw_noise(x, generator))
+            # 3. unless this was the last time, back to t: q(x_t | x_s)
+            if left:
+                kept = alpha_t / alpha_s
+                x = kept * x + (sigma_t**2 - (kept * sigma_s) ** 2).sqrt() * draw_noise(x, generator)
+        yield x
+
+
 SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpm": dpm_solver, "euler": euler}
 
 

@@ -7,8 +7,8 @@ import torch
 
 from ldm_mini.cond import Cond
 from ldm_mini.diffusion import ideal_denoiser, make_denoiser
-from ldm_mini.samplers import SAMPLERS, ddim, ddpm, dpm_solver, euler
-from ldm_mini.schedule import NoiseSchedule, scaled_linear_betas
+from ldm_mini.samplers import SAMPLERS, ddim, ddpm, dpm_solver, euler, repaint
+from ldm_mini.schedule import NoiseSchedule, cosine_betas, scaled_linear_betas
 
 BETAS = dict(num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195)
 CLOSE = dict(atol=1e-5, rtol=1e-5)
@@ -217,3 +217,20 @@ def test_bad_input_is_refused(schedule):
         next(ddim(None, z_T, schedule, eta=1.5))
     with pytest.raises(ValueError, match="order must"):
         next(dpm_solver(None, z_T, schedule, order=3))
+
+
+@pytest.mark.parametrize("repeats, low, high", [(1, 0.6, 0.9), (10, 0.93, 1.0)])
+def test_repaint_keeps_what_is_known_and_needs_repeats_to_agree_with_it(repeats, low, high):
+    """Pictures all black or all white; one row of four is known to be white. An ideal denoiser makes no mistake."""
+    g = torch.Generator().manual_seed(0)
+    sign = torch.where(torch.rand(200, 1, generator=g) < 0.5, -1.0, 1.0)
+    schedule = NoiseSchedule(cosine_betas())
+    denoise = ideal_denoiser((sign + 0.1 * torch.randn(200, 16, generator=g)).view(-1, 1, 4, 4), schedule)
+    known, hole = torch.ones(200, 1, 4, 4), (torch.arange(16) >= 4).view(1, 1, 4, 4)
+    path = list(repaint(denoise, torch.randn(200, 1, 4, 4, generator=g), schedule, 40, g, known=known,
+                        hole=hole, repeats=repeats))
+    assert len(path) == 40 and path[-1][:, :, 0].equal(known[:, :, 0])
+    assert low <= (path[-1][:, :, 1:].mean((1, 2, 3)) > 0).float().mean() <= high
+    halfway, level = path[19][:, :, 0], schedule.alpha(torch.tensor([499]), 1)
+    assert halfway.mean() == pytest.approx(level.item(), abs=0.1)                # as noisy as the rest is
+    assert halfway.std() == pytest.approx((1 - level**2).sqrt().item(), abs=0.1)
