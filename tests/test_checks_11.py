@@ -1,0 +1,246 @@
+"""Checks of notebook 11: known wrong solutions fail with a message that helps; right ones written another way pass."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ldm_mini import checks
+from ldm_mini.concat_conditioners import InpaintConditioner, LowResConditioner
+from ldm_mini.concat_conditioners import paste as finished_paste
+
+
+def joined(z, small, how="right"):
+    options = {"aliased": {}, "nearest": {"mode": "nearest"}}.get(how, {"antialias": True})
+    if how == "latent resized":
+        z = F.interpolate(z, size=small.shape[2:])
+    elif how == "cut":
+        small = small[..., :z.shape[2], :z.shape[3]]
+    elif small.shape[2:] != z.shape[2:]:
+        small = F.interpolate(small, size=z.shape[2:], **{"mode": "bilinear", **options})
+    if how == "added":
+        return z + F.pad(small, (0, 0, 0, 0, 0, 1))
+    if how == "unit range":
+        small = (small + 1) / 2
+    return torch.cat([small, z] if how == "swapped" else [z, small], dim=1)
+
+
+def by_the_library(z, small):
+    factor = small.shape[-1] // z.shape[-1]
+    conditioner = LowResConditioner(4 * factor, lowres_factor=4).eval()
+    return torch.cat([z, conditioner.encode({"lowres": small}).concat], 1)
+
+
+def by_filling(z, small):
+    """Always resized, also where nothing is to be done."""
+    out = z.new_empty(len(z), z.shape[1] + 3, *z.shape[2:])
+    out[:, :-3] = z
+    out[:, -3:] = F.interpolate(small, size=z.shape[2:], mode="bilinear", antialias=True)
+    return out
+
+
+@pytest.mark.parametrize("function", [joined, by_the_library, by_filling])
+def test_join_lowres_right(function):
+    checks.join_lowres(function)
+
+
+@pytest.mark.parametrize("how, message", [
+    ("swapped", "latent comes first"), ("unit range", "tau is the identity"), ("added", "do not add"),
+    ("latent resized", "the \\*latent\\* was resized"), ("aliased", "antialias=True"), ("nearest", "nearest throws"),
+    ("cut", "do not cut")])
+def test_join_lowres_wrong(how, message):
+    with pytest.raises(checks.CheckFailed, match=message):
+        checks.join_lowres(lambda *inputs: joined(*inputs, how=how))
+
+
+def widened(conv, extra, how="right"):
+    wide = nn.Conv2d(conv.in_channels + extra, conv.out_channels, 3, padding=1, bias=how != "no bias")
+    with torch.no_grad():
+        if how != "random":
+            wide.weight.zero_()
+        if how == "in front":
+            wide.weight[:, extra:] = conv.weight
+        elif how != "lost":
+            wide.weight[:, :conv.in_channels] = conv.weight
+        if how not in ("no bias", "fresh bias"):
+            wide.bias.copy_(conv.bias)
+    if how == "frozen":
+        wide.requires_grad_(False)
+    if how == "shared":
+        wide.bias = conv.bias
+    if how == "in place":
+        conv.weight = nn.Parameter(wide.weight.detach())
+        return conv
+    if how == "out":
+        return nn.Conv2d(conv.in_channels, conv.out_channels + extra, 3, padding=1)
+    return wide
+
+
+def by_concatenation(conv, extra):
+    weight = torch.cat([conv.weight.detach(), torch.zeros(len(conv.weight), extra, *conv.kernel_size)], dim=1)
+    wide = nn.Conv2d(conv.in_channels + extra, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
+    wide.load_state_dict({"weight": weight, "bias": conv.bias})
+    return wide
+
+
+def by_copy(conv, extra):
+    import copy
+    wide = copy.deepcopy(conv)
+    wide.in_channels += extra
+    wide.weight = nn.Parameter(F.pad(conv.weight.data, (0, 0, 0, 0, 0, extra)))
+    return wide
+
+
+@pytest.mark.parametrize("function", [widened, by_concatenation, by_copy])
+def test_widen_right(function):
+    checks.widen(function)
+
+
+@pytest.mark.parametrize("how, message", [
+    ("random", "do not start at zero"), ("in front", "zeros stand in front"), ("lost", "old weights are lost"),
+    ("no bias", "bias is lost"), ("fresh bias", "bias is not the old one"), ("frozen", "takes no gradient"),
+    ("shared", "share a parameter"), ("in place", "changed the old convolution"), ("out", "`in` grows")])
+def test_widen_wrong(how, message):
+    with pytest.raises(checks.CheckFailed, match=message):
+        checks.widen(lambda *inputs: widened(*inputs, how=how))
+
+
+def shares(semantic, num_classes, f, how="right"):
+    if how == "numbers":
+        return F.avg_pool2d(semantic[:, None].float(), f)
+    one_hot = F.one_hot(semantic, num_classes).float()
+    if how == "last":
+        return F.avg_pool2d(one_hot.permute(0, 3, 1, 2), f).permute(0, 2, 3, 1)
+    first = one_hot.permute(0, 3, 1, 2)
+    if how == "reshape":
+        first = one_hot.reshape(len(semantic), num_classes, *semantic.shape[1:])
+    pooled = {"full size": first, "corner": first[..., ::f, ::f], "max": F.max_pool2d(first, f),
+              "bilinear": F.interpolate(first, scale_factor=1 / f, mode="bilinear"),
+              "nearest": F.interpolate(first, scale_factor=1 / f, mode="nearest"),
+              "antialias": F.interpolate(first, scale_factor=1 / f, mode="bilinear", antialias=True),
+              "sum": F.avg_pool2d(first, f, divisor_override=1)}
+    return pooled.get(how, F.avg_pool2d(first, f))
+
+
+def by_comparison(semantic, num_classes, f):
+    cells = semantic.unflatten(2, (-1, f)).unflatten(1, (-1, f))                # B h f w f
+    return torch.stack([(cells == k).float().mean((2, 4)) for k in range(num_classes)], dim=1)
+
+
+def by_halving(semantic, num_classes, f):
+    """As the released model does it."""
+    maps = torch.zeros(len(semantic), num_classes, *semantic.shape[1:]).scatter_(1, semantic[:, None], 1.0)
+    while f > 1:
+        maps, f = F.interpolate(maps, scale_factor=0.5, mode="bilinear"), f // 2
+    return maps
+
+
+@pytest.mark.parametrize("function", [shares, by_comparison, by_halving])
+def test_class_shares_right(function):
+    checks.class_shares(function)
+
+
+@pytest.mark.parametrize("how, message", [
+    ("numbers", "names, not amounts"), ("last", "classes \\*last\\*"), ("reshape", "reshape shuffles"),
+    ("full size", "size of the latent"), ("corner", "nearest"), ("nearest", "nearest"), ("max", "not how much"),
+    ("bilinear", "4 middle pixels"), ("antialias", "neighbouring cells"), ("sum", "shares add up to 1")])
+def test_class_shares_wrong(how, message):
+    with pytest.raises(checks.CheckFailed, match=message):
+        checks.class_shares(lambda *inputs: shares(*inputs, how=how))
+
+
+def holed(encode, image, mask, how="right"):
+    masked = image.masked_fill(mask > 0.5, {"grey": 0.0, "white": 1.0}.get(how, -1.0))
+    if how == "inverted":
+        masked = image.masked_fill(mask < 0.5, -1.0)
+    if how == "no encoder":
+        return torch.cat([masked, mask * 2 - 1], 1)
+    latent = encode(image if how in ("leak", "masked after") else masked)
+    size = latent.shape[2:]
+    hard = F.interpolate(mask, size)
+    small = {"average": F.avg_pool2d(mask, 4), "grown": F.max_pool2d(mask, 4),
+             "bilinear": F.interpolate(mask, size, mode="bilinear"),
+             "antialias": F.interpolate(mask, size, mode="bilinear", antialias=True)}.get(how, hard)
+    if how == "masked after":
+        latent = latent.masked_fill(small > 0.5, -1.0)
+    if how == "no mask":
+        return latent
+    if how == "mask kept large":
+        return torch.cat([F.interpolate(latent, mask.shape[2:]), mask * 2 - 1], 1)
+    channel = {"zero to one": small, "sign": 1 - small * 2}.get(how, small * 2 - 1)
+    return torch.cat([channel, latent] if how == "order" else [latent, channel], 1)
+
+
+def in_unit_range(encode, image, mask):
+    """The released model's own words."""
+    masked = (1 - mask) * (image + 1) / 2
+    z = encode(masked * 2 - 1)
+    f = mask.shape[-1] // z.shape[-1]
+    return torch.cat([z, mask[:, :, ::f, ::f] * 2 - 1], 1)
+
+
+def by_the_conditioner(encode, image, mask):
+    part = InpaintConditioner(4, 4)
+    part.use_first_stage(type("First", (), {"encode": staticmethod(encode)}))
+    return part.encode({"image": image, "mask": mask}).concat
+
+
+@pytest.mark.parametrize("function", [holed, in_unit_range, by_the_conditioner])
+def test_inpaint_condition_right(function):
+    checks.inpaint_condition(function)
+
+
+@pytest.mark.parametrize("how, message", [
+    ("leak", "That leaks"), ("masked after", "That leaks"), ("grey", "mid-grey"), ("white", "is white"),
+    ("inverted", "rest is hidden"), ("order", "mask comes last"), ("zero to one", r"in \[0, 1\]"),
+    ("sign", "sign is flipped"), ("average", "soft"), ("bilinear", "soft"), ("antialias", "soft"), ("grown", "grown"),
+    ("no mask", "one channel is missing"), ("no encoder", "never called encode"), ("mask kept large", "shape")])
+def test_inpaint_condition_wrong(how, message):
+    with pytest.raises(checks.CheckFailed, match=message):
+        checks.inpaint_condition(lambda *inputs: holed(*inputs, how=how))
+
+
+def by_index(drawn, image, mask):
+    out, known = image.clone(), (mask > 0.5).expand_as(image)
+    out[known] = drawn[known]
+    return out
+
+
+@pytest.mark.parametrize("function", [finished_paste, by_index])
+def test_paste_right(function):
+    checks.paste(function)
+
+
+@pytest.mark.parametrize("function, message", [
+    (lambda drawn, image, mask: torch.where(mask > 0.5, image, drawn), "wrong way round"),
+    (lambda drawn, image, mask: drawn * mask, "there is nothing"), (lambda drawn, image, mask: drawn, "as it came"),
+    (lambda drawn, image, mask: image, "answer and all"),
+    (lambda drawn, image, mask: ((drawn + 1) / 2 * mask + (image + 1) / 2 * (1 - mask)) * 2 - 1, "bit for bit")])
+def test_paste_wrong(function, message):
+    with pytest.raises(checks.CheckFailed, match=message):
+        checks.paste(function)
+
+
+def kept(x, known, hole, alpha, sigma, eps, how="right"):
+    noisy = {"clean": known, "loud": known + sigma * eps, "swapped": sigma * known + alpha * eps,
+             "noise": eps}.get(how, alpha * known + sigma * eps)
+    if how in ("nothing", "all"):
+        return x if how == "nothing" else noisy
+    return torch.where(hole, noisy, x) if how == "inverted" else torch.where(hole, x, noisy)
+
+
+def by_sum(x, known, hole, alpha, sigma, eps):
+    return hole * x + ~hole * (alpha * known + sigma * eps)
+
+
+@pytest.mark.parametrize("function", [kept, by_sum])
+def test_keep_known_right(function):
+    checks.keep_known(function)
+
+
+@pytest.mark.parametrize("how, message", [
+    ("inverted", "wrong way round"), ("clean", "known part is clean"), ("loud", "shrink by alpha"),
+    ("swapped", "swapped"), ("noise", "only noise"), ("nothing", "nothing of what is known"), ("all", "is lost")])
+def test_keep_known_wrong(how, message):
+    with pytest.raises(checks.CheckFailed, match=message):
+        checks.keep_known(lambda *inputs: kept(*inputs, how=how))
