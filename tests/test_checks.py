@@ -89,3 +89,20 @@ def test_stub_and_exception_are_named():
         checks.to_picture(stub)
     with pytest.raises(checks.CheckFailed, match="IndexError"):
         checks.to_picture(lambda x: x[:, 7])
+
+
+def test_a_stub_further_down_is_named():
+    """Who skipped exercise 1 and solved exercise 2 with it should not be told that exercise 2 is missing."""
+    def nearest(z, codebook):
+        raise NotImplementedError
+
+    class MyVQ(torch.nn.Module):
+        def __init__(self, codebook_size, dim, commitment_weight):
+            super().__init__()
+            self.codebook = torch.nn.Parameter(torch.rand(codebook_size, dim))
+
+        def forward(self, z):
+            return nearest(z, self.codebook)
+
+    with pytest.raises(checks.CheckFailed, match="MyVQ's forward calls nearest, which is still a stub"):
+        checks.vector_quantizer(MyVQ)

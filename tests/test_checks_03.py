@@ -233,6 +233,7 @@ CORRECT = [
     (checks.ema_codebook, lambda *a: ema(*a, smooth=1e-5)),
     (checks.restart_dead, restart),
     (checks.restart_dead, restart_with_where),
+    (checks.restart_dead, lambda *a: list(restart(*a))),
 ]
 
 CLASS = checks.vector_quantizer
@@ -275,6 +276,10 @@ MUTANTS = [
     (checks.vq_loss, lambda z, e, w: loss(z, e, 1), "weight was not used"),
     (checks.vq_loss, lambda z, e, w: w * loss(z, e, 1), "stands at both"),
     (checks.vq_loss, lambda z, e, w: loss(z, e, w) * z.numel(), "sums instead of means"),
+    (checks.vq_loss, lambda z, e, w: loss(z, e, w) * z[0].numel(), "sums instead of means"),
+    (checks.vq_loss, lambda z, e, w: loss(z, e, w) * z.shape[1], "sum over the channels"),
+    (checks.vq_loss, lambda z, e, w: F.l1_loss(e, z.detach()) + w * F.l1_loss(z, e.detach()), "absolute"),
+    (checks.vq_loss, lambda z, e, w: (e - z.detach()).norm() + w * (z - e.detach()).norm(), "squares"),
     (checks.vq_loss, lambda z, e, w: (e - z.detach())**2 + w * (z - e.detach())**2, "shape"),
     (CLASS, variant(loss=lambda s, z, e, w: w * F.mse_loss(e, z.detach()) + F.mse_loss(z, e.detach())), "swapped"),
     (CLASS, of_diffusers(legacy=True), "swapped"),
@@ -316,7 +321,9 @@ MUTANTS = [
     (checks.restart_dead, lambda *a: restart(*a, forget=False), "begins anew"),
     (checks.restart_dead, lambda *a: (restart(*a)[0], torch.zeros_like(a[1])), "keep their count"),
     (checks.restart_dead, lambda *a: restart(*a, order=torch.arange(50)), "at random"),
-    (checks.restart_dead, lambda *a: restart(*a, order=torch.full((50,), int(torch.randint(50, ())))), "same vector"),
+    (checks.restart_dead, lambda *a: restart(*a, order=torch.full((8,), int(torch.randint(8, ())))), "same vector"),
+    (checks.restart_dead, lambda *a: restart(*a, order=torch.randint(len(a[2]), (8,))), "same vector"),
+    (checks.restart_dead, lambda *a: restart(*a, order=torch.randperm(len(a[0]))), "first K"),
     (checks.restart_dead, lambda e, idle, v, p: restart(e, idle, v + 0.1, p), "as it is"),
     (checks.restart_dead, lambda *a: restart(*a)[0], "two things"),
 ]

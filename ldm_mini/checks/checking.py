@@ -1,5 +1,7 @@
 """What every check is made of: call a learner's function safely, compare its result, name the likely mistake."""
 
+import traceback
+
 import torch
 from torch import Tensor
 
@@ -50,15 +52,27 @@ def attempt(function, *inputs, name: str):
     copies = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
     try:
         result = function(*copies)
-    except NotImplementedError:
-        raise CheckFailed(f"{name} is still the stub: replace `raise NotImplementedError` by your code.") from None
+    except NotImplementedError as error:
+        raise still_a_stub(error, name) from None
     except Exception as error:
         shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else repr(x) for x in inputs)
-        raise CheckFailed(f"{name} raised {type(error).__name__}: {error} (called with {shapes}).") from error
+        called = f" (called with {shapes})" if inputs else ""
+        raise CheckFailed(f"{name} raised {type(error).__name__}: {error}{called}.") from error
     for before, after in zip(inputs, copies):
         if isinstance(before, Tensor) and not torch.equal(before, after):
             raise CheckFailed(f"{name} changed its input in place. Make a new tensor: `x = x * 2`, not `x *= 2`.")
     return result
+
+
+def still_a_stub(error: NotImplementedError, name: str) -> CheckFailed:
+    """Whose stub it was that raised: this exercise's, or that of an earlier one, which the solution calls."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    own = [f for f in frames if f.f_globals.get("__name__", "").partition(".")[0] not in ("ldm_mini", "torch")]
+    if own and own[-1].f_code is not own[0].f_code:
+        owner = own[-1].f_locals.get("self")
+        stub = (f"{type(owner).__name__}." if owner is not None else "") + own[-1].f_code.co_name
+        return CheckFailed(f"{name} calls {stub}, which is still a stub: that exercise comes first.")
+    return CheckFailed(f"{name} is still the stub: replace `raise NotImplementedError` by your code.")
 
 
 def noise(*shape, seed=0) -> Tensor:

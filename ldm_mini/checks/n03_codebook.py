@@ -20,7 +20,7 @@ def ema_codebook(function):
     mean = lambda a, b, d=decay: d * a + (1 - d) * b                            # noqa: E731
     new_count, new_total = mean(count, number), mean(total, sums)
     out = attempt(function, count, total, vectors, indices, decay, name="ema_codebook")
-    if not isinstance(out, tuple) or len(out) != 3:
+    if not isinstance(out, (tuple, list)) or len(out) != 3:
         raise CheckFailed("ema_codebook should return three things: codebook, count, total.")
     book, got_count, got_total = out
     swapped = "decay is the part of the *old* value that stays: decay * old + (1 - decay) * new."
@@ -54,13 +54,13 @@ def ema_codebook(function):
 
 def restart_dead(function):
     """`function(codebook, idle, vectors, patience)` -> codebook, idle: codes idle >= patience become random vectors."""
-    codebook, vectors = 10 + noise(8, 3), noise(50, 3, seed=1)
+    codebook, vectors = 10 + noise(8, 3), noise(12, 3, seed=1)                  # few, so that a repeated draw shows
     idle = torch.tensor([0, 20, 3, 19, 21, 50, 0, 20])
     dead = idle >= 20
     places = []
-    for _ in range(4):
+    for _ in range(24):
         out = attempt(function, codebook, idle, vectors, 20, name="restart_dead")
-        if not isinstance(out, tuple) or len(out) != 2:
+        if not isinstance(out, (tuple, list)) or len(out) != 2:
             raise CheckFailed("restart_dead should return two things: codebook, idle.")
         book, new_idle = out
         compare(book, torch.where(dead[:, None], book if isinstance(book, Tensor) and book.shape == codebook.shape
@@ -73,12 +73,15 @@ def restart_dead(function):
             (torch.zeros_like(idle), "only restarted codes begin anew; the others keep their count."),
         ])
         places.append(found[dead].int().argmax(1))
-    if len(set(places[0].tolist())) < len(places[0]):
+    if any(len(set(some.tolist())) < len(some) for some in places):
         raise CheckFailed("restart_dead gave several dead codes the same vector: they would share it, and one would "
                           "be dead again. Draw different ones, with torch.randperm.")
     if all(torch.equal(places[0], other) for other in places[1:]):
         raise CheckFailed("restart_dead takes the same vectors every time (the first are the top corner of the first "
                           "picture). Draw them at random, with torch.randperm.")
+    if max(int(some.max()) for some in places) < len(codebook):
+        raise CheckFailed("restart_dead only ever takes the first K vectors (the top of the first picture). Shuffle "
+                          "all of them: torch.randperm(len(vectors)), and take as many as you need.")
     passed("restart_dead: unused codes get another life where the vectors are")
 
 

@@ -88,7 +88,7 @@ def vq_loss(function):
         z, e = noise(2, 3, 4, 4).requires_grad_(), noise(2, 3, 4, 4, seed=1).requires_grad_()
         name = f"vq_loss(z, e, {weight:g})"
         loss = attempt(function, z, e, weight, name="vq_loss")
-        _judge_loss_value(loss, F.mse_loss(z, e).detach(), weight, z.numel(), name)
+        _judge_loss_value(loss, z.detach(), e.detach(), weight, name)
         if not loss.requires_grad:
             raise CheckFailed(f"{name} has no gradient: each term detaches *one* of the two, not both.")
         unit = 2 * (z - e).detach() / z.numel()                                 # gradient of |z - e|^2 on z
@@ -97,12 +97,17 @@ def vq_loss(function):
     passed("vq_loss: codes walk to the vectors, vectors are held near their codes, each with its own weight")
 
 
-def _judge_loss_value(loss, mse: Tensor, weight: float, count: int, name: str):
+def _judge_loss_value(loss, z: Tensor, e: Tensor, weight: float, name: str):
+    mse, per_vector, per_picture = F.mse_loss(z, e), z.shape[1], z[0].numel()
     right = (1 + weight) * mse
+    sums = "sums instead of means: take the mean over all elements, so that the weight does not depend on the size of "\
+           "the picture."
     only = "one of the two terms is missing: |sg(z) - e|^2 + weight * |z - sg(e)|^2."
     compare(loss, right, name, mistakes=[
-        (right * count, "sums instead of means: take the mean over all elements, so that the weight does not depend on "
-                        "the size of the picture."),
+        (right * z.numel(), sums), (right * per_picture, sums),
+        (right * per_vector, "a sum over the channels. Take the mean over them too: all elements alike."),
+        ((1 + weight) * F.l1_loss(z, e), "absolute differences: square them."),
+        ((1 + weight) * (z - e).norm(), "a length; the *squares* are averaged: (z - e).square().mean()."),
         (mse, only), (weight * mse, only),
         (2 * mse, "the weight was not used: it belongs to the commitment term |z - sg(e)|^2."),
         (2 * weight * mse, "the weight stands at both terms; only the commitment term has it."),
@@ -165,7 +170,7 @@ def vector_quantizer(cls):
     book = _codebook(module)
     before = book.detach().clone()
     out = attempt(module, z, name=f"{name}'s forward")
-    if not isinstance(out, tuple) or len(out) != 3:
+    if not isinstance(out, (tuple, list)) or len(out) != 3:
         raise CheckFailed(f"{name}'s forward should return three things: z_q, indices, loss.")
     z_q, indices, loss = out
     right = _nearest(z.detach(), before)
@@ -203,7 +208,7 @@ def _judge_class_loss(loss, z: Tensor, codes: Tensor, indices: Tensor, book: Ten
         if abs(share - 0.4) > 1e-3:
             raise CheckFailed(f"{name}: the commitment term reaches the encoder {share:.2f} times; it should be 0.4.")
         return
-    _judge_loss_value(loss, mse, 0.4, z.numel(), name)
+    _judge_loss_value(loss, z.detach(), codes, 0.4, name)
     if not loss.requires_grad:
         raise CheckFailed("the loss has no gradient: each term detaches *one* of the two, not both.")
     to_z, to_book = torch.autograd.grad(loss, [z, book], allow_unused=True)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ..blocks import ResBlock
 from ..ema import ema_decay
 from ..unet import UNet, UNetConfig
-from .checking import CheckFailed, attempt, compare, noise, passed
+from .checking import CheckFailed, attempt, compare, noise, passed, still_a_stub
 from .n07_mistakes import (
     DECODER_MISTAKES,
     RES_MISTAKES,
@@ -215,8 +215,8 @@ def _same_layers(make, args, reference: nn.Module, name: str):
     """The learner's module, its call, and proof that its layers are the reference's."""
     try:
         mine = make(*args)
-    except NotImplementedError:
-        raise CheckFailed(f"{name} is still the stub: replace `raise NotImplementedError` by your code.") from None
+    except NotImplementedError as error:
+        raise still_a_stub(error, name) from None
     except Exception as error:
         raise CheckFailed(f"making {name} raised {type(error).__name__}: {error}.") from error
     if not isinstance(mine, nn.Module):
