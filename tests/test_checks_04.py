@@ -43,6 +43,12 @@ def ssim(x, y, mean, c1=0.01**2, c2=0.03**2, centre=(1, 1, 1), root=False, two=2
     return (two * m * n + c1) / (m * m + n * n + c1) * (two * c + c2) / (v + w + c2)
 
 
+def ssim_from(x, y, mean, moment):
+    m, n = mean(x), mean(y)
+    structure = (2 * moment(x, y) + 9e-4) / (moment(x, x) + moment(y, y) + 9e-4)
+    return (2 * m * n + 1e-4) / (m * m + n * n + 1e-4) * structure
+
+
 def ssim_one_average(x, y, mean):
     """All five moments by one call."""
     b = len(x)
@@ -163,6 +169,16 @@ class LpipsByConv(nn.Module):
         return total
 
 
+class PlainShift(Lpips):
+    """Right numbers, but what scales the input would not go along to a GPU."""
+
+    def __init__(self, *parts):
+        super().__init__(*parts)
+        shift = self.shift
+        del self.shift
+        self.shift = shift
+
+
 def bad(**options):
     return lambda *parts: Lpips(*parts, **options)
 
@@ -228,6 +244,10 @@ MUTANTS = [
     (checks.ssim_map, lambda *a: ssim(*a).mean(), "whole map"),
     (checks.ssim_map, lambda *a: ssim(*a).mean((1, 2, 3)), "whole map"),
     (checks.ssim_map, lambda *a: 1 - ssim(*a), "1 - SSIM"),
+    (checks.ssim_map, lambda x, y, m: ssim(x, y, m, centre=(2, 2, 2)), "off by"),
+    (checks.ssim_map, lambda x, y, mean: ssim_from(x, y, mean, lambda a, b: mean((a - mean(a)) * (b - mean(b)))),
+     "has .one. mean"),
+    (checks.ssim_map, lambda x, y, mean: ssim_from(x, y, mean, lambda a, b: mean(a) * mean(b) - mean(a * b)), "sign"),
     (checks.ssim_map, lambda x, y, m: (2 * (m(x * y) - m(x) * m(y)) + 9e-4)
      / (m(x * x) - m(x)**2 + m(y * y) - m(y)**2 + 9e-4), "compares the means"),
     (checks.ssim_map, lambda x, y, m: (2 * m(x) * m(y) + 1e-4) / (m(x)**2 + m(y)**2 + 1e-4), "compares the structure"),
@@ -245,6 +265,8 @@ MUTANTS = [
     (checks.unit_normalise, lambda x: (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True), "standardises"),
     (checks.unit_normalise, lambda x: x / x.norm(dim=1, keepdim=True), "0 / 0"),
     (checks.unit_normalise, lambda x: x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10), "infinitely steep"),
+    (checks.unit_normalise, lambda x: (x / x.norm(dim=1, keepdim=True)).nan_to_num(), "but not from the gradient"),
+    (checks.layer_distance, lambda a, b, h: layer(a, b, h.sqrt()), "the weight itself"),
     (checks.layer_distance, lambda *a: layer(*a, normalise=lambda t: t), "not unit-normalised"),
     (checks.layer_distance, lambda a, b, h: (h[:, None, None] * unit(a - b) ** 2).sum(1).mean((1, 2)), "then subtract"),
     (checks.layer_distance, lambda a, b, h: layer(a, b, torch.ones_like(h)), "no effect"),
@@ -284,6 +306,7 @@ MUTANTS = [
     (checks.lpips, bad(blind=True), "no gradient comes back"),
     (checks.lpips, bad(layer=lambda a, b, h: layer(a.detach(), b.detach(), h)), "no gradient comes back"),
     (checks.lpips, NoModule, "nn.Module"),
+    (checks.lpips, PlainShift, "self.shift: a plain tensor stays behind"),
 ]
 
 

@@ -127,6 +127,24 @@ def d_step(detach=True, zero=True, backward=True, step=True, loss=None, give=lam
     return run
 
 
+def fake_without_gradient(critic, optimizer, x, x_rec):
+    with torch.no_grad():
+        fake = critic(x_rec)
+    optimizer.zero_grad()
+    value = hinge_d_loss(critic(x), fake)
+    value.backward()
+    optimizer.step()
+    return value
+
+
+def zero_last(critic, optimizer, x, x_rec):
+    value = hinge_d_loss(critic(x), critic(x_rec.detach()))
+    value.backward()
+    optimizer.zero_grad()
+    optimizer.step()
+    return value
+
+
 def in_one_batch(critic, optimizer, x, x_rec):
     optimizer.zero_grad(set_to_none=False)
     real, fake = critic(torch.cat([x, x_rec.detach()])).chunk(2)
@@ -225,6 +243,9 @@ MUTANTS = [
     (checks.hinge_losses, hinge(lambda r, f: 0.5 * (F.softplus(-r).mean() + F.softplus(f).mean())), "cross entropy"),
     (checks.hinge_losses, hinge(lambda r, f: 0.5 * (relu(1 - r).square().mean() + relu(1 + f).square().mean())),
      "no squares"),
+    (checks.hinge_losses, hinge(lambda r, f: torch.cat([relu(1 - r).flatten(), relu(1 + f).flatten()]).mean()),
+     "a mean each"),
+    (checks.hinge_losses, lambda r, f: hinge()(r, f)[::-1], "the order"),
     (checks.hinge_losses, hinge(g=lambda r, f: f.mean()), "the sign"),
     (checks.hinge_losses, hinge(g=lambda r, f: relu(1 - f).mean()), "no hinge here"),
     (checks.hinge_losses, hinge(g=lambda r, f: F.softplus(-f).mean()), "cross entropy"),
@@ -240,6 +261,7 @@ MUTANTS = [
     (checks.receptive_field, lambda k, s: torch.tensor(s).prod(), "distance of two"),
     (checks.receptive_field, lambda k, s: walk_back(k, s) + (len(k) > 4), "One logit needs"),
     (checks.receptive_field, lambda k, s: None, "return"),
+    (checks.receptive_field, lambda k, s: (walk_back(k, s),) * 2, "one number"),
     (checks.adaptive_lambda, adaptive(ratio=lambda a, b: b / (a + 1e-4)), "upside down"),
     (checks.adaptive_lambda, adaptive(of=lambda m: m.parameters()), "all parameters"),
     (checks.adaptive_lambda, adaptive(of=lambda m: m.encoder.weight), "the encoder's weight"),
@@ -256,7 +278,7 @@ MUTANTS = [
     (checks.adaptive_lambda, frees_graph, "retain_graph=True"),
     (checks.vqgan_loss, whole(gate=lambda step, start: step > start), "step == disc_start too"),
     (checks.vqgan_loss, whole(gate=lambda step, start: step < start), "upside down"),
-    (checks.vqgan_loss, whole(gate=lambda step, start: True), "upside down"),
+    (checks.vqgan_loss, whole(gate=lambda step, start: True), "counts already"),
     (checks.vqgan_loss, lambda n, q, g, lam, step, start, w: (step >= start) * (n + q + w * lam * g), "learns on"),
     (checks.vqgan_loss, lambda n, q, g, lam, step, start, w: n + (step >= start) * (q + w * lam * g), "learns on"),
     (checks.vqgan_loss, whole(adv=lambda w, lam, g: lam * g), "disc_weight is missing"),
@@ -266,6 +288,8 @@ MUTANTS = [
     (checks.vqgan_loss, whole(rest=lambda n, q: n), "codebook would not learn"),
     (checks.vqgan_loss, lambda n, q, g, lam, step, start, w: n + w * lam * (q + g), "adversarial term alone"),
     (checks.discriminator_step, d_step(detach=False), r"gradients in the \*autoencoder"),
+    (checks.discriminator_step, fake_without_gradient, "nothing from the reconstructions"),
+    (checks.discriminator_step, zero_last, "in this order"),
     (checks.discriminator_step, d_step(zero=False), "zero_grad"),
     (checks.discriminator_step, d_step(backward=False, zero=True), "has not changed"),
     (checks.discriminator_step, d_step(step=False), "has not changed"),
@@ -285,6 +309,9 @@ MUTANTS = [
     (checks.gaussian_kl, lambda m, v: kl(m, v, var=torch.square), "is a logarithm"),
     (checks.gaussian_kl, lambda m, v: kl(m, v, factor=-0.5), "never negative"),
     (checks.gaussian_kl, lambda m, v: kl(m, v, factor=1.0), "factor 1/2"),
+    (checks.gaussian_kl, lambda m, v: kl(m, v, log=lambda u: u / 2), "no factor but"),
+    (checks.gaussian_kl, lambda m, v: kl(m, v, log=lambda u: 2 * u), "not doubled"),
+    (checks.gaussian_kl, lambda m, v: kl(m, v, reduce=lambda k: k.sum(1).mean()), "channels only"),
     (checks.gaussian_kl, lambda m, v: kl(m, v, one=0), "-1 is missing"),
     (checks.gaussian_kl, lambda m, v: kl(m, v, log=torch.neg), "sign of logvar"),
     (checks.gaussian_kl, reversed_kl, "posterior q comes first"),

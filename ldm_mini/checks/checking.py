@@ -23,7 +23,7 @@ def compare(got, want: Tensor, what: str, mistakes=(), rtol=1e-4, atol=1e-5):
     if got is None:
         raise CheckFailed(f"{what} returned None. Did you forget the `return`, or is the stub still in place?")
     if not isinstance(got, Tensor):
-        raise CheckFailed(f"{what} should return a torch.Tensor, not {type(got).__name__}.")
+        raise CheckFailed(f"{what} should be a torch.Tensor, not {type(got).__name__}.")
     if got.shape != want.shape:
         raise CheckFailed(f"{what} has shape {tuple(got.shape)}; it should be {tuple(want.shape)}.")
     if (got.is_floating_point(), got.dtype == torch.uint8) != (want.is_floating_point(), want.dtype == torch.uint8):
@@ -55,13 +55,23 @@ def attempt(function, *inputs, name: str):
     except NotImplementedError as error:
         raise still_a_stub(error, name) from None
     except Exception as error:
-        shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else repr(x) for x in inputs)
+        shapes = ", ".join(map(_brief, inputs))
         called = f" (called with {shapes})" if inputs else ""
-        raise CheckFailed(f"{name} raised {type(error).__name__}: {error}{called}.") from error
+        raise CheckFailed(f"{name} raised {type(error).__name__}: {str(error).rstrip('.')}{called}.") from error
     for before, after in zip(inputs, copies):
         if isinstance(before, Tensor) and not torch.equal(before, after):
             raise CheckFailed(f"{name} changed its input in place. Make a new tensor: `x = x * 2`, not `x *= 2`.")
     return result
+
+
+def _brief(x) -> str:
+    """An input of a learner's function, in a few letters: tensors by their shape, networks by their class."""
+    if isinstance(x, Tensor):
+        return str(tuple(x.shape))
+    if isinstance(x, (list, tuple)):
+        return "[" + ", ".join(map(_brief, x)) + "]"
+    text = type(x).__name__ if isinstance(x, torch.nn.Module) else repr(x)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def still_a_stub(error: NotImplementedError, name: str) -> CheckFailed:
@@ -71,7 +81,7 @@ def still_a_stub(error: NotImplementedError, name: str) -> CheckFailed:
     if own and own[-1].f_code is not own[0].f_code:
         owner = own[-1].f_locals.get("self")
         stub = (f"{type(owner).__name__}." if owner is not None else "") + own[-1].f_code.co_name
-        return CheckFailed(f"{name} calls {stub}, which is still a stub: that exercise comes first.")
+        return CheckFailed(f"{name} calls {stub}, which is still a stub: write that first.")
     return CheckFailed(f"{name} is still the stub: replace `raise NotImplementedError` by your code.")
 
 

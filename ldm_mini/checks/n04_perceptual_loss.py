@@ -64,6 +64,12 @@ def ssim_map(function):
         (shown, "the first factor, which compares the means, is missing."),
         (index() / shown, "the second factor, which compares the structure, is missing."),
         (1 - index(), "this is 1 - SSIM. The index itself is 1 for equal pictures."),
+        (index(average((x - m)**2), average((y - n)**2), average((x - m) * (y - n))), "each pixel's deviation is taken "
+         "from its own window's mean, but a window has *one* mean: take the mean of x*x minus the square of the mean."),
+        (index(v * v, w * w), "sigma^2 is the variance already: it is not squared again."),
+        (index(-v, -w, -c), "variance and covariance have the wrong sign: mean of the square *minus* square of the "
+                            "mean."),
+        (index() / shown + shown, "the two factors are multiplied, not added."),
     ], rtol=1e-3)
     flat = torch.full((1, 1, 8, 8), 0.5)
     compare(attempt(function, flat, flat, average, name="ssim_map"), torch.ones_like(flat), name + " of flat pictures")
@@ -102,8 +108,9 @@ def unit_normalise(function):
                           "`.clamp(min=1e-10)`, or add 1e-10.")
     if not silent.grad.isfinite().all():
         raise CheckFailed(f"{name}: where all channels are 0 the *gradient* is NaN, because a square root is "
-                          "infinitely steep at 0. `features.norm(dim=1, keepdim=True)` knows that (or add 1e-20 under "
-                          "the root).")
+                          "infinitely steep at 0, or because `where` or `nan_to_num` after the division hides 0 / 0 from "
+                          "the value but not from the gradient. Keep the length away from 0 *before* you divide: "
+                          "`features.norm(dim=1, keepdim=True).clamp(min=1e-10)`.")
     passed("unit_normalise: directions are left, lengths are gone")
 
 
@@ -136,6 +143,8 @@ def layer_distance(function):
                                                                    "differences of either sign must not cancel."),
         ((h * square).sum(1).sqrt().mean((1, 2)), "no square root: LPIPS adds squared differences."),
         (want.sqrt(), "no square root: LPIPS adds squared differences."),
+        ((h.sqrt() * square).sum(1).mean((1, 2)), "the root of the weight stands inside the norm: squared, it is the "
+                                                  "weight itself."),
         ((_unit(h * a) - _unit(h * b)).square().sum(1).mean((1, 2)), "the head weighs squared differences, not the "
                                                                     "features."),
     ], rtol=1e-3)
@@ -181,7 +190,7 @@ def lpips(make):
     if isinstance(got, torch.Tensor) and not torch.equal(got, attempt(again, x, y, name=name)):
         raise CheckFailed("two LPIPS made of the same parts disagree: random heads? Use the calibrated ones given.")
     _value(got, _Trunk().eval(), heads, x, y, shift[:, None, None], scale[:, None, None])
-    nn.ModuleList([mine]).train()
+    attempt(nn.ModuleList([mine]).train, name="LPIPS.train")
     if not torch.allclose(attempt(mine, x, y, name=name), got):
         raise CheckFailed(f"{name} changes when a model that contains it is put into train mode: dropout comes on. "
                           "Override `train`: `def train(self, mode=True): return super().train(False)`.")
@@ -199,6 +208,9 @@ def _held(mine, x, y, heads):
     if missing:
         raise CheckFailed("LPIPS does not hold the given heads as buffers (or frozen parameters): are they loaded? A "
                           "plain list of tensors stays behind when the module moves to a GPU: register_buffer.")
+    if plain := [f"self.{name}" for name, value in vars(mine).items() if isinstance(value, torch.Tensor)]:
+        raise CheckFailed(f"{' and '.join(plain)}: a plain tensor stays behind when the module moves to a GPU. Use "
+                          "register_buffer, as for the heads.")
 
 
 def _value(got, net, heads, x, y, shift, scale):

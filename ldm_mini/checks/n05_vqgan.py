@@ -23,6 +23,9 @@ def hinge_losses(function):
         (d(1 - real, 1 + fake), "max(0, .) is missing: what is beyond the margin costs nothing, and gains nothing."),
         (0.5 * (relu(1 - real.mean()) + relu(1 + fake.mean())), "take max(0, .) of every logit, then the mean: a "
                                                                 "confident patch must not pay for a wrong one."),
+        (torch.cat([relu(1 - real).flatten(), relu(1 + fake).flatten()]).mean(), "one mean over all logits together; "
+         "real and fake have a mean each, and half of the say each."),
+        (-fake.mean(), "the order: first the discriminator's loss, then the generator's."),
         (0.5 * (relu(1 - real).sum() + relu(1 + fake).sum()), "means, not sums: a larger image is no larger mistake."),
         (d(F.softplus(-real), F.softplus(fake)), "this is cross entropy (-log D). The hinge is what VQGAN's code runs: "
                                                  "max(0, 1 - real), max(0, 1 + fake)."),
@@ -52,6 +55,8 @@ def receptive_field(function):
         got = attempt(function, list(kernels), list(strides), name="receptive_field")
         if got is None:
             raise CheckFailed("receptive_field returned None. Did you forget the `return`?")
+        if not isinstance(got, (int, float, Tensor)) or isinstance(got, Tensor) and got.numel() != 1:
+            raise CheckFailed(f"receptive_field should return one number, not {got!r}.")
         if isinstance(got, bool) or float(got) != field(kernels, strides):
             raise CheckFailed(f"receptive_field({kernels}, {strides}) gave {got}; it should be "
                               f"{field(kernels, strides)}. {_field_hint(float(got), kernels, strides)}")
@@ -172,7 +177,8 @@ def vqgan_loss(function):
         compare(got, nll + q + on * weight * lam * g, at, mistakes=[
             (nll + q + (1 - on) * weight * lam * g,
              "the critic is on when step >= disc_start, so at step == disc_start too." if step == start else
-             "the gate is upside down: the critic is off *before* disc_start."),
+             "the gate is upside down: the critic is off *before* disc_start." if step > start else
+             "the adversarial term counts already. Before disc_start it is 0."),
             (on * (nll + q + weight * lam * g), early), (nll + on * (q + weight * lam * g), early),
             (nll + q + on * lam * g, "disc_weight is missing."),
             (nll + q + on * weight * g, "lambda is missing."),
@@ -208,7 +214,9 @@ def discriminator_step(function):
     before = [p.detach().clone() for p in critic.parameters()]
     hinge = 0.5 * (F.relu(1 - critic(x)).mean() + F.relu(1 + critic(x_rec.detach())).mean())
     flipped = 0.5 * (F.relu(1 + critic(x)).mean() + F.relu(1 - critic(x_rec.detach())).mean())
-    right, wrong = (torch.autograd.grad(loss, list(critic.parameters())) for loss in (hinge, flipped))
+    half = 0.5 * F.relu(1 - critic(x)).mean()
+    right, wrong, real_only = (torch.autograd.grad(loss, list(critic.parameters()), retain_graph=True)
+                               for loss in (hinge, flipped, half))
     frozen = [p.detach().clone() for p in model.parameters()]
 
     got = attempt(lambda: function(critic, optimizer, x, x_rec), name="discriminator_step")
@@ -221,12 +229,16 @@ def discriminator_step(function):
         return all(torch.allclose(m, 0.1 * g, atol=1e-6) for m, g in zip(moved, grads))
 
     if all(m.abs().max() == 0 for m in moved):
-        raise CheckFailed("the discriminator has not changed: loss.backward() and optimizer.step() are both needed.")
+        raise CheckFailed("the discriminator has not changed: zero_grad(), then backward(), then step(), "
+                          "all three, in this order.")
     if step_was([r + s for r, s in zip(right, stale)]):
         raise CheckFailed("the gradients that the generator's step left in D were added to yours: "
                           "optimizer.zero_grad() before backward().")
     if step_was([-r for r in right]) or step_was(wrong):
         raise CheckFailed("D went the wrong way: real logits should rise, and those of reconstructions fall.")
+    if step_was(real_only):
+        raise CheckFailed("D learned nothing from the reconstructions: under no_grad (or detached after D) its verdict "
+                          "on them has no gradient. Detach the *pictures* instead: D(x_rec.detach()).")
     if not step_was(right):
         raise CheckFailed("D did not make the step of the hinge loss 0.5 * (mean max(0, 1 - D(x)) + mean max(0, 1 + "
                           "D(x_rec))). Are both pictures judged, once each, before one optimizer step?")
@@ -256,6 +268,9 @@ def gaussian_kl(function):
         (per(kl(mean, logvar, logvar)), "logvar is a logarithm: the variance is exp(logvar)."),
         (per(-right), "the sign: a KL divergence is never negative."),
         (per(2 * right), "the factor 1/2 is missing."),
+        (per(kl(mean, var, 0.5 * logvar)), "log sigma^2 is logvar itself: no factor but the 1/2 in front of all."),
+        (per(kl(mean, var, 2 * logvar)), "log sigma^2 is logvar itself: it is not doubled."),
+        (right.sum(1).mean(), "the sum runs over channels only; a latent is all of its C x h x w values."),
         (per(right + 0.5), "the -1 is missing: N(0, 1) itself must have KL 0."),
         (per(kl(mean, var, -logvar)), "the sign of logvar: the KL falls as the variance grows towards 1."),
         (per(kl(mean.abs().sqrt(), var, logvar)), "the mean enters squared."),
