@@ -39,7 +39,7 @@ ROWS = {
     "3o": "checks",  # 3n, 3o: one file per notebook, and their collection
     "3b": "recipes",
     "3c": "launch evaluate bench curves info",
-    "3d": "showcase",
+    "3d": "showcase playground",
     # 4: the command line and the table of contents
     "4": "__init__ __main__",
 }

@@ -22,19 +22,21 @@ from .n08_samplers import batched_guidance, ddim_step, ddpm_step, dpm_step, eule
 from .n09_latent_diffusion import compression, freeze, latent_loss, latent_sample, scale_factor
 from .n10_meaning import class_tokens, drop_conditions, text_transformer, word_maps
 from .n11_pictures import class_shares, inpaint_condition, join_lowres, keep_known, paste, widen
+from .n12_layouts import box_tokens, draw_subsets, join_conditions, shuffle_objects, two_guidances
 from .n13_where import border_reach, coordinates, knows_where, order_error, probe
 from .n16_real_thing import block_from_compvis, epsilon, pooled_scale, res_block_parameters, split_qkv
 
 __all__ = [
     "CheckFailed", "adaptive_lambda", "add_noise", "alpha_over", "attention", "attention_macs", "batched_guidance",
-    "best_guess", "block_from_compvis", "border_reach", "box_iou", "class_shares", "class_tokens", "compression",
-    "coordinates", "ddim_step", "ddpm_letters", "ddpm_step", "decoder_channels", "diffusion_posterior",
-    "discriminator_step", "dpm_step", "drop_conditions", "ema_codebook", "ema_update", "epsilon", "euler_step",
-    "freeze", "gaussian_kl", "guidance", "hinge_losses", "ideal_x0", "inpaint_condition", "inpainting_input",
-    "is_order_blind", "join_lowres", "keep_known", "knows_where", "latent_loss", "latent_numbers", "latent_sample",
-    "layer_distance", "lpips", "masked_attention", "multi_head", "nearest_code", "order_error", "paste",
-    "pooled_scale", "probe", "receptive_field", "res_block", "res_block_parameters", "restart_dead",
-    "sampling_timesteps", "scale_factor", "split_qkv", "ssim_map", "straight_through", "text_transformer",
-    "through_the_u", "timestep_embedding", "to_picture", "to_x0", "unet", "unit_normalise", "vector_quantizer",
-    "vq_loss", "vqgan_loss", "widen", "word_maps",
+    "best_guess", "block_from_compvis", "border_reach", "box_iou", "box_tokens", "class_shares", "class_tokens",
+    "compression", "coordinates", "ddim_step", "ddpm_letters", "ddpm_step", "decoder_channels",
+    "diffusion_posterior", "discriminator_step", "dpm_step", "draw_subsets", "drop_conditions", "ema_codebook",
+    "ema_update", "epsilon", "euler_step", "freeze", "gaussian_kl", "guidance", "hinge_losses", "ideal_x0",
+    "inpaint_condition", "inpainting_input", "is_order_blind", "join_conditions", "join_lowres", "keep_known",
+    "knows_where", "latent_loss", "latent_numbers", "latent_sample", "layer_distance", "lpips", "masked_attention",
+    "multi_head", "nearest_code", "order_error", "paste", "pooled_scale", "probe", "receptive_field", "res_block",
+    "res_block_parameters", "restart_dead", "sampling_timesteps", "scale_factor", "shuffle_objects", "split_qkv",
+    "ssim_map", "straight_through", "text_transformer", "through_the_u", "timestep_embedding", "to_picture",
+    "to_x0", "two_guidances", "unet", "unit_normalise", "vector_quantizer", "vq_loss", "vqgan_loss", "widen",
+    "word_maps",
 ]

@@ -1,0 +1,153 @@
+"""The page of notebook 12, driven as a person would: set values, click, see another picture."""
+
+import pytest
+import torch
+
+from ldm_mini import recipes
+from ldm_mini.playground import BOX, CELLS, HOLE, Playground
+from ldm_mini.recipes import MICRO_AUTOENCODER, MICRO_DIFFUSION, MICRO_SCENES
+from ldm_mini.vocabulary import NOUN_INDEX
+
+
+def model(task="all"):
+    torch.manual_seed(0)
+    recipe = recipes.for_task(MICRO_DIFFUSION, task)
+    ldm = recipes.build_diffusion(recipe, recipes.build_autoencoder(MICRO_AUTOENCODER))
+    for weight in ldm.net.parameters():                             # a fresh U-Net gives 0 whatever it is told
+        if not weight.any():
+            torch.nn.init.normal_(weight, std=0.1)
+    return ldm.eval()
+
+
+@pytest.fixture(scope="module")
+def everything():
+    return model()
+
+
+@pytest.fixture
+def page(everything):
+    made = Playground(everything, MICRO_SCENES)
+    made.steps.value = 4
+    return made
+
+
+def press(page, *cells):
+    """Click cells of the canvas, by row and column."""
+    for row, column in cells:
+        page.cells[row * CELLS + column].click()
+
+
+def test_a_box_is_two_clicks_in_any_order(page):
+    page.noun.value = "star"
+    press(page, (9, 12), (2, 4))
+    noun, box = page.boxes[0]
+    assert (noun, box) == ("star", (4 / 16, 2 / 16, 13 / 16, 10 / 16)) and page.corner is None
+    told = page.batch()
+    assert told.keys() == {"labels", "boxes"} and told["labels"].tolist() == [[NOUN_INDEX["star"]]]
+    torch.testing.assert_close(told["boxes"], torch.tensor([[box]]))
+
+
+def test_sample_shows_another_picture_and_the_next_seed_another(page):
+    shown = page.style.value
+    page.caption.value = "a star"
+    page.sample_button.click()
+    first = page.picture
+    assert page.style.value != shown and "seed 0" in page.message.value and "the caption" in page.message.value
+    page.sample_button.click()
+    assert page.seed.value == 2 and not torch.equal(page.picture, first)
+    page.again.value, page.seed.value = False, 0
+    page.sample_button.click()
+    assert torch.equal(page.picture, first) and page.seed.value == 0
+    page.guidance.value = 6.0
+    page.sample_button.click()
+    assert not torch.equal(page.picture, first), "guidance does nothing"
+    assert not page.sample_button.disabled and page.sample_button.description == "Sample"
+
+
+def test_boxes_reach_the_model(page):
+    page.again.value = False
+    page.sample_button.click()
+    empty = page.picture
+    assert "no wish at all" in page.message.value
+    press(page, (2, 2), (12, 12))
+    page.sample_button.click()
+    assert not torch.equal(page.picture, empty) and "boxes (1)" in page.message.value
+
+
+def test_a_hole_is_filled_and_all_around_it_kept(page):
+    page.scene_button.click()
+    before, page.mode.value = page.picture, HOLE
+    press(page, (4, 4), (7, 9))
+    assert page.hole.sum() == 4 * 6 and page.batch().keys() == {"image", "mask"}
+    page.sample_button.click()
+    cell = page.size // CELLS
+    changed = (page.picture != before).any(1)[0]
+    inside = torch.zeros_like(changed)
+    inside[4 * cell:8 * cell, 4 * cell:10 * cell] = True
+    assert changed.any() and not (changed & ~inside).any()
+    assert not page.hole.any() and "around the hole" in page.message.value
+    page.undo_button.click()
+    assert page.hole.sum() == 24 and torch.equal(page.picture, before)
+
+
+def test_real_scenes_differ_and_clear_clears(page):
+    page.scene_button.click()
+    first = page.picture
+    page.scene_button.click()
+    assert not torch.equal(page.picture, first)
+    page.caption.value = "a star"
+    press(page, (0, 0), (3, 3), (5, 5))
+    page.clear_button.click()
+    assert page.corner is None and page.boxes == [] and page.caption.value == "" and page.picture.std() == 0
+    page.undo_button.click()
+    assert len(page.boxes) == 1
+
+
+def test_undo_takes_back_a_corner_first(page):
+    page.undo_button.click()                                        # nothing to undo: nothing happens
+    press(page, (1, 1), (3, 3), (8, 8))
+    page.undo_button.click()
+    assert page.corner is None and len(page.boxes) == 1
+    page.undo_button.click()
+    assert page.boxes == []
+
+
+def test_no_more_things_than_the_model_knows(page):
+    for row in range(4):
+        press(page, (3 * row, 0), (3 * row + 1, 2))
+    assert len(page.boxes) == 3 and "up to 3" in page.message.value and len(page.undo) == 3
+
+
+def test_the_canvas_shows_boxes_holes_and_the_corner(page):
+    def shown():
+        return torch.tensor(list(page.canvas_image().tobytes()))
+
+    plain = shown()
+    press(page, (2, 2))
+    corner = shown()
+    press(page, (6, 6))
+    box, page.mode.value = shown(), HOLE
+    press(page, (10, 10), (11, 11))
+    pictures = [plain, corner, box, shown()]
+    assert all(not torch.equal(a, b) for i, a in enumerate(pictures) for b in pictures[i + 1:])
+
+
+def test_words_it_does_not_know_are_named_and_errors_are_shown(page):
+    page.caption.value = "a star beside a xylophone"
+    page.sample_button.click()
+    assert "xylophone" in page.message.value
+    page.model = model("layout")                                    # knows no words, and there are no boxes
+    page.sample_button.click()
+    assert "The model says" in page.message.value and not page.sample_button.disabled
+
+
+@pytest.mark.parametrize("task, modes", [("text", ()), ("layout", (BOX,)), ("inpaint", (HOLE,)), ("unconditional", ())])
+def test_a_model_of_one_task_gets_the_page_it_understands(task, modes):
+    page = Playground(model(task), MICRO_SCENES)
+    rows = page.widget.children[1].children
+    assert page.mode.options == modes and (page.caption in rows) == (task == "text")
+    assert (page.noun in rows) == (task == "layout")
+    press(page, (1, 1), (9, 9))
+    page.steps.value = 4
+    page.sample_button.click()
+    assert "Drawn" in page.message.value
