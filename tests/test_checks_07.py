@@ -67,7 +67,7 @@ class Block(nn.Module):
             return self.shortcut(x) + F.silu(self.norm2(self.conv2(h + self.embed(time))))
         e = self.embed(time)
         h = self.norm1(x + e if change == "first" else x)
-        h = self.conv1(h if change in ("no silu", "no first silu") else F.silu(h))
+        h = self.conv1(h if change in ("no silu", "no first silu") else (F.relu if change == "relu" else F.silu)(h))
         if change == "after norm":
             h = self.norm2(h) + e
         elif change in ("first", "late", "no time"):
@@ -78,11 +78,14 @@ class Block(nn.Module):
             h = h + e
         else:
             h = self.norm2(h * e if change == "multiplied" else h + e)
-        h = self.conv2(h if change in ("no silu", "no second silu") else F.silu(h)) + (e if change == "late" else 0)
+        act = F.relu if change == "relu" else F.silu
+        h = self.conv2(h if change in ("no silu", "no second silu") else act(h)) + (e if change == "late" else 0)
         return {"no shortcut": lambda: h, "shortcut of norm": lambda: h + self.shortcut(self.norm1(x))}.get(
             change, lambda: h + self.shortcut(x))()
 
     def embed(self, time):
+        if self.change == "silu after":
+            return F.silu(self.time_proj(time))[:, :, None, None]
         return self.time_proj(time if self.change == "no silu on time" else F.silu(time))[:, :, None, None]
 
 
@@ -112,9 +115,10 @@ def through(h, down, middle, up, change=""):
     for i, layer in enumerate(down):
         if change == "before":
             hs.append(h)
-        h = layer(x if change == "each from x" else h)
+        h = layer(x if change in ("each from x", "h stays") else h)
         if change not in ("before", "never") and not (change == "no stem" and i == 0):
             hs.append(h)
+    h = x if change == "h stays" else h
     h = h if change == "no middle" else middle(h)
     if change == "middle pushed":
         hs.append(h)
@@ -124,7 +128,10 @@ def through(h, down, middle, up, change=""):
             continue
         skip = hs.pop(0) if change == "fifo" else hs[-1] if change == "peek" else hs.pop()
         pair = [skip, h] if change == "skip first" else [h, skip]
-        h = layer(h + skip if change == "added" else torch.cat(pair, 1))
+        if change == "joined late":
+            h = torch.cat([layer(h), skip], 1)
+            continue
+        h = layer(h + skip if change == "added" else torch.cat(pair, -1 if change == "along the width" else 1))
     return h
 
 
@@ -159,7 +166,7 @@ def note(h, down, middle, up):
 
 
 def channels_up(channels, mults, num_res_blocks, change=""):
-    widths, skips = [channels * m for m in mults], [channels]
+    widths, skips = [channels * m for m in mults], [channels] * (change != "no stem")
     for level, width in enumerate(widths):
         skips += [width] * num_res_blocks + [width] * (level < len(mults) - 1)
     h, pairs = widths[-1], []
@@ -280,6 +287,7 @@ CORRECT = [
     (checks.through_the_u, through_by_index),
     (checks.decoder_channels, channels_up),
     (checks.decoder_channels, channels_of_the_library),
+    (checks.decoder_channels, lambda *a: zip(*zip(*channels_up(*a)))),
     (checks.unet, Net),
     (checks.unet, library_net),
     (checks.ema_update, ema),
@@ -311,7 +319,9 @@ MUTANTS = [
     (checks.res_block, block("no time"), "not used at all"),
     (checks.res_block, block("multiplied"), "multiplies"),
     (checks.res_block, block("no shortcut"), "shortcut is missing"),
-    (checks.res_block, block("shortcut of norm"), "return its shortcut"),
+    (checks.res_block, block("shortcut of norm"), "as it came in"),
+    (checks.res_block, block("relu"), "F.silu"),
+    (checks.res_block, block("silu after"), "comes before time_proj"),
     (checks.res_block, block("not zero"), "conv2 starts at zero"),
     (checks.res_block, block("post"), "norm, SiLU, convolution"),
     (checks.res_block, block("no silu"), "a SiLU is missing"),
@@ -333,6 +343,9 @@ MUTANTS = [
     (checks.through_the_u, lambda *a: through(*a, "no middle"), "middle is not used"),
     (checks.through_the_u, lambda *a: through(*a, "no skips"), "get no skips"),
     (checks.through_the_u, lambda *a: through(*a, "each from x"), "block before"),
+    (checks.through_the_u, lambda *a: through(*a, "h stays"), "does not move on"),
+    (checks.through_the_u, lambda *a: through(*a, "joined late"), "before\\* the output block"),
+    (checks.through_the_u, lambda *a: through(*a, "along the width"), "dim=1"),
     (checks.through_the_u, lambda h, d, m, u: None, "return"),
     (checks.decoder_channels, lambda *a: channels_up(*a, "one block less"), r"num_res_blocks \+ 1"),
     (checks.decoder_channels, lambda *a: channels_up(*a, "own"), "block that made it"),
@@ -343,6 +356,7 @@ MUTANTS = [
     (checks.decoder_channels, lambda *a: channels_up(*a, "from the top"), "lowest level"),
     (checks.decoder_channels, lambda *a: channels_up(*a)[1:], "as many as pushes"),
     (checks.decoder_channels, lambda *a: [(1, 1), *channels_up(*a)[1:]], "block 0"),
+    (checks.decoder_channels, lambda *a: channels_up(*a, "no stem"), "stem, residual blocks and downsamplings"),
     (checks.decoder_channels, lambda *a: 12, "list of pairs"),
     (checks.unet, net("not zero"), "exactly 0"),
     (checks.unet, net("plus x"), "no such shortcut"),
@@ -367,6 +381,7 @@ MUTANTS = [
     (checks.ema_update, lambda *a: ema(*a, rate=lambda n, m: 0.0), "own weight"),
     (checks.ema_update, lambda averages, net, n, m: averages, "nothing has moved"),
     (checks.ema_update, ema_of_buffers, "buffers or frozen"),
+    (checks.ema_update, lambda a, net, n, m: {k: (a[k] + p.detach()) / 2 for k, p in net.named_parameters()}, "frozen"),
     (checks.ema_update, lambda *a: dict(list(ema(*a).items())[1:]), "missing from the result"),
     (checks.ema_update, lambda *a: ema(*a, detach=False), "gradients"),
     (checks.ema_update, lambda *a: list(ema(*a).values()), "dict of averages"),

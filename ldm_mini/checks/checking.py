@@ -70,6 +70,8 @@ def _brief(x) -> str:
         return str(tuple(x.shape))
     if isinstance(x, (list, tuple)):
         return "[" + ", ".join(map(_brief, x)) + "]"
+    if isinstance(x, dict):
+        return "{" + ", ".join(f"{key}: {_brief(value)}" for key, value in x.items()) + "}"
     text = type(x).__name__ if isinstance(x, torch.nn.Module) else repr(x)
     return text if len(text) <= 60 else text[:57] + "..."
 

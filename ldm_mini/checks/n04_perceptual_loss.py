@@ -108,8 +108,8 @@ def unit_normalise(function):
                           "`.clamp(min=1e-10)`, or add 1e-10.")
     if not silent.grad.isfinite().all():
         raise CheckFailed(f"{name}: where all channels are 0 the *gradient* is NaN, because a square root is "
-                          "infinitely steep at 0, or because `where` or `nan_to_num` after the division hides 0 / 0 from "
-                          "the value but not from the gradient. Keep the length away from 0 *before* you divide: "
+                          "infinitely steep at 0, or because `where` or `nan_to_num` after the division hides 0 / 0 "
+                          "from the value but not from the gradient. Keep the length away from 0 *before* you divide: "
                           "`features.norm(dim=1, keepdim=True).clamp(min=1e-10)`.")
     passed("unit_normalise: directions are left, lengths are gone")
 

@@ -14,9 +14,10 @@ def way_through(h, down, middle, up, change: str):
     for block in down:
         if change == "before":
             hs.append(h)
-        h = block(x if change == "each from x" else h)
+        h = block(x if change in ("each from x", "h stays") else h)
         if change != "before":
             hs.append(h)
+    h = x if change == "h stays" else h
     h = h if change == "no middle" else middle(h)
     if change == "middle pushed":
         hs.append(h)
@@ -30,6 +31,8 @@ def way_through(h, down, middle, up, change: str):
 
 RES_MISTAKES = {
     "no silu on time": "the time vector goes through SiLU first: time_proj(silu(time)).",
+    "silu after": "the SiLU comes before time_proj, not after it.",
+    "relu": "the activation is SiLU here: F.silu.",
     "after norm": "time is added AFTER norm2. There it still works, but the published weights want it before: "
                   "norm2(h + time).",
     "first": "time is added before conv1; it belongs between the two halves, after conv1.",
@@ -52,8 +55,10 @@ def res_block_with(b: ResBlock, x: Tensor, time: Tensor, change: str) -> Tensor:
     eps = 1e-6 if change == "eps" else b.norm1.eps
     norm = lambda layer, h: F.group_norm(h, layer.num_groups, layer.weight, layer.bias, eps)  # noqa: E731
     no_silu = {"no silu": (1, 2), "no first silu": (1,), "no second silu": (2,)}.get(change, ())
-    act = lambda h, place: h if place in no_silu else F.silu(h)  # noqa: E731
-    e = b.time_proj(time if change == "no silu on time" else F.silu(time))[:, :, None, None]
+    silu = F.relu if change == "relu" else F.silu
+    act = lambda h, place: h if place in no_silu else silu(h)  # noqa: E731
+    e = b.time_proj(time if change in ("no silu on time", "silu after") else F.silu(time))[:, :, None, None]
+    e = F.silu(e) if change == "silu after" else e
     if change == "post":
         h = F.silu(norm(b.norm1, b.conv1(x))) + e
         return b.shortcut(x) + F.silu(norm(b.norm2, b.conv2(h)))

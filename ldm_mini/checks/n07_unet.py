@@ -65,6 +65,8 @@ def res_block(cls):
         fresh = attempt(call, x, time, name="ResBlock.forward")
         compare(fresh, mine.shortcut(x), "a fresh ResBlock", mistakes=[
             (torch.zeros(2, c_out, 6, 6), "the shortcut is missing: return self.shortcut(x) + h."),
+            *[(mine.shortcut(changed), "the shortcut takes x as it came in. Was x overwritten on the way?")
+              for changed in (mine.norm1(x), F.silu(x), F.silu(mine.norm1(x)))],
             (fresh, "it must return its shortcut, and nothing else: conv2 starts at zero.")])
         _wake(reference)
         mine.load_state_dict(reference.state_dict())
@@ -84,6 +86,9 @@ def through_the_u(function):
     up = [lambda h, w=w: torch.einsum("bchw,c->bhw", h, w[:h.shape[1]])[:, None] for w in weights[:4]]
     middle = lambda h: 0.5 * h + 0.2  # noqa: E731
     got = _through(function, x, down, middle, up)
+    if isinstance(got, Tensor) and got.shape != x.shape:
+        raise CheckFailed(f"through_the_u gave shape {tuple(got.shape)}, not {tuple(x.shape)}. h and its skip are "
+                          "joined on the channels (dim=1), and *before* the output block, which makes one of both.")
     u = lambda change: way_through(x, down, middle, up, change)  # noqa: E731
     compare(got, u(""), "through_the_u(h, down, middle, up)", mistakes=[
         (u("before"), "you push h before an input block; its *output* is what the other side needs: push after."),
@@ -95,6 +100,7 @@ def through_the_u(function):
         (u("middle pushed"), "the middle's output was pushed too; only input blocks are."),
         (u("no middle"), "the middle is not used."),
         (u("no skips"), "the output blocks get no skips: join h with `hs.pop()` before each of them."),
+        (u("h stays"), "the blocks' outputs are pushed, but h itself does not move on: `h = block(h)`, then push h."),
         (u("each from x"), "each input block got the first h; it must get the output of the block before."),
     ])
     sizes = [lambda h, s=s: F.interpolate(torch.cat([h, h[:, :1]], 1), size=(s, s)) for s in (8, 8, 4, 4)]
@@ -104,11 +110,11 @@ def through_the_u(function):
     passed("through_the_u: one push after every input block, one pop before every output block")
 
 
-def _through(function, *args):
+def _through(function, *args, name="through_the_u"):
     try:
-        return attempt(function, *args, name="through_the_u")
+        return attempt(function, *args, name=name)
     except CheckFailed as failed:
-        raise _skip_trouble(failed, "through_the_u") from None
+        raise _skip_trouble(failed, name) from None
 
 
 def _skip_trouble(failed: CheckFailed, name: str) -> CheckFailed:
@@ -127,7 +133,8 @@ def _skip_trouble(failed: CheckFailed, name: str) -> CheckFailed:
 def decoder_channels(function):
     """`function(channels, mults, num_res_blocks)` -> [(in, out), ...] of the blocks on the way up, in their order."""
     for args in ((32, (1, 2), 1), (16, (1, 2, 3, 4), 2), (320, (1, 2, 4, 4), 2)):
-        got = attempt(function, *args, name="decoder_channels")
+        got = _through(function, *args, name="decoder_channels")
+        got = list(got) if isinstance(got, (zip, map)) else got
         call = f"decoder_channels{args}"
         if not isinstance(got, (list, tuple)) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in got):
             raise CheckFailed(f"{call} should return a list of pairs (in, out), not {got!r}.")
@@ -182,7 +189,13 @@ def ema_update(function):
     averages = {name: noise(*p.shape, seed=5) for name, p in trainable.items()}
     for n, max_decay in ((1, 0.9999), (4, 0.9999), (100_000, 0.999)):
         before = {name: a.clone() for name, a in averages.items()}
-        got = attempt(lambda a: function(a, net, n, max_decay), dict(before), name="ema_update")
+        try:
+            got = attempt(lambda a: function(a, net, n, max_decay), dict(before), name="ema_update")
+        except CheckFailed as failed:
+            if "KeyError" in str(failed):
+                raise CheckFailed(f"{failed} `averages` has the trainable parameters only: go through net."
+                                  "named_parameters() and skip those that are frozen (not p.requires_grad).") from None
+            raise
         got = before if got is None and any(not torch.equal(before[k], averages[k]) for k in before) else got
         if not isinstance(got, dict):
             raise CheckFailed(f"ema_update should return a dict of averages, not {type(got).__name__}.")
