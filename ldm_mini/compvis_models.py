@@ -61,8 +61,9 @@ def _read_yaml(path) -> dict:
     import yaml
 
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))["model"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        model = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["model"]
+        return {"target": str(model["target"]), "params": dict(model["params"])}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is no YAML file that describes a model ({type(error).__name__}: {error})."
                               ) from None
 

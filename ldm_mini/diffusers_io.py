@@ -63,10 +63,17 @@ def autoencoder_from_diffusers(folder, dtype: torch.dtype | None = None) -> Auto
 
 
 def save_diffusers(model: nn.Module, folder, sample_size: int | None = None, scaling_factor: float = 1.0) -> Path:
-    """Write a UNet, a DiT or an Autoencoder as the class of diffusers that computes the same.
+    """Write a UNet, a DiT or an Autoencoder as the class of diffusers that computes the same, or raise ValueError."""
+    config, state = describe(model, sample_size, scaling_factor)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_safetensors(folder / "diffusion_pytorch_model.safetensors", state)
+    write_json(folder / "config.json", config)
+    return folder
 
-    Raises ValueError if there is none.
-    """
+
+def describe(model: nn.Module, sample_size: int | None = None, scaling_factor: float = 1.0) -> tuple[dict, dict]:
+    """(config, weights) of the class of diffusers that computes what this model does; ValueError if there is none."""
     if isinstance(model, UNet):
         name, config = diffusers_class(model.config), unet_config_to_diffusers(model.config, sample_size)
         state = unet_to_diffusers_state(model)
@@ -79,11 +86,7 @@ def save_diffusers(model: nn.Module, folder, sample_size: int | None = None, sca
         state = {theirs: own[ours] for ours, theirs in names.items()}
     else:
         raise ValueError(f"to_diffusers: diffusers has no class for a {type(model).__name__}.")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_safetensors(folder / "diffusion_pytorch_model.safetensors", state)
-    write_json(folder / "config.json", {"_class_name": name, "_diffusers_version": "0.31.0", **config})
-    return folder
+    return {"_class_name": name, "_diffusers_version": "0.31.0", **config}, state
 
 
 def _read(folder, parts) -> tuple[dict, dict[str, Tensor]]:

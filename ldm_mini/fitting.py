@@ -113,8 +113,12 @@ def read_weights(path) -> dict[str, Tensor]:
         with _passed_over([name for name in classes if name.startswith(INERT)]):
             content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
     except UnpicklingError:
+        with path.open("rb") as file:
+            if not zipped and file.read(1) != b"\x80":                          # how every pickle begins
+                raise CheckpointError(f"{path} is no file of weights, or a damaged one. Fetch it again.") from None
         foreign = sorted(name for name in classes if not name.startswith(("torch.", "collections.", *INERT)))
-        raise CheckpointError(f"{path} holds more than weights, and reading that could run foreign code: {foreign}. "
+        found = f": {foreign}" if foreign else ""
+        raise CheckpointError(f"{path} holds more than weights, and reading that could run foreign code{found}. "
                               "Where you trust it, load it with torch.load(..., weights_only=False) and save its "
                               "state_dict as safetensors.") from None
     except (RuntimeError, EOFError, OSError) as error:

@@ -7,7 +7,7 @@ from torch import nn
 
 from .checkpoint import CheckpointError, read_json, save_safetensors, write_json
 from .compvis_models import clip_from_weights
-from .diffusers_io import autoencoder_from_diffusers, save_diffusers, unet_from_diffusers
+from .diffusers_io import autoencoder_from_diffusers, describe, save_diffusers, unet_from_diffusers
 from .dit import DiT
 from .fitting import read_folder
 from .latent_diffusion import LatentDiffusion
@@ -74,6 +74,7 @@ def to_diffusers(model: nn.Module, folder) -> Path:
     if stage is None:
         raise ValueError("to_diffusers: diffusers has no pipeline for a LatentDiffusion without a first stage; give "
                          "its net alone.")
+    describe(net), describe(stage)                              # refuses before a file is written
     side = None if model.image_size is None else model.image_size[0]
     kind = "transformer" if isinstance(net, DiT) else "unet"
     vq, text = isinstance(stage.bottleneck, VQBottleneck), isinstance(model.conditioner, ClipText)

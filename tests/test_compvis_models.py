@@ -304,8 +304,13 @@ def test_files_that_will_not_do(tmp_path):
     config, path = released.save(tmp_path)
     with pytest.raises(ValueError, match="does not exist"):
         from_compvis(config, tmp_path / "nothing.ckpt")
-    with pytest.raises(ValueError, match="no YAML file"):
-        from_compvis(tmp_path / "nothing.yaml", path)
+    for content in (None, "model: 3", "model: {target: a}", "[1, 2]", "model: {target: a, params: 3}"):
+        (tmp_path / "bad.yaml").write_text(content) if content else None
+        with pytest.raises(ValueError, match="no YAML file"):
+            from_compvis(tmp_path / "bad.yaml", path)
+    (tmp_path / "garbage.ckpt").write_bytes(b"garbage")
+    with pytest.raises(ValueError, match="no file of weights, or a damaged one"):
+        from_compvis(config, tmp_path / "garbage.ckpt")
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ValueError, match="damaged|foreign"):
         from_compvis(config, path)

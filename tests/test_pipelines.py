@@ -165,6 +165,10 @@ def test_what_is_unknown_is_refused(tmp_path):
     net = UNet(UNetConfig(3, channels=32, channel_mults=(1, 2), attn_levels=(1,), groups=8))
     with pytest.raises(ValueError, match="without a first stage"):
         to_diffusers(LatentDiffusion(None, net, NoiseSchedule(scaled_linear_betas())), tmp_path / "no")
+    shipped = LatentDiffusion.from_pretrained("emoji-scenes")   # its first stage begins with patches
+    with pytest.raises(ValueError, match="patch_size=1"):
+        to_diffusers(shipped, tmp_path / "no")
+    assert not (tmp_path / "no").exists()                       # no half of a model
 
 
 def test_without_a_tokenizer_it_says_so(tmp_path):
