@@ -95,10 +95,11 @@ def quantized_first(autoencoder, net, schedule, z_T, factor, steps):
 
 
 def library_sample(autoencoder, net, schedule, z_T, factor, steps):
+    was = net.training
     net.eval()
     ldm = LatentDiffusion(autoencoder, net, schedule, scale_factor=factor)
     *_, z = ddim(ldm.denoiser(), z_T, schedule, steps=steps)
-    net.train()
+    net.train(was)
     return ldm.decode(z).clamp(-1, 1).detach()
 
 
@@ -121,6 +122,21 @@ def other_sampler(autoencoder, net, schedule, z_T, factor, steps):
     *_, z = dpm_solver(make_denoiser(net, schedule, Cond()), z_T, schedule, steps=steps)
     net.train()
     return autoencoder.decode(z / factor).clamp(-1, 1).detach()
+
+
+@torch.no_grad()
+def one_step(autoencoder, net, schedule, z_T, factor, steps):
+    was = net.training
+    net.eval()
+    z = next(ddim(make_denoiser(net, schedule, Cond()), z_T, schedule, steps=steps))
+    net.train(was)
+    return autoencoder.decode(z / factor).clamp(-1, 1)
+
+
+def always_train(autoencoder, net, *rest):
+    pictures = sample()(autoencoder, net, *rest)
+    net.train()
+    return pictures
 
 
 def freeze(result="net", grads=True, evaluate=True, wrong=None):
@@ -175,6 +191,7 @@ MUTANTS = [
     (checks.compression, lambda h, w, f, c, k: (3 * f * f / c, k / f**2), "log2"),
     (checks.compression, lambda h, w, f, c, k: (3 * f * f / c, math.log(k) / f**2), "nats"),
     (checks.compression, lambda h, w, f, c, k: (3 * f * f / c, math.log2(k) * h * w / f**2), "whole image"),
+    (checks.compression, lambda h, w, f, c, k: (math.log2(k) / f**2, 3 * f * f / c), "the order"),
     (checks.compression, lambda h, w, f, c, k: 3 * f * f / c, "two numbers"),
     # the latent scale
     (checks.scale_factor, lambda z: z.std(), "upside down"),
@@ -196,6 +213,7 @@ MUTANTS = [
     (checks.latent_loss, loss(quantize="before", scale=lambda s: 1), "forgot the scale"),
     (checks.latent_loss, loss(quantize="after"), "codebook does not know the scale"),
     (checks.latent_loss, loss(after=True), "scaled after"),
+    (checks.latent_loss, lambda a, n, s, x, t, e, f: loss()(a, n, s, f * x, t, e, 1), "scaled the images"),
     (checks.latent_loss, loss(grad=True), "gradient reached the first stage"),
     (checks.latent_loss, loss(keep=lambda v: v.detach()), "no gradient"),
     (checks.latent_loss, loss(t_noise=lambda t: (t - 1).clamp(min=0)), "off by one: the noise"),
@@ -224,6 +242,10 @@ MUTANTS = [
     (checks.latent_sample, sample(grad=True), "gradient"),
     (checks.latent_sample, sample(stage_mode=True), "training mode"),
     (checks.latent_sample, other_sampler, "off by up to"),
+    (checks.latent_sample, lambda a, n, s, z, f, k: sample()(a, n, s, z * f, f, k), "scale z_T"),
+    (checks.latent_sample, lambda *a: sample()(*a) / 2 + 0.5, r"speaks \[-1, 1\]"),
+    (checks.latent_sample, one_step, "first step"),
+    (checks.latent_sample, always_train, "into training mode"),
     # what learns
     (checks.freeze, freeze("all"), "first stage's parameters"),
     (checks.freeze, freeze("all", grads=False, evaluate=False), "first stage's parameters"),

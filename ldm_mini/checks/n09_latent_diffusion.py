@@ -79,6 +79,7 @@ def compression(function):
             (want(f * f), "positions are f * f fewer, but an image has 3 numbers in each and the latent has c."),
             (want(f * f / c), "the image has 3 values (red, green, blue) at every position."),
             (want(c / (3 * f * f)), "upside down: more than 1 means that the latent is smaller."),
+            (want(math.log2(size) / f**2), "the order: first the ratio of the values, then the bits."),
             (want(3 * height * width), "divide by the number of latent values, c * (H/f) * (W/f)."),
         ])
         compare(got[1], want(math.log2(size) / f**2), f"bits per pixel, compression{case}", mistakes=[
@@ -163,6 +164,7 @@ def _hold_loss(got, stage, net, x, t, eps, scale):
          "quantisation; the decoder quantises what was generated."),
         (error(stage.quantize(z)[0]), "you quantised the latents (and forgot the scale). Diffusion models the vectors "
          "*before* quantisation."),
+        (error(stage.encode(scale * x)), "you scaled the images; it is the *latents* that need unit variance."),
         (error(stage.quantize(scale * z)[0]), "you quantised the latents, and after scaling at that: the codebook does "
          "not know the scale. Diffusion models the vectors *before* quantisation."),
         ((net(scale * jump(z), t) - eps).square().mean(), "you scaled after adding the noise, so the noise was scaled "
@@ -191,7 +193,7 @@ def latent_sample(function):
     stage, net = FirstStage().eval(), Net()
     with torch.no_grad():
         net.eval()
-        *_, z0 = ddim(make_denoiser(net, SCHEDULE, Cond()), z_T, SCHEDULE, steps=steps)
+        first, *_, z0 = ddim(make_denoiser(net, SCHEDULE, Cond()), z_T, SCHEDULE, steps=steps)
         right = stage.decode(z0 / scale)
     net.train()
     torch.manual_seed(0)  # dropout, if it is on
@@ -209,7 +211,10 @@ def latent_sample(function):
             got.clamp(-1, 1), right.clamp(-1, 1), atol=1e-4):
         raise CheckFailed("sample: the decoder's output leaves [-1, 1] a little; clamp it: images.clamp(-1, 1).")
     compare(got, right.clamp(-1, 1), "sample(...)", rtol=1e-3, atol=1e-4, mistakes=[
-        (images(z0), "forgotten: divide by the scale before decoding. The decoder never saw scaled latents."),
+        (images(z0), "forgotten: divide by the scale before decoding. The decoder never saw scaled latents. (Did you "
+         "scale z_T? It is noise of variance 1 already, and goes in as it is.)"),
+        (images(first / scale), "this is the sampler's first step: take the *last* latent of its path."),
+        ((images(z0 / scale) + 1) / 2, "the decoder speaks [-1, 1], and so should you: leave them as they are."),
         (images(z0 * scale), "you multiplied by the scale again; on the way back it divides."),
         (images(z0 / scale, quantize=False), "the decoder was given vectors that are no codes: call autoencoder.decode "
          "as it is, it quantises first."),
@@ -221,6 +226,10 @@ def latent_sample(function):
     if net.training is False:
         raise CheckFailed("sample left the network in evaluation mode, and training would go on without its dropout. "
                           "Remember `net.training` and restore it.")
+    attempt(function, stage, net.eval(), SCHEDULE, z_T, scale, steps, name="sample")
+    if net.training:
+        raise CheckFailed("sample put the network into training mode, which was in evaluation mode before. Remember "
+                          "`net.training` and restore it: net.train(was_training).")
     passed("sample: noise, denoise, unscale, decode; and the network is as it was")
 
 
