@@ -136,6 +136,7 @@ MUTANTS = [
     (checks.add_noise, lambda x, e, t, b: jump(x, e, abar(b)[(t + 1).clamp(max=len(b) - 1)]), r"off by one.*t \+ 1"),
     (checks.add_noise, lambda x, e, t, b: jump(x, e, abar(b)[t + 1]), "IndexError"),
     # which number
+    (checks.add_noise, lambda x, e, t, b: jump(x, e, (1 - b).prod().expand(len(x))), "noise of the last step"),
     (checks.add_noise, lambda x, e, t, b: jump(x, e, 1 - b[t]), "one small step"),
     (checks.add_noise, lambda x, e, t, b: jump(x, e, (1 - b.cumsum(0)[t]).clamp(min=0)), "multiply"),
     (checks.add_noise, lambda x, e, t, b: jump(x, e, abar(b)[t]) + 0.01, "off by up to"),
@@ -189,6 +190,7 @@ MUTANTS = [
     (checks.ideal_x0, lambda *args: ideal(*args, square=False), "squared"),
     (checks.ideal_x0, lambda *args: ideal(*args, sign=1.0), "near points"),
     (checks.ideal_x0, lambda *args: ideal(*args, dim=0), "over the points"),
+    (checks.ideal_x0, lambda p, x, a, s: torch.exp(-torch.cdist(x, a * p) ** 2 / (2 * s * s)) @ p, "add up to 1"),
     (checks.ideal_x0, lambda p, x, a, s: a * ideal(p, x, a, s), "no alpha"),
     (checks.ideal_x0, lambda p, x, a, s: p[torch.cdist(x, a * p).argmin(1)], "nearest point"),
     (checks.ideal_x0, lambda p, x, a, s: p.mean(0).expand_as(x), "plain mean"),

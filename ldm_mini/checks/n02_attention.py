@@ -20,6 +20,10 @@ def attention(function):
         ((products * 2).softmax(-1) @ v, "divide by the square root of d; you multiplied."),
         ((products / 6**0.5).softmax(-1) @ v, "d is the width of a query, the last axis of q; not that of the values."),
         ((products / 7**0.5).softmax(-1) @ v, "d is the width of a query, the last axis of q; not the number of keys."),
+        ((products / 5**0.5).softmax(-1) @ v, "d is the width of a query, the last axis of q; not their number."),
+        ((products / 3**0.5).softmax(-1) @ v, "d is the width of a query, the last axis of q; not that of the heads."),
+        ((products / 2).softmax(1) @ v, "the softmax runs over the heads: each *query's* weights, over all keys (the "
+                                        "last axis), add up to 1."),
         ((products / 2).softmax(-2) @ v, "the softmax runs along the wrong axis: each *query's* weights, over all keys "
                                          "(the last axis), add up to 1."),
         ((products / 2) @ v, "the softmax is missing: scores become weights that are positive and add up to 1."),
@@ -73,6 +77,8 @@ def masked_attention(function):
     got = attempt(function, q, k, v, mask, name="masked_attention")
     compare(got, hidden(seen) @ v, name, mistakes=[
         (scores.softmax(-1) @ v, "the mask changed nothing. Did you use it?"),
+        ((2 * scores).masked_fill(~seen, float("-inf")).softmax(-1) @ v, "the scale is missing: divide the products "
+         "by the square root of d, as in `attention`."),
         (hidden(~seen).nan_to_num() @ v, "the mask is upside down: True means *may be attended to*."),
         (scores.softmax(-1) * seen @ v, "weights (or values) set to 0 after the softmax: what is left no "
                                         "longer adds up to 1. Set the *scores* to minus infinity before it."),
@@ -98,7 +104,8 @@ def is_order_blind(function):
     blur = lambda x: (x + x.roll(1, 1) + x.roll(-1, 1)) / 3                     # noqa: E731
     self_attention = lambda x: (x @ x.transpose(1, 2) / 6**0.5).softmax(-1) @ x  # noqa: E731
     cases = [
-        ("a layer that treats every token alike", lambda x: x.tanh(), True, ""),
+        ("a layer that treats every token alike", lambda x: x.tanh(), True,
+         " Reorder the tokens of x (axis 1); the new output must be the old one, *reordered alike*."),
         ("self-attention", self_attention, True,
          " Shuffled inputs give *shuffled* outputs: shuffle the old output too. And compare with torch.allclose: sums "
          "in another order differ in the last digit."),
@@ -138,6 +145,7 @@ def attention_macs(function):
             2 * table: "that is the table alone. Add the four projections: queries, keys, values, output.",
             q + 2 * n * d * d + 2 * table + out: "keys and values come from the context, m tokens wide context_dim.",
             q + 2 * m * d * d + 2 * table + out: "a context token has width context_dim, not dim.",
+            q + kv + 2 * n * n * d + out: "the table is n x m: n tokens look at m.",
             2 * right: "count a multiplication with its addition as one.",
         }
         if got != right:

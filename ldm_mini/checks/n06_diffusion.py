@@ -29,6 +29,7 @@ def add_noise(function):
         (jump(ABAR[(t + 1).clamp(max=T - 1)]), "t is off by one: you used the noise level of t + 1."),
         (jump(1 - BETAS[t]), "this is one small step. From x0 to x_t there are t + 1 of them: multiply (cumprod)."),
         (jump(sums), "you added the betas; each step shrinks the signal by a *factor*, so multiply them: cumprod."),
+        (jump(ABAR[-1:].expand(6)), "every sample got the noise of the last step: multiply up to each one's own t."),
         (jump(1 - a), "signal and noise are swapped: x0 is multiplied by the large one when t is small."),
     ])
     passed("add_noise: any number of small steps in one jump")
@@ -151,6 +152,8 @@ def ideal_x0(function):
             (mix(d / (2 * sigma**2)), "the sign: near points should weigh more, far ones less."),
             (mix(-d / (2 * sigma**2), dim=0), "the weights must sum to 1 over the points, not over the batch."),
             (alpha * mix(-d / (2 * sigma**2)), "this is the mean of alpha x0; the clean x0 has no alpha."),
+            (torch.exp(-d / (2 * sigma**2)) @ points, "the weights do not add up to 1: divide each row by its sum "
+             "(softmax does)."),
             (points[d.argmin(1)], "this is the nearest point. The mean weighs *all* points by how likely they are."),
             (points.mean(0).expand_as(x_t), "this is the plain mean: weigh each point by how likely it led to x_t."),
         ])
