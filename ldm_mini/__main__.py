@@ -38,7 +38,7 @@ TaskName = Literal["unconditional", "class", "text", "layout", "superres", "sema
 
 
 def train(stage: Positional[Literal["autoencoder", "diffusion"]], recipe: str = "tiny", out: Path | None = None,
-          task: TaskName | Literal["all"] | None = None,
+          task: TaskName | Literal["all"] | None = None, language: bool = False,
           autoencoder: str | None = None, start_from: str | None = None, resume: bool = False,
           minutes: float | None = None, steps: int | None = None,
           batch_size: int | None = None, lr: float | None = None, latents: int | None = None, device: str = "auto",
@@ -52,6 +52,8 @@ def train(stage: Positional[Literal["autoencoder", "diffusion"]], recipe: str = 
         recipe: name of a recipe in ldm_mini/recipes.py, such as tiny (a CPU) or base (a GPU).
         out: folder of the run; runs/STAGE-RECIPE unless given. A folder that holds something is never overwritten.
         task: for diffusion: the condition to learn, or all of them in one model; the recipe's own unless given.
+        language: for diffusion: captions through a frozen language model with a small trained transformer on top, in
+            place of the text transformer from scratch. Needs pip install "ldm_mini[language]".
         autoencoder: for diffusion: the trained first stage, for example runs/autoencoder-tiny/model.
         start_from: for diffusion: a trained model of the same shape to train further, on other scenes or with
             conditions that are new to it.
@@ -87,6 +89,10 @@ def train(stage: Positional[Literal["autoencoder", "diffusion"]], recipe: str = 
     if task is not None and stage == "autoencoder":
         raise ValueError("--task is for diffusion; one first stage serves all tasks.")
     chosen = chosen if task is None else for_task(chosen, task)
+    if language:
+        if "text" not in getattr(chosen, "parts", ()):
+            raise ValueError("--language is for diffusion with captions; this recipe or task has none.")
+        chosen = replace(chosen, parts=tuple("language" if part == "text" else part for part in chosen.parts))
     if latents is not None and stage == "autoencoder":
         raise ValueError("--latents is for diffusion; the autoencoder trains on images.")
     chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})

@@ -175,6 +175,10 @@ def build_conditioner(config: dict) -> Conditioner:
         return KINDS[kind](**arguments)
     if kind == "text":
         return TextConditioner(TextTransformer(**arguments.pop("text_transformer")), **arguments)
+    if kind == "language":
+        from .language import LanguageConditioner  # an extra, hence only here
+
+        return LanguageConditioner(**arguments)
     if kind == "combined":
         return CombinedConditioner([build_conditioner(part) for part in arguments.pop("parts")], **arguments)
-    raise ValueError(f"build_conditioner: unknown kind {kind!r}; this version knows {[*KINDS, 'text', 'combined']}.")
+    raise ValueError(f"build_conditioner: unknown kind {kind!r}; this version knows {[*KINDS, 'text', 'language', 'combined']}.")

@@ -24,6 +24,7 @@ from .text import TextTransformer
 from .vocabulary import NOUNS, SEMANTIC
 
 PARTS = ("text", "class", "layout", "lowres", "semantic", "inpaint")           # of a conditioner; in this order
+LANGUAGE = "language"                           # in place of "text": a frozen language model, an extra (language.py)
 # How often each is trained alone, relative to the others: words need the most practice, maps the least.
 PRACTICE = {"text": 3, "layout": 2, "class": 1, "lowres": 1, "semantic": 1, "inpaint": 1}
 
@@ -42,8 +43,8 @@ class Task:
 
 TASKS = {
     "unconditional": Task((), ()),
-    "class": Task(("class",), ("class",), 4.0),
-    "text": Task(("text",), ("caption",), 4.0),
+    "class": Task(("class",), ("class",), 2.0),
+    "text": Task(("text",), ("caption",), 2.0),
     "layout": Task(("layout",), ("labels", "boxes"), 3.0),
     "superres": Task(("lowres",), ("lowres",)),
     "semantic": Task(("semantic",), ("semantic",)),
@@ -100,12 +101,17 @@ def build_parts(names, first_stage, width: int, text_layers: int = 3, text_heads
     """A fresh conditioner of some PARTS; None for none. first_stage: config of the autoencoder (its factor, channels).
 
     Alone, a part by concatenation is always there; among several, each can be absent, and says so.
+    "language" in place of "text": the captions go through a frozen language model, which must be installed.
     """
-    if unknown := [name for name in names if name not in PARTS]:
-        raise ValueError(f"build_parts: there are no parts {unknown}; there are {', '.join(PARTS)}.")
+    if unknown := [name for name in names if name not in (*PARTS, LANGUAGE)]:
+        raise ValueError(f"build_parts: there are no parts {unknown}; there are {', '.join((*PARTS, LANGUAGE))}.")
+    if "text" in names and LANGUAGE in names:
+        raise ValueError('build_parts: "language" is another reader of captions: take it in place of "text".')
+    names = tuple("text" if name == LANGUAGE else name for name in names) if (frozen := LANGUAGE in names) else names
     factor, channels, several = first_stage.downsample_factor, first_stage.latent_channels, len(names) > 1
     build = {
-        "text": lambda: TextConditioner(TextTransformer(width, text_layers, text_heads, max_length)),
+        "text": lambda: (_language(width, text_layers, text_heads, max_length) if frozen else
+                         TextConditioner(TextTransformer(width, text_layers, text_heads, max_length))),
         "class": lambda: ClassConditioner(len(NOUNS), width, width),
         "layout": lambda: LayoutConditioner(len(NOUNS), width, heads=text_heads),
         "lowres": lambda: LowResConditioner(factor, several),
@@ -115,6 +121,12 @@ def build_parts(names, first_stage, width: int, text_layers: int = 3, text_heads
     if not several:
         return parts[0] if parts else None
     return CombinedConditioner(parts, p_drop_each, p_single, [PRACTICE[name] for name in PARTS if name in names])
+
+
+def _language(width: int, layers: int, heads: int, max_length: int) -> Conditioner:
+    from .language import LanguageConditioner  # an extra, hence only here
+
+    return LanguageConditioner(width, layers, heads, max_length)
 
 
 def net_inputs(conditioner, width: int) -> dict:
@@ -128,9 +140,9 @@ def net_inputs(conditioner, width: int) -> dict:
 
 def cached_inputs(names, autoencoder):
     """What to keep beside cached latents for some PARTS: (keys of a batch, function of a batch that makes more)."""
-    keys = {"text": ("caption",), "class": ("class",), "layout": ("labels", "boxes"), "lowres": ("lowres",),
+    keys = {"text": ("caption",), LANGUAGE: ("caption",), "class": ("class",), "layout": ("labels", "boxes"), "lowres": ("lowres",),
             "semantic": ("semantic",), "inpaint": ()}
-    kept = tuple(key for name in PARTS if name in names for key in keys[name])
+    kept = tuple(key for name in (LANGUAGE, *PARTS) if name in names for key in keys[name])
     if "inpaint" not in names:
         return kept, None
     part = InpaintConditioner(autoencoder.config.latent_channels, autoencoder.config.downsample_factor)

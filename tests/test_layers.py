@@ -23,7 +23,7 @@ ROWS = {
     "1": "autoencoder unet dit text samplers data latents recogniser",
     # 2: compositions; `hub` is where configs name classes, so that latent_diffusion itself names no network
     "2x": "conditioning",
-    "2y": "concat_conditioners layout_conditioner",
+    "2y": "concat_conditioners layout_conditioner language",
     "2a": "conditioners video presets fitting",
     "2r": "released",
     "2b": "hub",
