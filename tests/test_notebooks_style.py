@@ -1,5 +1,6 @@
 """Every committed notebook is the record of a clean run, and has the header and the marks that the course promises."""
 
+import ast
 import copy
 import json
 import re
@@ -53,6 +54,18 @@ def notebook_problems(nb):
     return found
 
 
+def solution_outside_of_a_function(source):
+    """Without its solution such a cell stops where it stands, and never gets to the check that would say so."""
+    student = re.sub(r"^( *)### BEGIN SOLUTION\n.*?### END SOLUTION", r"\1raise NotImplementedError", source,
+                     flags=re.S | re.M)
+    try:
+        tree = ast.parse(student)
+    except SyntaxError:  # a cell with magics
+        return False
+    bodies = [tree.body, *(node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef))]
+    return student != source and any(isinstance(node, ast.Raise) for body in bodies for node in body)
+
+
 def cell_problems(cell):
     """What is wrong with one cell."""
     found = []
@@ -68,6 +81,8 @@ def cell_problems(cell):
     if "plt.subplots(" in cell.source and "plt.show()" not in cell.source and "interact" not in cell.source \
             and "def " not in cell.source:
         found.append("a figure cell ends with plt.show()")
+    if solution_outside_of_a_function(cell.source):
+        found.append("a solution stands outside of a function: the student's cell would stop at once")
     for output in cell.get("outputs", []):
         if output.get("name") == "stderr":
             found.append("something was written to stderr")
@@ -118,7 +133,8 @@ def good_notebook():
     picture = new.new_output("display_data", data={"text/plain": "<Figure size 300x200 with 1 Axes>"})
     return new.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}}, cells=[
         new.new_markdown_cell(header),
-        new.new_code_cell("### BEGIN SOLUTION\nprint(1 / 8)\n### END SOLUTION", execution_count=1, outputs=[stream]),
+        new.new_code_cell("def f():\n    ### BEGIN SOLUTION\n    return 1 / 8\n    ### END SOLUTION\nprint(f())",
+                          execution_count=1, outputs=[stream]),
         new.new_code_cell("fig, ax = plt.subplots()\nplt.show()", execution_count=2, outputs=[picture],
                           metadata={"tags": ["nbval-ignore-output"]})])
 
@@ -147,6 +163,8 @@ def source(index, old, new):
     (source(1, "### END SOLUTION", ""), "pair up"),
     (source(1, "### BEGIN SOLUTION", "### END SOLUTION"), "pair up"),
     (source(1, "print", "%%time\nprint"), "%%time"),
+    (lambda nb: nb.cells[1].update(source="### BEGIN SOLUTION\nprint(1 / 8)\n### END SOLUTION"), "outside of a"),
+    (source(1, "def f():", "class f:"), "outside of a function"),
     (source(2, "plt.show()", ""), "plt.show"),
     (output("stream", name="stderr", text="UserWarning: something"), "stderr"),
     (output("error", ename="ValueError", evalue="no", traceback=[]), "stopped with ValueError"),
