@@ -13,7 +13,7 @@ ldm_mini: latent diffusion models, small and finished.
 
 Pictures from the shipped model, no training, no network:
   python -m ldm_mini sample "a red apple to the left of a dog on a blue background" --out grid.png
-  python -m ldm_mini sample "a yellow star" "an owl" --num 8 --seed 1 --guidance-scale 4
+  python -m ldm_mini sample "a yellow star" "an owl" --num 8 --seed 1 --guidance-scale 3
   python -m ldm_mini sample --class rocket --num 8
   python -m ldm_mini sample --task superres        held-out inputs, output and truth; also inpaint, semantic, layout
   python -m ldm_mini sample "an owl" --task inpaint --image photo.png --mask hole.png
@@ -119,7 +119,7 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: TaskName | None 
         out: the PNG to write.
         num: number of pictures.
         steps: network evaluations per picture.
-        guidance_scale: how strictly to follow the condition; 1 = no guidance; the task's own unless given, 4 for words.
+        guidance_scale: how strictly to follow the condition; 1 = no guidance; the task's own unless given.
         seed: same seed, same pictures.
         model: shipped weights by name, a folder that training wrote, or owner/name on the Hugging Face Hub.
         sampler: dpm, ddim or ddpm.
@@ -145,8 +145,8 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: TaskName | None 
     _warn_unknown_words(ldm, captions)
     loaded = time.monotonic()
     options = {"steps": steps, "sampler": sampler, "seed": seed, "negative": negative, "progress": True}
-    if guidance_scale is not None or task is None:
-        options["guidance_scale"] = 4.0 if guidance_scale is None else guidance_scale
+    if guidance_scale is not None:
+        options["guidance_scale"] = guidance_scale
     if (task, image, mask) == (None, None, None):
         images = ldm.sample(None if ldm.conditioner is None else batch, num=num, size=size, **options)
     else:

@@ -181,4 +181,5 @@ def build_conditioner(config: dict) -> Conditioner:
         return LanguageConditioner(**arguments)
     if kind == "combined":
         return CombinedConditioner([build_conditioner(part) for part in arguments.pop("parts")], **arguments)
-    raise ValueError(f"build_conditioner: unknown kind {kind!r}; this version knows {[*KINDS, 'text', 'language', 'combined']}.")
+    raise ValueError(f"build_conditioner: unknown kind {kind!r}; this version knows "
+                     f"{[*KINDS, 'text', 'language', 'combined']}.")

@@ -65,7 +65,7 @@ def evaluate_autoencoder(autoencoder, config: SceneConfig | None = None, n: int 
 
 
 def evaluate_diffusion(ldm, config: SceneConfig = SceneConfig(), task: str = "text", n: int = 256,
-                       guidance_scale: float | None = 4.0, steps: int = 20, split: str = "val", seed: int = 0,
+                       guidance_scale: float | None = None, steps: int = 20, split: str = "val", seed: int = 0,
                        recogniser: Recogniser | None = None) -> dict:
     """n pictures for the inputs of a task that n scenes give, on split "val", "heldout" or "train" of `config`.
 

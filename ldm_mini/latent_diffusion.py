@@ -14,7 +14,7 @@ from . import hub
 from .checkpoint import SHARD_BYTES, load_weights
 from .cond import Cond
 from .conditioning import Conditioner, batch_size
-from .diffusion import PREDICTIONS, diffusion_loss, draw_noise, make_denoiser
+from .diffusion import PREDICTIONS, TEXT_GUIDANCE, diffusion_loss, draw_noise, make_denoiser
 from .samplers import SAMPLERS
 from .schedule import NoiseSchedule
 
@@ -169,9 +169,9 @@ class LatentDiffusion(nn.Module):
         return {**batch, "latent": torch.zeros(batch_size(batch), *self.latent_shape(size))}
 
     @torch.no_grad()
-    def sample(self, batch: dict | None = None, num: int | None = None, steps: int = 20, guidance_scale: float = 4.0,
-               sampler="dpm", generator: torch.Generator | None = None, seed: int | None = None, size=None,
-               progress: bool = False, negative=None, **options) -> Tensor:
+    def sample(self, batch: dict | None = None, num: int | None = None, steps: int = 20,
+               guidance_scale: float = TEXT_GUIDANCE, sampler="dpm", generator: torch.Generator | None = None,
+               seed: int | None = None, size=None, progress: bool = False, negative=None, **options) -> Tensor:
         """New images (B,3,H,W) in [-1,1], one per entry of `batch`, or `num` of them without a conditioner.
 
         sampler: a name in samplers.SAMPLERS or such a function; `options` go to it (eta, order, spacing, ...).

@@ -181,8 +181,8 @@ def _diffusion(recipe, out, accelerator, workers, seed, models, checkpoint):
 
 def _pictures(ldm, recipe, held_out: dict, seed: int):
     """Eight pictures for the recipe's captions; if it knows more than words, eight true scenes and a row per task."""
-    if set(recipe.parts) <= {"text", "class"} and "text" in recipe.parts:
-        return ldm.sample({"caption": list(recipe.sample_captions)}, seed=seed, guidance_scale=3.0)
+    if set(recipe.parts) <= {"text", "language", "class"} and set(recipe.parts) & {"text", "language"}:
+        return ldm.sample({"caption": list(recipe.sample_captions)}, seed=seed)
     scenes = {key: values[:8] for key, values in held_out.items()}
     rows = [sample_task(ldm, task, scenes, seed=seed) for task in tasks.possible(ldm) if task != "class"]
     return torch.cat([scenes["image"], *rows])

@@ -20,6 +20,7 @@ from .conditioners import (
     TextConditioner,
 )
 from .conditioning import batch_size
+from .diffusion import TEXT_GUIDANCE
 from .text import TextTransformer
 from .vocabulary import NOUNS, SEMANTIC
 
@@ -43,8 +44,8 @@ class Task:
 
 TASKS = {
     "unconditional": Task((), ()),
-    "class": Task(("class",), ("class",), 2.0),
-    "text": Task(("text",), ("caption",), 2.0),
+    "class": Task(("class",), ("class",), TEXT_GUIDANCE),
+    "text": Task(("text",), ("caption",), TEXT_GUIDANCE),
     "layout": Task(("layout",), ("labels", "boxes"), 3.0),
     "superres": Task(("lowres",), ("lowres",)),
     "semantic": Task(("semantic",), ("semantic",)),
@@ -140,8 +141,8 @@ def net_inputs(conditioner, width: int) -> dict:
 
 def cached_inputs(names, autoencoder):
     """What to keep beside cached latents for some PARTS: (keys of a batch, function of a batch that makes more)."""
-    keys = {"text": ("caption",), LANGUAGE: ("caption",), "class": ("class",), "layout": ("labels", "boxes"), "lowres": ("lowres",),
-            "semantic": ("semantic",), "inpaint": ()}
+    keys = {"text": ("caption",), LANGUAGE: ("caption",), "class": ("class",), "layout": ("labels", "boxes"),
+            "lowres": ("lowres",), "semantic": ("semantic",), "inpaint": ()}
     kept = tuple(key for name in (LANGUAGE, *PARTS) if name in names for key in keys[name])
     if "inpaint" not in names:
         return kept, None

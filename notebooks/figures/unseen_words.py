@@ -9,7 +9,9 @@ contain, and the recogniser says whether that thing is there. About 15 minutes o
 `unseen_words.json` beside this file.
 """
 
+import argparse
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,8 +30,7 @@ from ldm_mini.vocabulary import NOUN_INDEX
 SYNONYMS = {"dog": "puppy", "cat": "kitten", "house": "residence", "umbrella": "parasol", "mushroom": "toadstool",
             "rocket": "spaceship", "cake": "gateau", "fish": "salmon", "tree": "oak", "car": "sedan", "sun": "sunshine",
             "owl": "owlet", "apple": "fruit", "balloon": "blimp"}
-CAPTIONS, STEPS_TO_LEARN, BATCH = 3_000, 1_500, 64
-PER_WORD, STEPS = 8, 20
+BATCH, STEPS = 32, 16
 
 
 def replaceable(caption: str) -> str | None:
@@ -66,11 +67,11 @@ def error(part: LanguageConditioner, words, mask, context) -> torch.Tensor:
     return tokens + (got.vector - vector).square().sum() / (vector - vector.mean(0)).square().sum()
 
 
-def distil(part: LanguageConditioner, teacher, captions: list[str]) -> float:
-    """Train the adapter; -> its error on the last 256 captions, which it does not learn from."""
+def distil(part: LanguageConditioner, teacher, captions: list[str], steps: int) -> float:
+    """Train the adapter; -> its error on the last 128 captions, which it does not learn from."""
     data = read_all(part, teacher, captions)
-    learn, test = [v[:-256] for v in data], [v[-256:] for v in data]
-    g, steps = torch.Generator().manual_seed(0), STEPS_TO_LEARN
+    learn, test = [v[:-128] for v in data], [v[-128:] for v in data]
+    g = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(part.parameters(), 1e-3, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, steps, pct_start=0.05)
     spread = learn[0][learn[1]].std()
@@ -82,7 +83,7 @@ def distil(part: LanguageConditioner, teacher, captions: list[str]) -> float:
         loss.backward()
         optimizer.step()
         schedule.step()
-        if step % 250 == 0:
+        if step % 100 == 0:
             with torch.no_grad():
                 print(step, round(loss.item(), 3), "new captions:", round(error(part, *test).item(), 3), flush=True)
     with torch.no_grad():
@@ -95,15 +96,15 @@ def pick(data, g) -> list:
     return [value[rows] for value in data]
 
 
-def scenes(config) -> tuple[list[str], list[str]]:
-    """PER_WORD captions of new scenes for every noun of SYNONYMS -> (captions, the nouns to be replaced)."""
+def scenes(config, count: int) -> tuple[list[str], list[str]]:
+    """`count` captions of scenes that no training saw for every noun of SYNONYMS -> (captions, the nouns to be replaced)."""
     wanted = {noun: [] for noun in SYNONYMS}
-    for batch in scene_stream(config, 64, seed=10 ** 6):
+    for batch in scene_stream(config, 64):
         for caption in batch["caption"]:
             noun = replaceable(caption)
-            if noun and len(wanted[noun]) < PER_WORD and caption not in wanted[noun]:
+            if noun and len(wanted[noun]) < count and caption not in wanted[noun]:
                 wanted[noun].append(caption)
-        if all(len(found) == PER_WORD for found in wanted.values()):
+        if all(len(found) == count for found in wanted.values()):
             break
     return [c for found in wanted.values() for c in found], [noun for noun, found in wanted.items() for _ in found]
 
@@ -120,6 +121,11 @@ def shown(ldm, recogniser, captions: list[str], nouns: list[str]) -> list[bool]:
 
 def main() -> None:
     """Distil, draw, and keep what was measured so far."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--captions", type=int, default=3_000, help="to learn from")
+    parser.add_argument("--steps", type=int, default=1_500, help="of learning")
+    parser.add_argument("--per-word", type=int, default=8, help="pictures")
+    options = parser.parse_args()
     ldm, recogniser = LatentDiffusion.from_pretrained("emoji-scenes"), Recogniser.load()
     config = scenes_of(read_config(find("emoji-scenes"), "LatentDiffusion"))
     torch.manual_seed(0)
@@ -131,16 +137,16 @@ def main() -> None:
     captions = []
     for batch in scene_stream(config, 64, seed=1):
         captions = list(dict.fromkeys(captions + batch["caption"]))
-        if len(captions) >= CAPTIONS:
+        if len(captions) >= options.captions + 128:
             break
     part = LanguageConditioner(transformer.width, 2, transformer.heads, transformer.max_length).train()
-    result = {"distillation": {"captions": len(captions) - 256, "steps": STEPS_TO_LEARN,
-                               "error": round(distil(part, own, ["", *captions]), 3)},
-              "synonyms": SYNONYMS, "per_word": PER_WORD, "sampling_steps": STEPS,
+    result = {"distillation": {"captions": len(captions) - 128, "steps": options.steps,
+                               "error": round(distil(part, own, ["", *captions], options.steps), 3)},
+              "synonyms": SYNONYMS, "per_word": options.per_word, "sampling_steps": STEPS,
               "guidance_scale": TASKS["text"].guidance_scale, "shown": {}}
     print(result["distillation"], flush=True)
     part.eval()
-    usual, nouns = scenes(config)
+    usual, nouns = scenes(replace(config, split="val"), options.per_word)
     unseen = [with_synonym(caption, noun) for caption, noun in zip(usual, nouns)]
     readers = {"transformer": own, "language model": part}
     runs = [("unseen", "language model", unseen), ("unseen", "transformer", unseen), ("known", "transformer", usual),
@@ -148,7 +154,7 @@ def main() -> None:
     for words, reader, told in runs:
         ldm.conditioner.parts[place] = readers[reader]
         hits = shown(ldm, recogniser, told, nouns)
-        per_noun = {noun: sum(hit for hit, n in zip(hits, nouns) if n == noun) / PER_WORD for noun in SYNONYMS}
+        per_noun = {noun: sum(hit for hit, n in zip(hits, nouns) if n == noun) / options.per_word for noun in SYNONYMS}
         result["shown"][f"{words} words, {reader}" if words != "none" else "no words"] = per_noun
         print(words, reader, round(sum(hits) / len(hits), 3), per_noun, flush=True)
         write_json(Path(__file__).with_suffix(".json"), result)
