@@ -85,7 +85,8 @@ class Playground:
                 widgets.HBox([self.sample_button, self.scene_button]),
                 widgets.HBox([self.undo_button, self.clear_button]), self.message]
         rows = [row for row in rows if self._useful(row)]
-        self.widget = widgets.HBox([widgets.VBox([self.style, self.canvas]), widgets.VBox(rows)])
+        controls = widgets.VBox(rows, layout=widgets.Layout(margin="0 0 0 14px"))
+        self.widget = widgets.HBox([widgets.VBox([self.style, self.canvas]), controls])
 
     def _useful(self, row) -> bool:
         """Leave out what the model cannot be told."""
@@ -220,7 +221,7 @@ class Playground:
         data = base64.b64encode(file.getvalue()).decode()
         self.style.value = (
             f"<style>{name} {{background: url(data:image/png;base64,{data}) 0 0 / {64 * ZOOM}px no-repeat;}}"
-            f"{name} button {{background: transparent; border: 0.5px solid rgba(255,255,255,.22); box-shadow: none;"
+            f"{name} button {{background: transparent; border: 0.5px solid rgba(255,255,255,.13); box-shadow: none;"
             "min-width: 0; cursor: crosshair;} "
             f"{name} button:hover {{background: rgba(255,255,255,.45);}}</style>")
         self.message.value = f"<p style='line-height: 1.3'>{message}</p>"
