@@ -48,14 +48,17 @@ def with_synonym(caption: str, noun: str) -> str:
 
 @torch.no_grad()
 def read_all(part: LanguageConditioner, teacher, captions: list[str]):
-    """What MiniLM and what the model's own text transformer say: words, mask, context, all of B captions."""
+    """What MiniLM and what the model's own text transformer say: words, mask, context, all of B captions.
+
+    Captions with a plural are left out: the model's own tokenizer cuts it in two ("owl", "s"), here words are whole.
+    """
     read, said = [], []
     for i in range(0, len(captions), BATCH):
         read.append(part.read(captions[i:i + BATCH]))
         said.append(teacher.encode({"caption": captions[i:i + BATCH]}))
     words, mask = (torch.cat(values) for values in zip(*read))
-    assert torch.equal(mask, torch.cat([cond.mask for cond in said])), "both must cut captions into the same words"
-    return words, mask, torch.cat([cond.context for cond in said])
+    alike = (mask == torch.cat([cond.mask for cond in said])).all(1)
+    return words[alike], mask[alike], torch.cat([cond.context for cond in said])[alike]
 
 
 def error(part: LanguageConditioner, words, mask, context) -> torch.Tensor:
@@ -67,8 +70,8 @@ def error(part: LanguageConditioner, words, mask, context) -> torch.Tensor:
     return tokens + (got.vector - vector).square().sum() / (vector - vector.mean(0)).square().sum()
 
 
-def distil(part: LanguageConditioner, teacher, captions: list[str], steps: int) -> float:
-    """Train the adapter; -> its error on the last 128 captions, which it does not learn from."""
+def distil(part: LanguageConditioner, teacher, captions: list[str], steps: int) -> dict:
+    """Train the adapter; -> how, and its error on the last 128 captions, which it does not learn from."""
     data = read_all(part, teacher, captions)
     learn, test = [v[:-128] for v in data], [v[-128:] for v in data]
     g = torch.Generator().manual_seed(0)
@@ -87,7 +90,7 @@ def distil(part: LanguageConditioner, teacher, captions: list[str], steps: int) 
             with torch.no_grad():
                 print(step, round(loss.item(), 3), "new captions:", round(error(part, *test).item(), 3), flush=True)
     with torch.no_grad():
-        return error(part, *test).item()
+        return {"captions": len(learn[0]), "steps": steps, "error": round(error(part, *test).item(), 3)}
 
 
 def pick(data, g) -> list:
@@ -97,7 +100,7 @@ def pick(data, g) -> list:
 
 
 def scenes(config, count: int) -> tuple[list[str], list[str]]:
-    """`count` captions of scenes that no training saw for every noun of SYNONYMS -> (captions, the nouns to be replaced)."""
+    """`count` captions of scenes that no training saw for each noun of SYNONYMS -> (captions, their nouns)."""
     wanted = {noun: [] for noun in SYNONYMS}
     for batch in scene_stream(config, 64):
         for caption in batch["caption"]:
@@ -140,8 +143,7 @@ def main() -> None:
         if len(captions) >= options.captions + 128:
             break
     part = LanguageConditioner(transformer.width, 2, transformer.heads, transformer.max_length).train()
-    result = {"distillation": {"captions": len(captions) - 128, "steps": options.steps,
-                               "error": round(distil(part, own, ["", *captions], options.steps), 3)},
+    result = {"distillation": distil(part, own, ["", *captions], options.steps),
               "synonyms": SYNONYMS, "per_word": options.per_word, "sampling_steps": STEPS,
               "guidance_scale": TASKS["text"].guidance_scale, "shown": {}}
     print(result["distillation"], flush=True)
