@@ -13,8 +13,8 @@ def start_from(source, target) -> None:
     different first stages.
     """
     if not _alike(source.autoencoder, target.autoencoder):
-        raise ValueError("--start-from: that model was trained on the latents of another first stage. Give --autoencoder "
-                         "the same folder, or the one that the model was trained with.")
+        raise ValueError("--start-from: that model was trained on latents of another first stage. Give --autoencoder the "
+                         "one that it was trained with.")
     weights, wanted = source.net.state_dict(), target.net.state_dict()
     stem = "down.0.0.weight"
     old, new = weights.get(stem), wanted.get(stem)
@@ -35,7 +35,7 @@ def start_from(source, target) -> None:
 
 
 def _alike(a, b) -> bool:
-    """Whether two first stages, or none, have the same weights; half precision, in which we ship, counts as the same."""
+    """Whether two first stages, or none, have the same weights, as far as half precision can tell."""
     if a is None or b is None:
         return a is b
     a, b = a.state_dict(), b.state_dict()

@@ -177,7 +177,8 @@ def test_draw_subsets_right(function):
 
 
 @pytest.mark.parametrize("how, message", [
-    ("stay", "chance to be \\*dropped\\*"), ("together", "dropped together"), ("batch", "in all samples or in none"), ("flat", "were not used"),
+    ("stay", "chance to be \\*dropped\\*"), ("together", "dropped together"),
+    ("batch", "in all samples or in none"), ("flat", "were not used"),
     ("one for all", "same part"), ("drops one", "\\*keeps\\* one"), ("swapped", "1 - p_single"),
     ("on top", "keeps exactly one|on top of each other")])
 def test_draw_subsets_wrong(how, message):
