@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted(path for path in (ROOT / "notebooks").glob("*.ipynb") if not path.name.startswith("."))
 MAX_BYTES = 1_500_000
 TAGS = {"nbval-ignore-output", "nbval-skip", "nbval-raises-exception", "raises-exception", "hide-input", "exercise",
         "solution", "check"}
