@@ -35,7 +35,7 @@ class LayoutConditioner(Conditioner):
         self.token = nn.Embedding(self.pad + 1, dim)
         self.position = nn.Parameter(torch.empty(max_objects * self.words, dim))
         for weight in (self.token.weight, self.position):
-            nn.init.normal_(weight, std=0.02)
+            nn.init.normal_(weight, std=0.5)    # from 0.02 the first layer drowned the corners: box IoU .17, not .20
         layer = nn.TransformerEncoderLayer(dim, heads, 4 * dim, dropout=0.0, activation="gelu", batch_first=True,
                                            norm_first=True)
         self.transformer = nn.TransformerEncoder(layer, layers, nn.LayerNorm(dim), enable_nested_tensor=False)
