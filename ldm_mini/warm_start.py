@@ -13,8 +13,8 @@ def start_from(source, target) -> None:
     different first stages.
     """
     if not _alike(source.autoencoder, target.autoencoder):
-        raise ValueError("--start-from: that model was trained on latents of another first stage. Give --autoencoder the "
-                         "one that it was trained with.")
+        raise ValueError("--start-from: that model was trained on latents of another first stage. Give --autoencoder "
+                         "the one that it was trained with.")
     weights, wanted = source.net.state_dict(), target.net.state_dict()
     stem = "down.0.0.weight"
     old, new = weights.get(stem), wanted.get(stem)
