@@ -83,7 +83,7 @@ def test_accelerate_launch_trains_unchanged(tmp_path):
 
 
 WORKER = """
-import sys, torch
+import os, sys, torch
 from accelerate import Accelerator
 sys.path.insert(0, {tests!r})
 from test_accelerate import autoencoder, pictures
@@ -105,6 +105,8 @@ both = accelerator.gather(torch.cat([v.detach().float().flatten() for m in (stat
                                      for name, v in m.named_parameters()])[None])
 print(f"rank {{rank}}: processes differ by {{(both[0] - both[1]).abs().max().item()}}; d_loss {{log.d_loss > 0}}")
 accelerator.end_training()
+sys.stdout.flush()
+os._exit(0)                                                     # as python -m ldm_mini ends, and for its reason
 """
 
 
