@@ -67,7 +67,8 @@ def main(model: str = "emoji-scenes", count: int = 128) -> None:
     ldm, recogniser = LatentDiffusion.from_pretrained(model), Recogniser.load()
     batch = scenes_for("layout", scenes_of(read_config(find(model), "LatentDiffusion")), count)
     noise = torch.randn(count, *ldm.latent_shape(ldm.image_size), generator=torch.Generator().manual_seed(0))
-    settings = {"layout alone": ("layout", 3.0, 0.0), OTHER: ("layout", 3.0, 0.0), "caption alone": ("caption", 3.0, 0.0)}
+    settings = {"layout alone": ("layout", 3.0, 0.0), OTHER: ("layout", 3.0, 0.0),
+                "caption alone": ("caption", 3.0, 0.0)}
     settings |= {f"both: layout {first:g}, caption {second:g}": ("both", first, second) for first, second in DIALS}
     rows = {}
     for name, setting in settings.items():
