@@ -105,9 +105,16 @@ def draw_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor
     return torch.randn(like.shape, generator=generator, device=generator.device).to(like)
 
 
-def draw_timesteps(schedule, batch: int, device, generator: torch.Generator | None = None) -> Tensor:
-    """Uniform timesteps, (batch,) int64 on `device`; drawn where `generator` is."""
+def draw_timesteps(schedule, batch: int, device, generator: torch.Generator | None = None,
+                   power: float = 1.0) -> Tensor:
+    """Random timesteps, (batch,) int64 on `device`; drawn where `generator` is.
+
+    power: 1 = uniform (DDPM); above, high noise comes more often: t = T u^(1 / power) for a uniform u in [0, 1).
+    """
     where = device if generator is None else generator.device
+    if power != 1:
+        u = torch.rand(batch, generator=generator, device=where)
+        return (u ** (1 / power) * schedule.num_steps).long().clamp(max=schedule.num_steps - 1).to(device)
     return torch.randint(schedule.num_steps, (batch,), generator=generator, device=where).to(device)
 
 

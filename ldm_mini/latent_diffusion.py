@@ -14,7 +14,7 @@ from . import hub
 from .checkpoint import SHARD_BYTES, load_weights
 from .cond import Cond
 from .conditioning import Conditioner, batch_size
-from .diffusion import PREDICTIONS, TEXT_GUIDANCE, diffusion_loss, draw_noise, make_denoiser
+from .diffusion import PREDICTIONS, TEXT_GUIDANCE, diffusion_loss, draw_noise, draw_timesteps, make_denoiser
 from .samplers import SAMPLERS
 from .schedule import NoiseSchedule
 
@@ -55,11 +55,12 @@ class LatentDiffusion(nn.Module):
 
     # ------------------------------------------------------------------------------------------------------- training
 
-    def loss(self, batch: dict, generator: torch.Generator | None = None) -> Tensor:
+    def loss(self, batch: dict, generator: torch.Generator | None = None, t_power: float = 1.0) -> Tensor:
         """The training loss of a batch, a scalar (LDM eq. 2, eq. 3 with a conditioner).
 
         batch: "image" (B,3,H,W) in [-1,1], or "latent" (B,C,h,w), which is what autoencoder.encode gave (raw: it is
         scaled here) and saves the encoder's time; and whatever the conditioner reads. `generator` makes it repeatable.
+        t_power: above 1, high noise is drawn more often than low (`draw_timesteps`): there, places are decided.
         """
         batch = self._move(batch)
         if "latent" in batch:
@@ -73,7 +74,8 @@ class LatentDiffusion(nn.Module):
         if self.image_size is None:
             self.image_size = (height, width)
         cond = self._dropped_cond(batch, generator)
-        return diffusion_loss(self.net, self.schedule, z0, cond, self.prediction, generator=generator)
+        t = draw_timesteps(self.schedule, len(z0), z0.device, generator, t_power)
+        return diffusion_loss(self.net, self.schedule, z0, cond, self.prediction, t, generator=generator)
 
     forward = loss  # what DistributedDataParallel calls
 

@@ -159,7 +159,8 @@ def _diffusion(recipe, out, accelerator, workers, seed, models, checkpoint):
         runs.restore(state, checkpoint, out)
     batches = encoded.to(state.device).batches(recipe.batch_size, state.step, seed, state.rank,
                                                accelerator.num_processes)
-    logs = train_diffusion(state, batches, recipe.steps, warmup=recipe.warmup, decay=recipe.decay)
+    logs = train_diffusion(state, batches, recipe.steps, warmup=recipe.warmup, decay=recipe.decay,
+                           t_power=recipe.t_power)
     held_out = to_device(_validation(recipe, 256), state.device)
 
     @torch.no_grad()

@@ -4,6 +4,8 @@ An object is three tokens: its class, its top left and its bottom right corner, 
 and corners share one vocabulary; the place in the sequence tells them apart, as in the paper.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,6 +38,8 @@ class LayoutConditioner(Conditioner):
         self.position = nn.Parameter(torch.empty(max_objects * self.words, dim))
         for weight in (self.token.weight, self.position):
             nn.init.normal_(weight, std=0.5)    # from 0.02 the first layer drowned the corners: box IoU .17, not .20
+        with torch.no_grad():                   # neighbours begin alike, so that what one corner learns helps the next
+            self.token.weight[:grid * grid, :dim // 4 * 4] = point_codes(grid, dim // 4)
         layer = nn.TransformerEncoderLayer(dim, heads, 4 * dim, dropout=0.0, activation="gelu", batch_first=True,
                                            norm_first=True)
         self.transformer = nn.TransformerEncoder(layer, layers, nn.LayerNorm(dim), enable_nested_tensor=False)
@@ -81,3 +85,12 @@ class LayoutConditioner(Conditioner):
 
     def to_config(self) -> dict:
         return {"kind": "layout", **self.arguments}
+
+
+def point_codes(grid: int, frequencies: int) -> Tensor:
+    """Sines and cosines of the row and the column of each of grid x grid points, (grid^2, 4 * frequencies), std 0.5."""
+    place = torch.linspace(0, 1, grid)
+    waves = math.pi * torch.logspace(0, math.log2(max(grid / 2, 1)), frequencies, base=2)   # half a wave and up
+    code = torch.cat([(place[:, None] * waves).sin(), (place[:, None] * waves).cos()], dim=1) / math.sqrt(2)
+    rows, columns = code[:, None].expand(grid, grid, -1), code[None].expand(grid, grid, -1)
+    return torch.cat([rows, columns], dim=-1).flatten(0, 1)

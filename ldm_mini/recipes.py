@@ -79,6 +79,7 @@ class DiffusionRecipe:
     p_single: float = 0.0                       # all parts but one dropped
     schedule: str = "cosine"                    # or "scaled_linear", the paper's
     prediction: str = "v"
+    t_power: float = 1.0                        # above 1: high noise more often, where it is decided what stands where
     latents: int = 30_000                       # scenes encoded once, before training
     steps: int = 8_000
     batch_size: int = 32
@@ -201,7 +202,8 @@ TINY_DIFFUSION = DiffusionRecipe(
 # python -m ldm_mini train diffusion --recipe tiny_all --autoencoder runs/autoencoder-tiny/model \
 #     --start-from runs/diffusion-tiny/model
 # Things stand anywhere, else a layout would say nothing; the text model already knows what they look like.
-TINY_ALL_DIFFUSION = replace(for_task(TINY_DIFFUSION, "all"), name="tiny_all", scenes=TINY_SCENES, latents=40_000)
+TINY_ALL_DIFFUSION = replace(for_task(TINY_DIFFUSION, "all"), name="tiny_all", scenes=TINY_SCENES, latents=40_000,
+                             t_power=2.0)
 
 # For one H200: the whole vocabulary, styles and grammar. Not yet run on a GPU; two steps on a CPU.
 BASE_DIFFUSION = DiffusionRecipe(
@@ -210,7 +212,7 @@ BASE_DIFFUSION = DiffusionRecipe(
     channels=128, channel_mults=(1, 2, 3), num_res_blocks=2, groups=8, text_width=256, text_layers=6, text_heads=8,
     latents=500_000, steps=15_000, batch_size=512, lr=4e-4, warmup=1_000, ema_decay=0.9995, bf16=True, compile=True)
 
-BASE_ALL_DIFFUSION = replace(for_task(BASE_DIFFUSION, "all"), name="base_all")
+BASE_ALL_DIFFUSION = replace(for_task(BASE_DIFFUSION, "all"), name="base_all", t_power=2.0)
 
 MICRO_DIFFUSION = DiffusionRecipe(
     name="micro", lr=1.5e-3,

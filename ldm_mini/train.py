@@ -233,10 +233,12 @@ def train_autoencoder(state: TrainState, batches, steps: int, *, perceptual=None
         yield Log(state.step, **measured)
 
 
-def train_diffusion(state: TrainState, batches, steps: int, *, warmup: int = 0, decay: str = "constant"):
+def train_diffusion(state: TrainState, batches, steps: int, *, warmup: int = 0, decay: str = "constant",
+                    t_power: float = 1.0):
     """Train state.model, a LatentDiffusion, until `steps` steps are done; yields a Log after each.
 
     batches: dicts with "latent" (B,c,h,w) from `cache_latents`, or "image", and whatever the conditioner reads.
+    t_power: of `LatentDiffusion.loss`; above 1, high noise is practised more.
     """
     objective = state.wrap(state.model)                         # its forward is its loss
     state.model.train()
@@ -244,7 +246,7 @@ def train_diffusion(state: TrainState, batches, steps: int, *, warmup: int = 0, 
         factor = lr_factor(state.step, steps, warmup, decay)
         state.reseed()
         with state.autocast():
-            loss = objective(to_device(batch, state.device))
+            loss = objective(to_device(batch, state.device), t_power=t_power)
         measured = state.update(loss, factor)
         yield Log(state.step, loss=loss.detach(), **measured)
 

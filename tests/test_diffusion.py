@@ -108,6 +108,15 @@ def test_loss_draws_uniform_steps_and_the_same_ones_from_the_same_seed(schedule)
     assert t.min() >= 0 and t.max() <= 999 and len(t.unique()) > 900 and abs(t.double().mean() - 499.5) < 20
 
 
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0, 4.0])
+def test_steps_to_a_power_have_the_distribution_they_should(power, schedule):
+    t = draw_timesteps(schedule, 20_000, "cpu", torch.Generator().manual_seed(0), power)
+    assert t.dtype == torch.int64 and t.min() >= 0 and t.max() <= 999
+    at = torch.linspace(0.05, 0.95, 19)                         # P(t < a T) = a^power; 2% is four standard errors
+    found = torch.stack([(t < 1000 * a).double().mean() for a in at])
+    assert (found - at**power).abs().max() < 0.02
+
+
 def test_loss_refuses_an_output_that_would_broadcast(schedule):
     with pytest.raises(ValueError, match="out_channels"):
         diffusion_loss(lambda x, t, cond: x[:, :1], schedule, torch.zeros(2, 3, 4, 4), Cond())

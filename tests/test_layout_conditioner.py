@@ -22,6 +22,16 @@ def layout():
     return LayoutConditioner(5, 16, grid=9, layers=1, heads=2)
 
 
+@pytest.mark.parametrize("dim", [16, 18, 3])                  # what four does not divide stays noise
+def test_neighbouring_points_begin_alike_and_as_large_as_the_rest(dim):
+    layout = LayoutConditioner(5, dim, grid=9, layers=1, heads=1)
+    points = layout.token.weight[:81, :dim // 4 * 4].detach().unflatten(0, (9, 9))
+    assert layout.token.weight.isfinite().all() and (dim < 4 or 0.4 < points.std() < 0.6)
+    for a, b in ((points[:-1], points[1:]), (points[:, :-1], points[:, 1:])) if dim > 3 else ():
+        assert (a - b).norm(dim=-1).mean() < 0.6 * (points[:4, :4] - points[5:, 5:]).norm(dim=-1).mean()
+    assert len(layout.token.weight[:81].unique(dim=0)) == 81    # and every point is another
+
+
 def test_an_object_is_its_class_and_two_corners_on_the_grid(layout):
     words = layout.eval().tokenize(BATCH)
     assert words.shape == (3, 9) and layout.pad == 81
