@@ -99,8 +99,9 @@ class CombinedConditioner(Conditioner):
     def __init__(self, parts: list[Conditioner], p_drop_each: float = 0.0, p_single: float = 0.0, weights=None):
         super().__init__()
         self.weights = [1.0] * len(parts) if weights is None else [float(weight) for weight in weights]
-        if len(self.weights) != len(parts) or min(self.weights, default=1.0) <= 0:
-            raise ValueError(f"CombinedConditioner: weights must be {len(parts)} positive numbers, got {weights}.")
+        if len(self.weights) != len(parts) or min(self.weights, default=0) < 0 or parts and not any(self.weights):
+            raise ValueError(f"CombinedConditioner: weights must be {len(parts)} numbers, none below 0 and not all 0; "
+                             f"got {weights}.")
         for name, p in (("p_drop_each", p_drop_each), ("p_single", p_single)):
             if not 0.0 <= p <= 1.0:
                 raise ValueError(f"CombinedConditioner: {name} must be a probability, got {p}.")

@@ -98,12 +98,15 @@ def sample_task(ldm, task: str, batch: dict, guidance_scale: float | None = None
 
 
 def build_parts(names, first_stage, width: int, text_layers: int = 3, text_heads: int = 4, max_length: int = 24,
-                p_drop_each: float = 0.0, p_single: float = 0.0) -> Conditioner | None:
+                p_drop_each: float = 0.0, p_single: float = 0.0, alone: str | None = None) -> Conditioner | None:
     """A fresh conditioner of some PARTS; None for none. first_stage: config of the autoencoder (its factor, channels).
 
     Alone, a part by concatenation is always there; among several, each can be absent, and says so.
     "language" in place of "text": the captions go through a frozen language model, which must be installed.
+    alone: the one of several parts that training shows, in place of PRACTICE; all the others are kept dropped.
     """
+    if alone is not None and (alone not in names or len(names) < 2):
+        raise ValueError(f"build_parts: alone={alone!r} must be one of several parts, and these are {tuple(names)}.")
     if unknown := [name for name in names if name not in (*PARTS, LANGUAGE)]:
         raise ValueError(f"build_parts: there are no parts {unknown}; there are {', '.join((*PARTS, LANGUAGE))}.")
     if "text" in names and LANGUAGE in names:
@@ -121,7 +124,8 @@ def build_parts(names, first_stage, width: int, text_layers: int = 3, text_heads
     parts = [build[name]() for name in PARTS if name in names]
     if not several:
         return parts[0] if parts else None
-    return CombinedConditioner(parts, p_drop_each, p_single, [PRACTICE[name] for name in PARTS if name in names])
+    practice = [PRACTICE[name] if alone is None else float(name == alone) for name in PARTS if name in names]
+    return CombinedConditioner(parts, p_drop_each, p_single if alone is None else 1.0, practice)
 
 
 def _language(width: int, layers: int, heads: int, max_length: int) -> Conditioner:

@@ -213,5 +213,8 @@ def test_subsets_are_drawn_as_promised(classes):
     cond = always_one.encode(batch).context
     nulls = torch.stack([(cond[:, i] == part.token.weight[5]).all(1) for i, part in enumerate(parts)])
     assert nulls.sum(0).eq(2).all() and nulls.float().mean(1).max() < 0.9
-    with pytest.raises(ValueError, match="2 positive numbers"):
-        CombinedConditioner(parts[:2], weights=(1, 0))
+    only = CombinedConditioner(parts, p_drop_each=0.0, p_single=1.0, weights=(0, 1, 0)).draw_subsets(50)
+    assert only[:, 1].all() and only.sum() == 50
+    for weights in ((1, -1), (0, 0), (1,)):
+        with pytest.raises(ValueError, match="2 numbers, none below 0"):
+            CombinedConditioner(parts[:2], weights=weights)

@@ -7,10 +7,11 @@ import torch
 
 from ldm_mini import recipes
 from ldm_mini.data import scene_stream
-from ldm_mini.recipes import AUTOENCODERS, DIFFUSIONS, build_autoencoder, build_diffusion, find_recipe
+from ldm_mini.recipes import AUTOENCODERS, DIFFUSIONS, build_autoencoder, build_diffusion, find_recipe, for_task
 from ldm_mini.scenes import NOUNS, random_scene
 from ldm_mini.text import load_tokenizer
 from ldm_mini.train import TrainState, train_autoencoder, train_diffusion
+from ldm_mini.warm_start import start_from
 
 
 def small(module):
@@ -51,6 +52,19 @@ def test_diffusion_recipe_trains_two_steps_and_samples(name):
     assert all(0.1 < loss < 10 for loss in losses)
     images = ldm.sample({"caption": ["an apple"], "class": torch.tensor([0])}, steps=1, seed=0)
     assert images.shape == (1, 3, recipe.scenes.size, recipe.scenes.size) and images.isfinite().all()
+
+
+def test_the_layout_leg_shows_layouts_and_fits_the_model_of_all_conditions():
+    first = build_autoencoder(AUTOENCODERS["tiny"])
+    leg, everything = (build_diffusion(DIFFUSIONS[name], first) for name in ("tiny_layouts", "tiny_all"))
+    start_from(leg, everything)                                 # and back
+    start_from(everything, leg)
+    kept = leg.conditioner.draw_subsets(20)
+    assert [type(part).__name__ for part, some in zip(leg.conditioner.parts, kept.any(0)) if some] == [
+        "LayoutConditioner"]
+    assert for_task(DIFFUSIONS["tiny_layouts"], "text").alone is None
+    with pytest.raises(ValueError, match="alone='layout' must be one of several parts"):
+        build_diffusion(replace(DIFFUSIONS["micro"], alone="layout"), build_autoencoder(AUTOENCODERS["micro"]))
 
 
 @pytest.mark.parametrize("name", DIFFUSIONS)
