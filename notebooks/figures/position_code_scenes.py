@@ -87,7 +87,7 @@ def main() -> None:
     """Train and measure, seed by seed, and keep what was measured so far."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=400)
     options = parser.parse_args()
     torch.set_num_threads(1)
     config = scenes_of(read_config(find(MODEL), "LatentDiffusion"))
