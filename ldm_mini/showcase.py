@@ -113,5 +113,6 @@ def _draw_layout(labels: Tensor, boxes: Tensor, size) -> Tensor:
         if label >= 0:
             x0, y0, x1, y1 = (round(v * side) for v, side in zip(box, (width, height, width, height)))
             pen.rectangle((x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)), outline=tuple(palette[label]), width=2)
-            pen.text((x0 + 3, y0 + 1), NOUNS[label], fill=(40, 40, 40))
+            left = max(min(x0 + 3, width - 1 - round(pen.textlength(NOUNS[label]))), 0)  # inside the picture
+            pen.text((left, y0 + 1), NOUNS[label], fill=(40, 40, 40))
     return to_tensor(np.asarray(picture))
