@@ -3,7 +3,7 @@
     python data/checksums.py            # rewrite it, after you changed a sprite sheet, the tokenizer or weights
     python data/checksums.py --check    # exit status 1 and one line per difference
 
-Listed: every file under sprites/, tokenizer/, weights/ and curves/ (hidden files and .md texts excepted), as
+Listed: every file under sprites/, tokenizer/, weights/ and measurements/ (hidden files, texts and scripts excepted), as
 "<digest>  <name>", names relative to this folder with forward slashes, sorted. Needs nothing but the standard library.
 """
 
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 DATA = Path(__file__).resolve().parent
-FOLDERS = ("sprites", "tokenizer", "weights", "curves")
+FOLDERS = ("sprites", "tokenizer", "weights", "measurements")
 SUMS = "SHA256SUMS"
 
 
@@ -21,7 +21,7 @@ def listed_files(data=DATA):
     """Names of all files that the package may load at run time, sorted."""
     files = [path.relative_to(data) for folder in FOLDERS for path in (data / folder).rglob("*") if path.is_file()]
     return sorted(path.as_posix() for path in files
-                  if path.suffix != ".md" and not any(part.startswith(".") for part in path.parts))
+                  if path.suffix not in (".md", ".py") and not any(part.startswith(".") for part in path.parts))
 
 
 def compute(data=DATA):

@@ -27,8 +27,6 @@ Train your own, in two stages (Ctrl-C stops cleanly; the same line with --resume
 Measure:
   python -m ldm_mini evaluate                      does the model draw what it is told? how sharp is the first stage?
   python -m ldm_mini evaluate --task all           every task that it was trained for
-  python -m ldm_mini bench                         our U-Net against diffusers' of the same shape
-  python -m ldm_mini curves                        the reference curves of the notebooks, anew
   python -m ldm_mini info sd-v1                    parts, shapes, parameters, FLOPs of the paper's models, or of yours
 
 Every command explains its options with --help. Names of recipes: ldm_mini/recipes.py.
@@ -76,8 +74,8 @@ def train(stage: Positional[Literal["autoencoder", "diffusion"]], recipe: str = 
     """
     import torch
 
-    from .launch import train_stage
-    from .recipes import find_recipe, for_task
+    from .training.launch import train_stage
+    from .training.recipes import find_recipe, for_task
 
     for name, value in {"steps": steps, "batch-size": batch_size, "latents": latents, "log-every": log_every,
                         "sample-every": sample_every, "save-every": save_every, "threads": threads}.items():
@@ -133,8 +131,8 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: TaskName | None 
     import torch
 
     from .latent_diffusion import LatentDiffusion
-    from .plotting import save_grid
-    from .showcase import run_task
+    from .show.inputs import run_task
+    from .show.plotting import save_grid
 
     if num < 1:
         raise ValueError(f"--num must be at least 1, got {num}.")
@@ -175,47 +173,12 @@ def evaluate(model: str = "emoji-scenes", task: TaskName | Literal["all"] | None
     """
     import torch
 
-    from .evaluate import run_evaluate
+    from .measure.evaluate import run_evaluate
 
     if threads is not None:
         torch.set_num_threads(threads)
     run_evaluate(model, task, num=num, steps=steps, guidance_scale=guidance_scale, seed=seed, device=_device(device),
                  out=out)
-
-
-def bench(device: str = "auto", *, rounds: int = 15, threads: int | None = None) -> None:
-    """Time our U-Net against diffusers' UNet2DConditionModel of the same shape and weights, and the data against both.
-
-    Args:
-        device: auto, cpu or cuda.
-        rounds: timed rounds; the medians are shown.
-        threads: CPU threads for torch; its own choice unless given.
-    """
-    import torch
-
-    from .bench import run_bench
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    run_bench(_device(device), rounds=rounds)
-
-
-def curves(names: Positional[tuple[str, ...]] = (), *, seeds: int = 5, threads: int | None = None) -> None:
-    """Train again what the notebooks train, with several seeds, and renew the grey bands of their reference curves.
-
-    Args:
-        names: such as 03-vq; all there are unless given.
-        seeds: runs per curve.
-        threads: CPU threads for torch; its own choice unless given.
-    """
-    import os
-
-    from .curves import run_curves
-
-    if threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)            # of the processes that train
-    for path in run_curves(names, seeds):
-        print(f"wrote {path}")
 
 
 def info(model: Positional[str], *, size: int | None = None) -> None:
@@ -226,7 +189,7 @@ def info(model: Positional[str], *, size: int | None = None) -> None:
             that training wrote, or one that diffusers wrote.
         size: side of the picture; that of its training unless given.
     """
-    from .info import run_info
+    from .released.sizes import run_info
 
     run_info(model, size)
 
@@ -256,7 +219,7 @@ def _conditions(captions, class_name, num: int) -> dict | None:
     if class_name is not None:
         import torch
 
-        from .scenes import NOUNS
+        from .scenes.vocabulary import NOUNS
 
         if class_name not in NOUNS:
             raise ValueError(f"--class {class_name!r} is no noun of the scenes; they are {', '.join(NOUNS)}.")
@@ -282,8 +245,7 @@ def main(argv: list[str] | None = None) -> int:
     import tyro
 
     try:
-        commands = {"train": train, "sample": sample, "evaluate": evaluate, "bench": bench, "curves": curves,
-                    "info": info}
+        commands = {"train": train, "sample": sample, "evaluate": evaluate, "info": info}
         tyro.extras.subcommand_cli_from_dict(commands, prog="python -m ldm_mini", args=argv)
     except (ValueError, OSError) as error:                      # CheckpointError is a ValueError
         print(f"error: {error}", file=sys.stderr)

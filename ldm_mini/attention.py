@@ -3,8 +3,6 @@
 Nothing here knows the order or the place of a token: no block adds a position code (notebook 13 asks why it works).
 """
 
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -177,31 +175,3 @@ def _zeroed(layer: nn.Module) -> nn.Module:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
-
-
-@contextmanager
-def record_attention(net: nn.Module, cross_only: bool = True):
-    """Inside the `with`, every forward of `net` also records where its tokens look.
-
-    Yields {module name: [weights (B,H,N,M) of each call, on the CPU]}. With `cross_only`, only attention to a context.
-
-        with record_attention(unet) as maps:
-            unet(x, t, cond)
-        maps["up.3.attn.blocks.0.cross_attn"][0]
-    """
-    maps, hooks = {}, []
-
-    def recorder(name):
-        def hook(module, args, kwargs, output):
-            with torch.no_grad():
-                maps.setdefault(name, []).append(module.weights(*args, **kwargs).float().cpu())
-        return hook
-
-    for name, module in net.named_modules():
-        if isinstance(module, Attention) and (module.context_dim is not None or not cross_only):
-            hooks.append(module.register_forward_hook(recorder(name), with_kwargs=True))
-    try:
-        yield maps
-    finally:
-        for hook in hooks:
-            hook.remove()

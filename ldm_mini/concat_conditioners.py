@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cond import Cond
-from .conditioning import Conditioner, batch_size
+from .cond import Cond, Conditioner, batch_size
 from .distortions import degrade
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 PREDICTIONS = ("eps", "x0", "v")
-# The guidance scale advised for words: most scenes exactly as told, and near real ones (notebooks/figures/guidance.py).
+# The guidance scale advised for words: most scenes exactly as told, and near real ones (data/measurements/guidance.py).
 TEXT_GUIDANCE = 2.0
 
 

@@ -1,8 +1,13 @@
-"""Where the files in `data/` are: found by name, and checked by hash before they are trusted."""
+"""Every file that is read or written: found in `data/` and checked by hash, or written whole."""
 
 import hashlib
+import json
+import os
+import uuid
 from functools import lru_cache
 from pathlib import Path
+
+import safetensors.torch
 
 REMEDY = "Restore it with `git checkout -- data` in a clone, or reinstall ldm_mini."
 
@@ -53,3 +58,89 @@ def data_path(*parts: str) -> Path:
     if sha256(path) != checksums()[name]:
         raise DataFileError(f"data/{name} is damaged: its SHA-256 differs from data/SHA256SUMS. {REMEDY}")
     return path
+
+
+def measurement(name: str):
+    """What a longer run found, e.g. `measurement("guidance")`: the JSON that `data/measurements/guidance.py` wrote."""
+    return json.loads(data_path("measurements", *f"{name}.json".split("/")).read_text(encoding="utf-8"))
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged, or made for another model; the message says which and what to do."""
+
+
+# ---------------------------------------------------------------------------------------------------------- one file
+
+
+def write_file(path, content: bytes) -> None:
+    """Write a file atomically: after a crash, `path` holds either its old content or all of the new one."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def write_json(path, value) -> None:
+    """Write a value as JSON, atomically."""
+    write_file(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path):
+    """The value in a JSON file; CheckpointError if it is missing or no JSON."""
+    try:
+        return json.loads(_read(path).decode())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged, it holds no JSON: {error}. Fetch or write it again.") from None
+
+
+def save_safetensors(path, tensors: dict, metadata: dict | None = None) -> None:
+    """Write {name: tensor} atomically. Metadata is {str: str}. Tensors may be on any device and may share memory."""
+    copies = {name: v.detach().to("cpu", copy=True).contiguous() for name, v in tensors.items()}
+    write_file(path, safetensors.torch.save(copies, metadata={"format": "pt", **(metadata or {})}))
+
+
+def load_safetensors(path, expected=None) -> dict:
+    """{name: CPU tensor} of a file. `expected` names, if given, must be exactly those of the file.
+
+    Raises CheckpointError if the file is missing, truncated or damaged, or lists the names that are missing or unknown.
+    """
+    try:
+        tensors = safetensors.torch.load(_read(path))
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path} is truncated or damaged ({error}). Fetch or write it again.") from None
+    if expected is not None:
+        check_names(path, tensors, expected)
+    return tensors
+
+
+def check_names(path, found, expected) -> None:
+    """CheckpointError, listing names, unless `found` and `expected` hold the same ones."""
+    lists = {"missing": sorted(set(expected) - set(found)), "unknown": sorted(set(found) - set(expected))}
+    if any(lists.values()):
+        said = "; ".join(f"{len(names)} {kind}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+                         for kind, names in lists.items() if names)
+        raise CheckpointError(f"{path} was made for another model: {said}.")
+
+
+def _read(path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist.") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut, where the system can (POSIX)."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -5,16 +5,98 @@ weights are saved all the same, and who loads them passes the part.
 """
 
 import dataclasses
+import re
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from . import conditioners, released
+from . import conditioners
 from .autoencoder import Autoencoder
-from .checkpoint import SHARD_BYTES, CheckpointError, load_weights, read_json, save_weights, write_json
 from .dit import DiT, DiTConfig
-from .files import checksums, data_path
+from .files import (
+    CheckpointError,
+    check_names,
+    checksums,
+    data_path,
+    load_safetensors,
+    read_json,
+    save_safetensors,
+    write_json,
+)
 from .unet import UNet, UNetConfig
+
+SHARD_BYTES = 16 * 2**20
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+# ------------------------------------------------------------------------------------------------- weights of a model
+
+
+def save_weights(folder, tensors: dict, half=(), shard_bytes: int = SHARD_BYTES) -> list[str]:
+    """Write {name: tensor} into a folder as Hugging Face does; returns the names of the files.
+
+    One `model.safetensors` if it stays within `shard_bytes`, else shards of at most that size (a larger single tensor
+    gets a shard of its own) and `model.safetensors.index.json`. The tensors named in `half` are stored as float16.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: _half(name, v) if name in half else v for name, v in tensors.items()}
+    shards = [{}]
+    filled = 0
+    for name, v in tensors.items():
+        size = v.numel() * v.element_size() + len(name.encode()) + 160  # and its line in the header, at most
+        if filled + size > shard_bytes - 256 and shards[-1]:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = v
+        filled += size
+    many = len(shards) > 1
+    files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)] if many else [WEIGHTS]
+    for file, shard in zip(files, shards, strict=True):
+        save_safetensors(folder / file, shard)
+    if many:
+        total = sum(v.numel() * v.element_size() for v in tensors.values())
+        weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        files.append(INDEX)
+    for old in folder.glob("model*.safetensors*"):  # of an earlier save with another number of shards
+        if old.name not in files and re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", old.name):
+            old.unlink()
+    return files
+
+
+def load_weights(folder, expected=None) -> dict:
+    """{name: CPU tensor} of a folder that `save_weights`, or any Hugging Face library, wrote. Errors: CheckpointError.
+
+    `expected`, if given, is a {name: tensor} whose names and shapes it must have, such as a module's state_dict().
+    """
+    folder = Path(folder)
+    where = folder / INDEX
+    if where.is_file():
+        tensors = {}
+        weight_map = read_json(where)["weight_map"]
+        for file in sorted(set(weight_map.values())):
+            tensors |= load_safetensors(folder / file, [n for n, f in weight_map.items() if f == file])
+    else:
+        where = folder / WEIGHTS
+        tensors = load_safetensors(where)
+    if expected is not None:
+        check_names(where, tensors, expected)
+        wrong = [f"{name} {tuple(tensors[name].shape)} instead of {tuple(v.shape)}"
+                 for name, v in expected.items() if tensors[name].shape != v.shape]
+        if wrong:
+            raise CheckpointError(f"{where} has other shapes than this model: {'; '.join(wrong[:8])}.")
+        tensors = {name: tensors[name] for name in expected}
+    return tensors
+
+
+def _half(name: str, v: Tensor) -> Tensor:
+    small = v.detach().half() if v.is_floating_point() else v
+    if not torch.equal(small.isfinite(), v.isfinite()):
+        raise CheckpointError(f"{name} has values beyond float16's 65504: save it without half precision.")
+    return small
+
 
 CONFIG = "config.json"
 NETS = {"UNet": (UNet, UNetConfig), "DiT": (DiT, DiTConfig)}
@@ -98,6 +180,8 @@ def describe_conditioner(conditioner) -> dict | None:
 def build_conditioner(described: dict | None):
     """A conditioner with fresh weights; None for None, an unconditional model."""
     _refuse_foreign(described, "conditioner")
+    from .released import conditioners as released  # a wing of its own, that imports this file
+
     try:
         if described is not None and described.get("kind") in released.KINDS:
             arguments = {name: value for name, value in described.items() if name != "kind"}

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import hub
-from .checkpoint import SHARD_BYTES, load_weights
-from .cond import Cond
-from .conditioning import Conditioner, batch_size
+from .cond import Cond, Conditioner, batch_size
 from .diffusion import PREDICTIONS, TEXT_GUIDANCE, diffusion_loss, draw_noise, draw_timesteps, make_denoiser
+from .hub import SHARD_BYTES, load_weights
 from .samplers import SAMPLERS
 from .schedule import NoiseSchedule
 

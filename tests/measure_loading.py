@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from ldm_mini.diffusers_io import autoencoder_config_to_diffusers, autoencoder_diffusers_keys  # noqa: E402
-from ldm_mini.diffusers_unet import unet_config_to_diffusers, unet_to_diffusers_state  # noqa: E402
-from ldm_mini.fitting import on_meta  # noqa: E402
-from ldm_mini.presets import autoencoder_preset, unet_preset  # noqa: E402
-from ldm_mini.released import ClipText  # noqa: E402
+from ldm_mini.released.conditioners import ClipText  # noqa: E402
+from ldm_mini.released.diffusers_parts import autoencoder_config_to_diffusers, autoencoder_diffusers_keys  # noqa: E402
+from ldm_mini.released.diffusers_unet import unet_config_to_diffusers, unet_to_diffusers_state  # noqa: E402
+from ldm_mini.released.presets import autoencoder_preset, unet_preset  # noqa: E402
+from ldm_mini.released.reading import on_meta  # noqa: E402
 
 CLIP = dict(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
             max_position_embeddings=77, hidden_act="quick_gelu", bos_token_id=0, eos_token_id=2)

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm_mini import runs
 from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
 from ldm_mini.train import TrainState, train_autoencoder
+from ldm_mini.training import runs
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(

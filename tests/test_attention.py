@@ -17,8 +17,8 @@ from ldm_mini.attention import (
     attention,
     attention_weights,
     head_layout,
-    record_attention,
 )
+from ldm_mini.show.attention_maps import record_attention
 
 
 @pytest.fixture(autouse=True)

@@ -2,11 +2,11 @@
 
 import time
 
+import bench
 import pytest
 import torch
 from torch.testing import assert_close
 
-from ldm_mini import bench
 from ldm_mini.unet import UNetConfig
 
 TINY = UNetConfig(in_channels=3, channels=32, channel_mults=(1, 2), num_res_blocks=1, attn_levels=(1,), head_dim=16,

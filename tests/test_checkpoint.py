@@ -12,24 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from ldm_mini import checkpoint
-from ldm_mini.checkpoint import (
-    INDEX,
-    WEIGHTS,
-    CheckpointError,
-    latest,
-    load_safetensors,
-    load_training_state,
-    load_weights,
-    read_json,
-    rng_state,
-    save_safetensors,
-    save_training_state,
-    save_weights,
-    set_rng_state,
-    write_file,
-    write_json,
-)
+from ldm_mini import files as files_
+from ldm_mini.files import CheckpointError, load_safetensors, read_json, save_safetensors, write_file, write_json
+from ldm_mini.hub import INDEX, WEIGHTS, load_weights, save_weights
+from ldm_mini.training.state import latest, load_training_state, rng_state, save_training_state, set_rng_state
 
 
 def same_bits(a, b) -> bool:
@@ -109,7 +95,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
 
     for broken in ("fsync", "replace"):
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint.os, broken, full)
+            patch.setattr(files_.os, broken, full)
             with pytest.raises(OSError, match="no space"):
                 write_json(path, {"a": 2})
         assert read_json(path) == {"a": 1} and os.listdir(tmp_path) == ["config.json"]

@@ -10,10 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-import ldm_mini
-from ldm_mini import runs
 from ldm_mini.__main__ import HELP, main
 from ldm_mini.latent_diffusion import LatentDiffusion
+from ldm_mini.training import runs
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--device", "cpu", "--steps", "6", "--log-every", "2", "--sample-every", "3", "--save-every", "3"]
@@ -60,7 +59,6 @@ def test_without_arguments_a_page_of_help(capsys):
         "train autoencoder",
         "train diffusion",
         "evaluate",
-        "bench",
         "--resume",
         "accelerate launch",
     ):
@@ -68,7 +66,7 @@ def test_without_arguments_a_page_of_help(capsys):
 
 
 def test_help_explains_every_option(capsys):
-    for command in ("train", "sample", "evaluate", "bench"):
+    for command in ("train", "sample", "evaluate"):
         with pytest.raises(SystemExit) as stopped:
             main([command, "--help"])
         assert stopped.value.code == 0
@@ -218,7 +216,7 @@ def test_resume_by_the_command_line(trained, capsys):
 
 def test_load_or_train(tmp_path):
     """The same call loads what is shipped, trains both stages, or continues and then loads what it trained."""
-    from ldm_mini.launch import load_or_train
+    from ldm_mini.training.launch import load_or_train
 
     shipped = load_or_train(stage="autoencoder")
     assert not shipped.training and shipped.config.downsample_factor == 4
@@ -260,29 +258,13 @@ def test_tensorboard_is_optional(tmp_path, capsys):
         assert list((tmp_path / "tb" / "tensorboard").iterdir())
 
 
-def test_evaluate_and_bench_pass_their_options_on(monkeypatch):
-    import ldm_mini.bench
-    import ldm_mini.evaluate
-
+def test_evaluate_passes_its_options_on(monkeypatch):
+    import ldm_mini.measure.evaluate
     seen = []
-    monkeypatch.setattr(ldm_mini.evaluate, "run_evaluate", lambda *args, **options: seen.append((args, options)))
-    monkeypatch.setattr(ldm_mini.bench, "run_bench", lambda *args, **options: seen.append((args, options)))
+    monkeypatch.setattr(ldm_mini.measure.evaluate, "run_evaluate", lambda *args, **more: seen.append((args, more)))
     assert main(["evaluate", "--model", "m", "--task", "class", "--num", "9", "--steps", "3", "--out", "o"]) == 0
-    assert main(["bench", "--device", "cpu", "--rounds", "2"]) == 0
-    (evaluated, options), (benched, more) = seen
+    (evaluated, options), = seen
     assert evaluated == ("m", "class") and (options["num"], options["steps"], options["out"]) == (9, 3, Path("o"))
-    assert benched == ("cpu",) and more["rounds"] == 2
-
-
-def test_the_package_is_a_table_of_contents():
-    for file, names in ldm_mini.CONTENTS.items():
-        module = importlib.import_module(f"ldm_mini.{file}")
-        for name in names:
-            assert getattr(ldm_mini, name) is getattr(module, name)
-            assert name not in ldm_mini.CONTENTS, f"{name} would be a file and a class"
-    assert "VectorQuantizer" in dir(ldm_mini)
-    with pytest.raises(AttributeError, match="no attribute 'Trainer'"):
-        ldm_mini.Trainer
 
 
 def test_importing_the_package_is_light():

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ldm_mini.compvis import autoencoder_from_compvis, unet_config_from_compvis, unet_from_compvis, unet_names
 from ldm_mini.cond import Cond
-from ldm_mini.presets import UNETS
+from ldm_mini.released.compvis import autoencoder_from_compvis, unet_config_from_compvis, unet_from_compvis, unet_names
+from ldm_mini.released.presets import UNETS
 from ldm_mini.unet import UNet
 
 CLOSE = dict(atol=5e-5, rtol=0)

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from ldm_mini.autoencoder import Autoencoder
 from ldm_mini.cond import Cond
 from ldm_mini.latent_diffusion import LatentDiffusion
-from ldm_mini.pretrained import from_compvis
+from ldm_mini.released.compvis_model import from_compvis
 from ldm_mini.schedule import NoiseSchedule, linear_betas, scaled_linear_betas
 
 CLOSE = dict(atol=5e-5, rtol=0)

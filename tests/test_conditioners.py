@@ -7,15 +7,8 @@ import torch
 from tiny_tokenizer import tiny_tokenizer
 from torch.testing import assert_close
 
-from ldm_mini.cond import Cond
-from ldm_mini.conditioners import (
-    ClassConditioner,
-    CombinedConditioner,
-    Conditioner,
-    TextConditioner,
-    batch_size,
-    build_conditioner,
-)
+from ldm_mini.cond import Cond, Conditioner, batch_size
+from ldm_mini.conditioners import ClassConditioner, CombinedConditioner, TextConditioner, build_conditioner
 from ldm_mini.text import TextTransformer
 from ldm_mini.unet import UNet, UNetConfig
 

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 
 matplotlib.use("Agg")
-from ldm_mini import curves, files, plotting  # noqa: E402
+import reference_curves as curves
+
+from ldm_mini import files
+from ldm_mini.show import plotting  # noqa: E402
 
 TRAINING = """\
 import torch
-from ldm_mini.plotting import plot_curve
+from ldm_mini.show import plot_curve
 SEED = 0
 g = torch.Generator().manual_seed(SEED)
 records = [{"step": i + 1, "loss": (3 + torch.rand(1, generator=g)).item() / (i + 1)} for i in range(200)]
@@ -41,7 +44,7 @@ def test_each_seed_trains_anew_and_the_band_holds_them(tmp_path, data):
     notebooks = write_notebook(tmp_path / "notebooks", TRAINING, curve, NEVER)
     (path,) = curves.run_curves(["03-test"], seeds=3, notebooks=notebooks)
     band = json.loads(path.read_text())
-    assert path == data / "curves" / "03-test.json" and band["notebook"] == "03_test.ipynb"
+    assert path == data / "measurements" / "curves" / "03-test.json" and band["notebook"] == "03_test.ipynb"
     assert band["seeds"] == 3 and band["smooth"] == 20 and band["step"][0] == 20 and band["step"][-1] == 200
     assert len(band["step"]) == curves.POINTS
     low, median, high = (np.array(band[side]) for side in ("low", "median", "high"))
@@ -75,7 +78,8 @@ def test_a_notebook_that_cannot_be_used_says_why(tmp_path, data, sources, messag
         curves.run_curves(["03-test"], seeds=2, notebooks=notebooks)
 
 
-SHIPPED = sorted(name[len("curves/"):-len(".json")] for name in files.checksums() if name.startswith("curves/"))
+FOLDER = "measurements/curves/"
+SHIPPED = sorted(name[len(FOLDER):-len(".json")] for name in files.checksums() if name.startswith(FOLDER))
 
 
 def test_every_band_of_the_course_is_shipped_and_none_is_left_over():

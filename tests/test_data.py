@@ -1,7 +1,5 @@
 """Data sets and loaders: one batch format, streams that resume exactly, and errors that say what to do."""
 
-import hashlib
-import pickle
 from itertools import islice
 
 import numpy as np
@@ -10,19 +8,11 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from ldm_mini import vocabulary as v
-from ldm_mini.data import (
-    EmojiScenes,
-    ImageFolderDataset,
-    SceneLoader,
-    SpriteCollage,
-    TorchvisionDataset,
-    collate,
-    scene_stream,
-    to_tensor,
-)
-from ldm_mini.plotting import to_uint8
-from ldm_mini.scenes import SceneConfig, compose
+from ldm_mini.scenes import vocabulary as v
+from ldm_mini.scenes.data import EmojiScenes, SceneLoader, collate, scene_stream, to_tensor
+from ldm_mini.scenes.own_pictures import ImageFolderDataset
+from ldm_mini.scenes.scene import SceneConfig, compose
+from ldm_mini.show.plotting import to_uint8
 
 SMALL = SceneConfig(size=32, nouns=("apple", "dog", "sun"), max_objects=2)
 
@@ -107,24 +97,10 @@ def test_ranks_share_the_work_and_seeds_are_apart():
     assert next(scene_stream(SMALL, 2, seed=1))["seed"].tolist() == [2 ** 32, 2 ** 32 + 1]
 
 
-def test_loader_of_a_short_data_set_goes_round():
-    loader = SceneLoader(SpriteCollage(32, length=3), 2)
-    assert [batch["seed"].tolist() for batch in islice(loader, 3)] == [[0, 1], [2, 0], [1, 2]]
-
-
 @pytest.mark.parametrize("bad", [{"batch_size": 0}, {"workers": -1}, {"rank": 2, "world_size": 2}, {"seed": -1}])
 def test_bad_loaders_are_refused(bad):
     with pytest.raises(ValueError, match="SceneLoader"):
         SceneLoader(SMALL, **{"batch_size": 2, **bad})
-
-
-def test_collage_items_have_no_condition():
-    batch = collate([SpriteCollage(32)[i] for i in range(3)])
-    assert format_of(batch) == scene_format(32)
-    assert batch["caption"] == [""] * 3 and (batch["class"] == -1).all() and not batch["boxes"].any()
-    assert 0 < batch["mask"].mean() < 1
-    with pytest.raises(ValueError, match="split"):
-        SpriteCollage(32, split="val")
 
 
 def test_collate_needs_items():
@@ -203,40 +179,3 @@ def test_an_unreadable_picture_is_named(tmp_path, damage):
         ImageFolderDataset(tmp_path, 16)[0]
 
 
-def test_cifar10_on_disk_layout(tmp_path):
-    cifar = pytest.importorskip("torchvision").datasets.CIFAR10
-    folder = tmp_path / cifar.base_folder
-    folder.mkdir()
-    classes = ["plane", "auto", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-
-    def dump(name, content):
-        (folder / name).write_bytes(pickle.dumps(content))
-        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
-
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 3 * 32 * 32), dtype=np.uint8)
-    batches = [dump(f"data_batch_{i + 1}", {"data": pixels[2 * i:2 * i + 2], "labels": [3, i]}) for i in range(2)]
-    name, md5 = dump("batches.meta", {"label_names": classes})
-
-    class SmallCopy(cifar):  # the real class, reading real files, of which there are only four pictures
-        train_list, test_list, meta = batches, [], {"filename": name, "key": "label_names", "md5": md5}
-
-    data = TorchvisionDataset(SmallCopy(tmp_path, train=True))
-    batch = collate([data[i] for i in range(len(data))])
-    assert format_of(batch) == scene_format(32)
-    assert batch["class"].tolist() == [3, 0, 3, 1]
-    assert batch["caption"] == ["a cat", "a plane", "a cat", "a auto"]
-    np.testing.assert_array_equal(to_uint8(batch["image"]), pixels.reshape(4, 3, 32, 32).transpose(0, 2, 3, 1))
-    bigger = TorchvisionDataset(SmallCopy(tmp_path), class_names=["x"] * 10, size=64)[0]
-    assert bigger["image"].shape == (3, 64, 64) and bigger["caption"] == "a x"
-
-
-def test_torchvision_items_are_checked():
-    picture = torch.rand(3, 8, 8)
-    data = TorchvisionDataset([(picture, 1), (picture, 2), ([[0]], 0)], class_names=["cat", "dog"])
-    assert data[0]["caption"] == "a dog"
-    assert_close((data[0]["image"] + 1) / 2, picture, atol=.51 / 255, rtol=0)
-    with pytest.raises(ValueError, match="label 2"):
-        data[1]
-    with pytest.raises(ValueError, match="item 2 is a list"):
-        data[2]
-    assert TorchvisionDataset([(picture, 5)])[0]["caption"] == ""

@@ -11,11 +11,10 @@ from torch.testing import assert_close
 
 from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_mini.cond import Cond
-from ldm_mini.diffusers_io import save_diffusers
 from ldm_mini.dit import DiT, DiTConfig
 from ldm_mini.kl import KLBottleneck
-from ldm_mini.pretrained import autoencoder_from_diffusers, unet_from_diffusers
 from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
+from ldm_mini.released.diffusers_parts import autoencoder_from_diffusers, save_diffusers, unet_from_diffusers
 from ldm_mini.unet import UNet, UNetConfig
 
 diffusers = pytest.importorskip("diffusers")

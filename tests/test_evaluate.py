@@ -6,14 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from ldm_mini import evaluate, hub
+from ldm_mini import hub
 from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_mini.conditioners import ClassConditioner, CombinedConditioner, TextConditioner
-from ldm_mini.data import EmojiScenes, collate
 from ldm_mini.latent_diffusion import LatentDiffusion
+from ldm_mini.measure import evaluate
+from ldm_mini.measure.recogniser import Recogniser
 from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
-from ldm_mini.recogniser import Recogniser
-from ldm_mini.scenes import SceneConfig
+from ldm_mini.scenes import scene
+from ldm_mini.scenes.data import EmojiScenes, collate
+from ldm_mini.scenes.scene import SceneConfig
 from ldm_mini.schedule import NoiseSchedule, cosine_betas
 from ldm_mini.text import TextTransformer
 from ldm_mini.unet import UNet, UNetConfig
@@ -166,5 +168,5 @@ def test_impossible_splits_are_left_out():
 
 def test_scenes_of_reads_the_card_and_ignores_the_unknown():
     card = {"card": {"recipe": {"scenes": {"nouns": ["cat"], "max_objects": 1, "later_option": True}}}}
-    assert evaluate.scenes_of(card) == SceneConfig(nouns=("cat",), max_objects=1)
-    assert evaluate.scenes_of({}) == SceneConfig()
+    assert scene.scenes_of(card) == SceneConfig(nouns=("cat",), max_objects=1)
+    assert scene.scenes_of({}) == SceneConfig()

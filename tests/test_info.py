@@ -10,10 +10,10 @@ from ldm_mini.cond import Cond
 from ldm_mini.conditioners import ClassConditioner
 from ldm_mini.dit import DiT, DiTConfig
 from ldm_mini.hub import save_autoencoder
-from ldm_mini.info import run_info
 from ldm_mini.kl import KLBottleneck
 from ldm_mini.latent_diffusion import LatentDiffusion
-from ldm_mini.pretrained import to_diffusers
+from ldm_mini.released.diffusers_pipeline import to_diffusers
+from ldm_mini.released.sizes import run_info
 from ldm_mini.schedule import NoiseSchedule, scaled_linear_betas
 from ldm_mini.unet import UNet, UNetConfig
 

@@ -11,11 +11,13 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch.testing import assert_close
 
-from ldm_mini import conditioners, language, recipes, tasks
+from ldm_mini import conditioners, tasks
 from ldm_mini.__main__ import main
-from ldm_mini.checkpoint import CheckpointError, load_safetensors, save_safetensors
-from ldm_mini.language import FrozenTextEncoder, LanguageConditioner
+from ldm_mini.files import CheckpointError, load_safetensors, save_safetensors
 from ldm_mini.latent_diffusion import LatentDiffusion
+from ldm_mini.released import language
+from ldm_mini.released.language import FrozenTextEncoder, LanguageConditioner
+from ldm_mini.training import build, recipes
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "red", "dog", "toad", "##stool", "##s", "on", ","]
 CAPTIONS = ["a red toadstools", "a dog", ""]
@@ -141,7 +143,7 @@ def test_without_the_extra_the_message_says_what_to_install(monkeypatch):
 
 
 def test_nothing_of_it_is_imported_unless_asked():
-    code = "import sys, ldm_mini.recipes, ldm_mini.hub; print('ldm_mini.language' in sys.modules)"
+    code = "import sys, ldm_mini.training.recipes, ldm_mini.hub; print('ldm_mini.released.language' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 
@@ -164,9 +166,9 @@ def test_recipes_that_cannot_use_it_are_refused(capsys, encoder):
     assert main(["train", "autoencoder", "--recipe", "micro", "--language", "--out", "unused"]) != 0
     assert "captions" in capsys.readouterr().err and not Path("unused").exists()
     with pytest.raises(ValueError, match='in place of "text"'):
-        tasks.build_parts(("text", "language"), recipes.MICRO_AUTOENCODER.model, 16)
+        build.build_parts(("text", "language"), recipes.MICRO_AUTOENCODER.model, 16)
     recipe = replace(recipes.MICRO_DIFFUSION, parts=("language", "class"))
-    assert tasks.cached_inputs(recipe.parts, None) == (("caption", "class"), None)
+    assert build.cached_inputs(recipe.parts, None) == (("caption", "class"), None)
 
 
 @installed

@@ -10,10 +10,10 @@ from torch import nn
 
 from ldm_mini import files, hub
 from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
-from ldm_mini.checkpoint import INDEX, CheckpointError
-from ldm_mini.cond import Cond
-from ldm_mini.conditioners import ClassConditioner, Conditioner
-from ldm_mini.hub import load_autoencoder, save_autoencoder
+from ldm_mini.cond import Cond, Conditioner
+from ldm_mini.conditioners import ClassConditioner
+from ldm_mini.files import CheckpointError
+from ldm_mini.hub import INDEX, load_autoencoder, save_autoencoder
 from ldm_mini.kl import KLBottleneck
 from ldm_mini.latent_diffusion import LatentDiffusion, latent_scale
 from ldm_mini.quantizer import VectorQuantizer, VQBottleneck

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from ldm_mini import measures
-from ldm_mini.data import EmojiScenes, collate
 from ldm_mini.distortions import gaussian_blur
+from ldm_mini.measure import judge as measures
+from ldm_mini.measure.recogniser import Recogniser
 from ldm_mini.perceptual import PerceptualLoss
-from ldm_mini.recipes import CENTRED_SCENES
-from ldm_mini.recogniser import Recogniser
+from ldm_mini.scenes.data import EmojiScenes, collate
+from ldm_mini.scenes.scene import CENTRED_SCENES
 
 
 def scenes(n, start=0):

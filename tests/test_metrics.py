@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ldm_mini import metrics
+from ldm_mini.measure import metrics
 
 
 def images(seed=0, n=3, size=32):

@@ -33,7 +33,7 @@ EXTRA = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["optiona
 CONDA_NAMES = {"pytorch": "torch"}  # where conda's name differs from pip's
 IMPORT_NAMES = {"pil": "pillow", "yaml": "pyyaml", "ipython": "ipykernel", "nbformat": "nbval"}
 TOOLS = {"jupyterlab", "nbval", "ipykernel", "ipywidgets", "pytest-timeout", "ruff", "hatchling"}  # start or plug in
-BENCH = {"diffusers": "bench.py"}  # what the benchmark compares with: from the test extra
+BENCH = {"diffusers": "17_the_real_thing.ipynb"}  # what it compares with: from the test extra
 
 
 def pins(name, python=None):
@@ -50,7 +50,8 @@ def pins(name, python=None):
 
 def third_party(files):
     """Packages that these Python sources import: {canonical distribution name: a file that does}."""
-    own = {path.stem for folder in (ROOT, ROOT / "tests") for path in folder.glob("*.py")} | {"ldm_mini", "tests"}
+    folders = (ROOT, ROOT / "tests", ROOT / "data/measurements", ROOT / "data/build")
+    own = {path.stem for folder in folders for path in folder.glob("*.py")} | {"ldm_mini", "tests"}
     found = {}
     for name, source in files:
         for node in ast.walk(ast.parse(source)):
@@ -68,7 +69,7 @@ def third_party(files):
 
 
 def sources(folder):
-    return [(path.name, path.read_text(encoding="utf-8")) for path in sorted((ROOT / folder).glob("*.py"))]
+    return [(path.name, path.read_text(encoding="utf-8")) for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
 def notebook_sources():

@@ -11,9 +11,9 @@ from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_mini.dit import DiT, DiTConfig
 from ldm_mini.kl import KLBottleneck
 from ldm_mini.latent_diffusion import LatentDiffusion
-from ldm_mini.pretrained import from_diffusers, to_diffusers
 from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
-from ldm_mini.released import Labels
+from ldm_mini.released.conditioners import Labels
+from ldm_mini.released.diffusers_pipeline import from_diffusers, to_diffusers
 from ldm_mini.schedule import NoiseSchedule, cosine_betas, scaled_linear_betas
 from ldm_mini.unet import UNet, UNetConfig
 

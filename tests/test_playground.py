@@ -3,16 +3,17 @@
 import pytest
 import torch
 
-from ldm_mini import recipes
-from ldm_mini.playground import BOX, CELLS, HOLE, Playground
-from ldm_mini.recipes import MICRO_AUTOENCODER, MICRO_DIFFUSION, MICRO_SCENES
-from ldm_mini.vocabulary import NOUN_INDEX
+from ldm_mini.scenes.scene import MICRO_SCENES
+from ldm_mini.scenes.vocabulary import NOUN_INDEX
+from ldm_mini.show.playground import BOX, CELLS, HOLE, Playground
+from ldm_mini.training import build, recipes
+from ldm_mini.training.recipes import MICRO_AUTOENCODER, MICRO_DIFFUSION
 
 
 def model(task="all"):
     torch.manual_seed(0)
     recipe = recipes.for_task(MICRO_DIFFUSION, task)
-    ldm = recipes.build_diffusion(recipe, recipes.build_autoencoder(MICRO_AUTOENCODER))
+    ldm = build.build_diffusion(recipe, build.build_autoencoder(MICRO_AUTOENCODER))
     for weight in ldm.net.parameters():                             # a fresh U-Net gives 0 whatever it is told
         if not weight.any():
             torch.nn.init.normal_(weight, std=0.1)

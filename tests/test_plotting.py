@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 matplotlib.use("Agg")
-from ldm_mini import plotting  # noqa: E402
+from ldm_mini.show import plotting  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +99,7 @@ def test_curve_of_plain_numbers_and_how_much_lies_in_the_band():
     (lambda: plotting.show_images(levels(0.0), ["a", "b"]), "one each"),
     (lambda: plotting.show_semantic(torch.zeros(2, 4, 4, dtype=torch.int64)), r"semantic\[i\]"),
     (lambda: plotting.plot_curve([{"step": 1}], "loss"), "no record"),
-    (lambda: plotting.plot_curve([1.0], band="no-such"), "python -m ldm_mini curves no-such"),
+    (lambda: plotting.plot_curve([1.0], band="no-such"), "reference_curves.py no-such"),
 ])
 def test_bad_input_says_what_to_do(call, message):
     with pytest.raises(ValueError, match=message):

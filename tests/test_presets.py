@@ -5,7 +5,7 @@ import torch
 
 from ldm_mini.attention import AttentionBlock, SpatialTransformer
 from ldm_mini.blocks import ResBlock
-from ldm_mini.presets import (
+from ldm_mini.released.presets import (
     FIRST_STAGE_OF,
     FIRST_STAGES,
     LATENT_SIZE,

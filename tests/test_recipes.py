@@ -5,13 +5,14 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 import torch
 
-from ldm_mini import recipes
-from ldm_mini.data import scene_stream
-from ldm_mini.recipes import AUTOENCODERS, DIFFUSIONS, build_autoencoder, build_diffusion, find_recipe, for_task
-from ldm_mini.scenes import NOUNS, random_scene
+from ldm_mini.scenes.data import scene_stream
+from ldm_mini.scenes.scene import random_scene
+from ldm_mini.scenes.vocabulary import NOUNS
 from ldm_mini.text import load_tokenizer
 from ldm_mini.train import TrainState, train_autoencoder, train_diffusion
-from ldm_mini.warm_start import start_from
+from ldm_mini.training import recipes
+from ldm_mini.training.build import build_autoencoder, build_diffusion, start_from
+from ldm_mini.training.recipes import AUTOENCODERS, DIFFUSIONS, find_recipe, for_task
 
 
 def small(module):

@@ -2,21 +2,14 @@
 
 import pytest
 import torch
+from train_recogniser import heat_target, recogniser_optimizer, recognition_loss, train_recogniser
 
 from ldm_mini import distortions
-from ldm_mini.checkpoint import CheckpointError, save_safetensors
-from ldm_mini.data import EmojiScenes, collate
-from ldm_mini.recogniser import (
-    Recogniser,
-    RecogniserConfig,
-    _boxes,
-    heat_target,
-    recogniser_optimizer,
-    recognition_loss,
-    train_recogniser,
-)
-from ldm_mini.scenes import SceneConfig
-from ldm_mini.scoring import score_captions, score_scenes
+from ldm_mini.files import CheckpointError, save_safetensors
+from ldm_mini.measure.recogniser import Recogniser, RecogniserConfig, _boxes
+from ldm_mini.measure.scoring import score_captions, score_scenes
+from ldm_mini.scenes.data import EmojiScenes, collate
+from ldm_mini.scenes.scene import SceneConfig
 
 SMALL = RecogniserConfig(num_nouns=2, num_colors=3, num_backgrounds=2, num_styles=2, widths=(16, 16, 32),
                          image_size=32)

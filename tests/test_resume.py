@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm_mini import runs
-from ldm_mini.checkpoint import load_safetensors
-from ldm_mini.launch import train_stage
-from ldm_mini.recipes import AUTOENCODERS, DIFFUSIONS
+from ldm_mini.files import load_safetensors
 from ldm_mini.train import Log
+from ldm_mini.training import runs
+from ldm_mini.training.launch import train_stage
+from ldm_mini.training.recipes import AUTOENCODERS, DIFFUSIONS
 
 ROOT = Path(__file__).parents[1]
 EVERY = dict(log_every=4, sample_every=20, save_every=8, device="cpu")

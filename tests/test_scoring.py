@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ldm_mini.scoring import match, score_captions, score_scenes, truth
-from ldm_mini.vocabulary import BACKGROUND_INDEX, COLOR_INDEX, NOUN_INDEX
+from ldm_mini.measure.scoring import match, score_captions, score_scenes, truth
+from ldm_mini.scenes.vocabulary import BACKGROUND_INDEX, COLOR_INDEX, NOUN_INDEX
 
 
 def thing(noun, x, y, color=None, side=0.3):

@@ -6,18 +6,17 @@ import pytest
 import torch
 
 from ldm_mini.cond import Cond
-from ldm_mini.data import EmojiScenes, collate
-from ldm_mini.evaluate import scenes_of
 from ldm_mini.files import data_path
 from ldm_mini.latent_diffusion import LatentDiffusion
-from ldm_mini.measures import Judge, SemanticReader, others
-from ldm_mini.metrics import psnr
-from ldm_mini.recipes import TINY_NOUNS, TINY_SCENES
-from ldm_mini.recogniser import Recogniser
-from ldm_mini.scoring import score_captions
-from ldm_mini.showcase import scenes_for
+from ldm_mini.measure.judge import Judge, SemanticReader, others
+from ldm_mini.measure.metrics import psnr
+from ldm_mini.measure.recogniser import Recogniser
+from ldm_mini.measure.scoring import score_captions
+from ldm_mini.scenes.data import EmojiScenes, collate
+from ldm_mini.scenes.scene import TINY_NOUNS, TINY_SCENES, scenes_of
+from ldm_mini.scenes.vocabulary import NOUN_INDEX
+from ldm_mini.show.inputs import scenes_for
 from ldm_mini.tasks import sample_task
-from ldm_mini.vocabulary import NOUN_INDEX
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from ldm_mini import recipes, tasks
+from ldm_mini import tasks
 from ldm_mini.__main__ import main
-from ldm_mini.data import EmojiScenes, collate
 from ldm_mini.latent_diffusion import LatentDiffusion
-from ldm_mini.latents import LatentCache, cache_latents
-from ldm_mini.showcase import batch_from_files, show_inputs
-from ldm_mini.warm_start import start_from
+from ldm_mini.scenes.data import EmojiScenes, collate
+from ldm_mini.show.inputs import batch_from_files, show_inputs
+from ldm_mini.training import build, recipes
+from ldm_mini.training.build import start_from
+from ldm_mini.training.latents import LatentCache, cache_latents
 
 MICRO = recipes.MICRO_DIFFUSION
 QUICK = ["--recipe", "micro", "--device", "cpu", "--steps", "2", "--log-every", "2", "--latents", "8"]
@@ -25,7 +26,7 @@ QUICK = ["--recipe", "micro", "--device", "cpu", "--steps", "2", "--log-every", 
 
 def first_stage():
     torch.manual_seed(0)
-    autoencoder = recipes.build_autoencoder(recipes.MICRO_AUTOENCODER)
+    autoencoder = build.build_autoencoder(recipes.MICRO_AUTOENCODER)
     autoencoder.train()(scenes(4)["image"])                                     # the codebook needs data
     return autoencoder.eval()
 
@@ -37,7 +38,7 @@ def scenes(n=3, size=32):
 
 def model(task, seed=1):
     torch.manual_seed(seed)
-    ldm = recipes.build_diffusion(recipes.for_task(MICRO, task), first_stage()).eval()
+    ldm = build.build_diffusion(recipes.for_task(MICRO, task), first_stage()).eval()
     for name, parameter in ldm.net.named_parameters():                          # a fresh net says 0 to everything
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)
@@ -113,7 +114,7 @@ def test_size_follows_the_inputs(everything):
 
 
 def test_cached_inputs_train_like_images(everything):
-    keys, prepare = tasks.cached_inputs(tasks.PARTS, everything.autoencoder)
+    keys, prepare = build.cached_inputs(tasks.PARTS, everything.autoencoder)
     batch = scenes(4)
     cache = cache_latents(everything.autoencoder, [batch], 4, keys, prepare=prepare)
     assert cache.conditions["semantic"].dtype == torch.uint8 and cache.conditions["mask"].shape == (4, 1, 8, 8)
@@ -124,7 +125,7 @@ def test_cached_inputs_train_like_images(everything):
 
 
 def test_cache_keeps_its_inputs_on_disk(everything, tmp_path):
-    keys, prepare = tasks.cached_inputs(("text", "inpaint"), everything.autoencoder)
+    keys, prepare = build.cached_inputs(("text", "inpaint"), everything.autoencoder)
     made = cache_latents(everything.autoencoder, [scenes(4)], 4, keys, tmp_path, "x", prepare=prepare)
     again = LatentCache.load(tmp_path)
     assert again.conditions["mask"].equal(made.conditions["mask"]) and again.conditions["mask"].dtype == torch.bool
@@ -134,10 +135,10 @@ def test_cache_keeps_its_inputs_on_disk(everything, tmp_path):
 
 def test_the_old_model_is_inside_the_new_one():
     old_of_all, autoencoder = model("all", seed=5), first_stage()
-    text_and_class = recipes.build_diffusion(MICRO, autoencoder).eval()
+    text_and_class = build.build_diffusion(MICRO, autoencoder).eval()
     for parameter in text_and_class.net.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    new = recipes.build_diffusion(recipes.for_task(MICRO, "all"), autoencoder).eval()
+    new = build.build_diffusion(recipes.for_task(MICRO, "all"), autoencoder).eval()
     before = {name: value.clone() for name, value in new.conditioner.parts[2].state_dict().items()}
     start_from(text_and_class, new)
     x, t, batch = torch.randn(3, 3, 8, 8), torch.tensor([1, 500, 999]), {"caption": ["a star", "", "a red car"]}

@@ -11,7 +11,6 @@ from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_mini.discriminator import PatchDiscriminator
 from ldm_mini.ema import EMA, ema_decay
 from ldm_mini.latent_diffusion import LatentDiffusion
-from ldm_mini.latents import LatentCache, cache_latents
 from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
 from ldm_mini.schedule import NoiseSchedule, cosine_betas
 from ldm_mini.train import (
@@ -24,6 +23,7 @@ from ldm_mini.train import (
     train_autoencoder,
     train_diffusion,
 )
+from ldm_mini.training.latents import LatentCache, cache_latents
 from ldm_mini.unet import UNet, UNetConfig
 
 
@@ -343,7 +343,7 @@ def test_what_cannot_be_compiled_runs_eagerly(monkeypatch):
     import torch._functorch.config
     import torch._inductor.compile_fx
 
-    from ldm_mini.launch import _compile
+    from ldm_mini.training.launch import _compile
 
     asked = []
 

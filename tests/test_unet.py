@@ -8,16 +8,17 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from ldm_mini.attention import AttentionBlock, SpatialTransformer, record_attention
+from ldm_mini.attention import AttentionBlock, SpatialTransformer
 from ldm_mini.blocks import Downsample, ResBlock, Upsample
 from ldm_mini.cond import Cond
-from ldm_mini.pretrained import (
+from ldm_mini.released.diffusers_unet import (
     diffusers_keys,
     unet_config_from_diffusers,
     unet_config_to_diffusers,
     unet_from_diffusers_state,
     unet_to_diffusers_state,
 )
+from ldm_mini.show.attention_maps import record_attention
 from ldm_mini.unet import Step, UNet, UNetConfig
 
 LEAN = UNetConfig(in_channels=3, out_channels=3, channels=32, channel_mults=(1, 2), num_res_blocks=1, attn_levels=(1,),

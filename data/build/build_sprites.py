@@ -3,13 +3,12 @@
 You need this only to change the artwork; the course reads the PNG sheets.
 
     npm pack @iconify-json/noto@1.2.9 @iconify-json/twemoji@1.2.5 @iconify-json/fluent-emoji-flat@1.2.6 \\
-             @lobehub/fluent-emoji-3d@1.1.0 emojibase-data@17.0.0 --pack-destination packages
+             @lobehub/fluent-emoji-3d@1.1.0 --pack-destination packages
     pip install resvg-py==0.5.0 pillow numpy
     python data/build/build_sprites.py packages
     python data/checksums.py
 
-Writes, for each of the four styles, `<style>.png` (984 objects at 64 px) and `nouns_<style>.png` (the 64 nouns of
-`nouns.csv` at 128 px), and `objects.csv`. `nouns.csv` is written by hand; only its `objects_index` column is refreshed.
+Writes `nouns_<style>.png` for each of the four styles: the 64 nouns of `nouns.csv`, a table kept by hand, at 128 px.
 """
 
 import argparse
@@ -27,12 +26,8 @@ SPRITES = Path(__file__).resolve().parents[1] / "sprites"
 SVG_STYLES = {"noto": ("iconify-json-noto", "1.2.9"), "twemoji": ("iconify-json-twemoji", "1.2.5"),
               "fluent_flat": ("iconify-json-fluent-emoji-flat", "1.2.6")}
 WEBP_STYLE = ("lobehub-fluent-emoji-3d", "1.1.0")
-NAMES = ("emojibase-data", "17.0.0")
 RENDER_SIZE = 256  # the size of the 3D pictures; the SVG are drawn as large and then reduced the same way
-OBJECT_SIZE, OBJECT_COLUMNS = 64, 32
-NOUN_SIZE, NOUN_COLUMNS = 128, 8
-DROPPED_GROUPS = ("people-body", "component", "symbols", "flags")
-DROPPED_SUBGROUPS = ("time",)  # clock faces, watches and hourglasses; the noun "clock" has its own 128 px picture
+SIZE, COLUMNS = 128, 8
 
 
 def read_package(folder, name, version):
@@ -99,7 +94,7 @@ def reduce(picture, size):
     return out
 
 
-def sheet(draw, hexcodes, size, columns):
+def sheet(draw, hexcodes, size=SIZE, columns=COLUMNS):
     """All pictures in reading order on one transparent sheet."""
     rows = -(-len(hexcodes) // columns)
     canvas = np.zeros((rows * size, columns * size, 4), np.uint8)
@@ -109,50 +104,18 @@ def sheet(draw, hexcodes, size, columns):
     return Image.fromarray(canvas)
 
 
-def common_objects(folder, styles):
-    """Rows of objects.csv: emoji of every style, without people, symbols, flags, clock faces; in Unicode order."""
-    files = read_package(folder, *NAMES)
-    names = json.loads(files["meta/groups.json"])
-    rows = []
-    for entry in sorted(json.loads(files["en/data.json"]), key=lambda e: e.get("order", 0)):
-        group = names["groups"].get(str(entry.get("group")))
-        subgroup = names["subgroups"].get(str(entry.get("subgroup")))
-        if group is None or group in DROPPED_GROUPS or subgroup in DROPPED_SUBGROUPS:
-            continue
-        if all(normalise(entry["hexcode"]) in draw for draw in styles.values()):
-            rows.append({"index": len(rows), "hexcode": entry["hexcode"], "emoji": entry["emoji"],
-                         "name": entry["label"], "group": group, "subgroup": subgroup,
-                         "keywords": "|".join(entry.get("tags", []))})
-    return rows
-
-
-def write_csv(path, rows):
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("packages", help="folder with the five .tgz archives written by npm pack")
+    parser.add_argument("packages", help="folder with the four .tgz archives written by npm pack")
     folder = parser.parse_args().packages
     styles = {style: svg_style(folder, package) for style, package in SVG_STYLES.items()}
     styles["fluent_3d"] = webp_style(folder, WEBP_STYLE)
-    objects = common_objects(folder, styles)
-    write_csv(SPRITES / "objects.csv", objects)
-    index = {normalise(row["hexcode"]): row["index"] for row in objects}
     with open(SPRITES / "nouns.csv", encoding="utf-8", newline="") as file:
-        nouns = list(csv.DictReader(file))
-    for row in nouns:
-        row["objects_index"] = index.get(normalise(row["hexcode"]), -1)
-    write_csv(SPRITES / "nouns.csv", nouns)
-    sheets = (("", objects, OBJECT_SIZE, OBJECT_COLUMNS), ("nouns_", nouns, NOUN_SIZE, NOUN_COLUMNS))
+        codes = [row["hexcode"] for row in csv.DictReader(file)]
     for style, draw in styles.items():
-        for prefix, rows, size, columns in sheets:
-            path = SPRITES / f"{prefix}{style}.png"
-            sheet(draw, [row["hexcode"] for row in rows], size, columns).save(path, optimize=True)
-            print(f"{path.name}: {len(rows)} pictures, {path.stat().st_size / 1e6:.1f} MB")
+        path = SPRITES / f"nouns_{style}.png"
+        sheet(draw, codes).save(path, optimize=True)
+        print(f"{path.name}: {len(codes)} pictures, {path.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

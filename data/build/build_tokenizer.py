@@ -12,8 +12,8 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from ldm_mini import captions
-from ldm_mini.vocabulary import COLORS, NOUNS, PLAIN
+from ldm_mini.scenes import captions
+from ldm_mini.scenes.vocabulary import COLORS, NOUNS, PLAIN
 
 FOLDER = Path(__file__).resolve().parents[1] / "tokenizer"
 SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")

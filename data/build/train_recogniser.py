@@ -18,13 +18,92 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from ldm_mini import checkpoint, distortions  # noqa: E402
-from ldm_mini.data import ENDLESS, EmojiScenes, collate  # noqa: E402
-from ldm_mini.recogniser import Recogniser, recogniser_optimizer, train_recogniser  # noqa: E402
-from ldm_mini.scenes import SceneConfig  # noqa: E402
-from ldm_mini.scoring import score_captions, score_scenes  # noqa: E402
+import math
+from collections.abc import Iterable, Iterator
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm_mini import distortions  # noqa: E402
+from ldm_mini.distortions import degrade
+from ldm_mini.measure.recogniser import Recogniser, _at, _boxes
+from ldm_mini.measure.scoring import score_captions, score_scenes  # noqa: E402
+from ldm_mini.scenes.data import ENDLESS, EmojiScenes, collate  # noqa: E402
+from ldm_mini.scenes.scene import SceneConfig  # noqa: E402
+from ldm_mini.training import state as checkpoint
 
 BATCH = 32
+
+
+def heat_target(labels: Tensor, boxes: Tensor, num_nouns: int, side: int) -> tuple[Tensor, Tensor]:
+    """Labels (B, n), -1 = none, and xyxy boxes (B, n, 4) in [0, 1] -> heat (B, K, side, side) in [0, 1], cells (B, n).
+
+    Each object is a Gaussian bump, exactly 1 at the cell of its centre, as wide as a sixth of its box.
+    """
+    place = (boxes[..., :2] + boxes[..., 2:]) / 2 * side
+    place = place.long().clamp(0, side - 1)                                  # (B, n, 2) as x, y
+    sigma = ((boxes[..., 2:] - boxes[..., :2]).mean(-1) * side / 6).clamp_min(0.5)
+    grid = torch.arange(side, device=boxes.device)
+    square = (grid - place[..., None]).square()                              # (B, n, 2, side)
+    bump = torch.exp(-(square[:, :, 1, :, None] + square[:, :, 0, None, :]) / (2 * sigma[..., None, None] ** 2))
+    bump = bump * (labels >= 0)[..., None, None]
+    heat = bump.new_zeros(len(labels), num_nouns, side, side)
+    index = labels.clamp_min(0)[..., None, None].expand_as(bump)
+    return heat.scatter_reduce(1, index, bump, "amax"), place[..., 1] * side + place[..., 0]
+
+
+def recognition_loss(net: Recogniser, batch: dict) -> tuple[Tensor, dict]:
+    """(scalar loss, its parts as floats) of a batch with image, labels, colors, boxes, background and style."""
+    out, labels, known = net(batch["image"]), batch["labels"], batch["labels"] >= 0
+    target, cell = heat_target(labels, batch["boxes"], net.config.num_nouns, out["heat"].shape[-1])
+    log_p, log_q = F.logsigmoid(out["heat"]), F.logsigmoid(-out["heat"])
+    focal = torch.where(target == 1, log_q.exp() ** 2 * log_p, (1 - target) ** 4 * log_p.exp() ** 2 * log_q)
+    count = known.sum().clamp_min(1)
+    color_index = (batch["colors"] + 1).where(known, -1)
+    style_index = batch["style"].unsqueeze(1).where(known, -1)
+    boxes = _boxes(out["box"], cell, net.config.image_size)
+    parts = {
+        "heat": -focal.sum() / count,
+        "color": F.cross_entropy(_at(out["color"], cell), color_index, ignore_index=-1, reduction="sum") / count,
+        "style": 0.5 * F.cross_entropy(_at(out["style"], cell), style_index, ignore_index=-1, reduction="sum") / count,
+        "box": 10 * ((boxes - batch["boxes"]).abs().mean(-1) * known).sum() / count,
+        "background": F.cross_entropy(out["background"], batch["background"])}
+    return sum(parts.values()), {k: v.item() for k, v in parts.items()}
+
+
+def train_recogniser(net: Recogniser, batches: Iterable, steps: int | None = None, minutes: float | None = None,
+                     lr: float = 2e-3, optimizer=None, start: float = 0.0, augment=degrade) -> Iterator[dict]:
+    """Train on `batches` (dicts) until `steps` or `minutes` have passed; yields {"step", "progress", "loss", parts}.
+
+    AdamW with warm-up and cosine over progress in [0, 1]. To resume, pass the restored `optimizer` and the last
+    `progress` as `start`.
+    """
+    if (steps is None) == (minutes is None):
+        raise ValueError("train_recogniser: give either `steps` or `minutes`.")
+    optimizer = recogniser_optimizer(net, lr) if optimizer is None else optimizer
+    began, progress, batches = time.monotonic(), start, iter(batches)
+    net.train().to(memory_format=torch.channels_last)
+    step = 0
+    while progress < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(progress / 0.05 + 0.01, 0.5 + 0.5 * math.cos(math.pi * progress))
+        batch = {k: v.to(net.cells.weight.device) if isinstance(v, Tensor) else v for k, v in next(batches).items()}
+        batch["image"] = augment(batch["image"]).contiguous(memory_format=torch.channels_last)
+        loss, parts = recognition_loss(net, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+        optimizer.step()
+        step += 1
+        progress = start + (step / steps if minutes is None else (time.monotonic() - began) / 60 / minutes)
+        yield {"step": step, "progress": progress, "loss": loss.item(), **parts}
+
+
+def recogniser_optimizer(net: Recogniser, lr: float = 2e-3) -> torch.optim.AdamW:
+    """AdamW, weight decay on convolutions only."""
+    matrices = [p for p in net.parameters() if p.ndim > 1]
+    return torch.optim.AdamW([{"params": matrices, "weight_decay": 0.02},
+                              {"params": [p for p in net.parameters() if p.ndim < 2], "weight_decay": 0.0}], lr=lr)
 
 
 def batch_of(config, seeds) -> dict:

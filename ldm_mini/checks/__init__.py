@@ -24,7 +24,7 @@ from .n10_meaning import class_tokens, drop_conditions, text_transformer, word_m
 from .n11_pictures import class_shares, inpaint_condition, join_lowres, keep_known, paste, widen
 from .n12_layouts import box_tokens, draw_subsets, join_conditions, shuffle_objects, two_guidances
 from .n13_where import border_reach, coordinates, knows_where, order_error, probe
-from .n16_real_thing import block_from_compvis, epsilon, pooled_scale, res_block_parameters, split_qkv
+from .n17_real_thing import block_from_compvis, epsilon, pooled_scale, res_block_parameters, split_qkv
 
 __all__ = [
     "CheckFailed", "adaptive_lambda", "add_noise", "alpha_over", "attention", "attention_macs", "batched_guidance",

@@ -1,0 +1,168 @@
+"""First stage and diffusion prior trained one after the other, or together, at equal steps, for notebook 09.
+
+    python data/measurements/joint_against_two_stage.py     # about 10 minutes on one thread; writes the JSON beside it
+
+The autoencoder here is deterministic and has no bottleneck loss, so that nothing but the two losses shapes the latents.
+Every way gets `--steps` updates of the autoencoder and as many of the U-Net:
+
+two stages   reconstruction alone; then diffusion on its frozen, scaled latents
+side by side both at once, but the diffusion loss cannot reach the encoder
+joint raw    reconstruction + weight * diffusion, whose gradient reaches the encoder; latents as they come
+joint unit   the same, with the latents of each batch divided by their standard deviation
+joint centred  the same, each channel's mean taken away first: constants cannot make up the variance
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import torch
+from pixel_against_latent import BATCH, Judge, batches, diffusion_model, pictures
+
+from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_mini.diffusion import diffusion_loss
+from ldm_mini.kl import KLBottleneck
+from ldm_mini.measure import frechet_distance, psnr
+from ldm_mini.scenes import MICRO_SCENES
+from ldm_mini.train import lr_factor
+
+HERE = Path(__file__).resolve().parent
+WAYS = {"two stages": ("frozen", 1.0), "side by side": ("side", 1.0), "joint raw": ("raw", 0.1),
+        "joint unit": ("unit", 0.1), "joint centred": ("centred", 0.1)}
+
+
+def fresh_models(seed: int):
+    """A deterministic autoencoder (the mode of a KL one) and a diffusion model on its latents, both trainable."""
+    torch.manual_seed(seed)
+    config = AutoencoderConfig(downsample_factor=4, latent_channels=4, channels=32, num_res_blocks=1, mid_attn=False,
+                               groups=2, patch_size=4)
+    autoencoder = Autoencoder(config, KLBottleneck(4)).to(memory_format=torch.channels_last)
+    ldm = diffusion_model(autoencoder, 1.0, seed)
+    return autoencoder.requires_grad_(True), ldm
+
+
+def reconstruction_loss(autoencoder, x, z):
+    """L1 + mean squared error of the decoded z against x."""
+    difference = autoencoder.decode(z) - x
+    return difference.abs().mean() + difference.square().mean()
+
+
+def prior_loss(ldm, z, classes):
+    """The diffusion loss of latents z, which may carry a gradient."""
+    return diffusion_loss(ldm.net, ldm.schedule, z, ldm.conditioner.encode({"class": classes}), ldm.prediction)
+
+
+@torch.no_grad()
+def scale_of(autoencoder, data) -> float:
+    """1 / standard deviation of the latents (`latent_scale` would sample the posterior, which is not used here)."""
+    return 1 / autoencoder.encode(data["image"][:512]).std().item()
+
+
+@torch.no_grad()
+def centre(autoencoder, data) -> None:
+    """Move the mean of each latent channel into the biases: latents become centred, reconstructions stay."""
+    shift = autoencoder.encode(data["image"][:512]).mean((0, 2, 3))
+    autoencoder.quant_conv.bias[:len(shift)] -= shift
+    autoencoder.post_quant_conv.bias += autoencoder.post_quant_conv.weight[:, :, 0, 0] @ shift
+
+
+def losses_of(way: str, autoencoder, ldm, batch, second_half: bool):
+    """Reconstruction and diffusion loss of one step; None where the way does not train that part now."""
+    x, classes = batch["image"], batch["class"]
+    if way == "frozen" and second_half:
+        with torch.no_grad():
+            z = autoencoder.encode(x) * ldm.scale_factor
+        return None, prior_loss(ldm, z, classes)
+    z = autoencoder.encode(x)
+    if way == "frozen":
+        return reconstruction_loss(autoencoder, x, z), None
+    centred = z - z.mean((0, 2, 3), keepdim=True)
+    for_prior = {"raw": z, "unit": z / z.std(), "centred": centred / centred.std(), "side": (z / z.std()).detach()}[way]
+    return reconstruction_loss(autoencoder, x, z), prior_loss(ldm, for_prior, classes)
+
+
+def train(way: str, weight: float, data: dict, steps: int, seed: int):
+    """-> autoencoder, diffusion model, records of the training."""
+    autoencoder, ldm = fresh_models(seed)
+    parameters = [*autoencoder.parameters(), *ldm.net.parameters(), *ldm.conditioner.parameters()]
+    optimizer, records = torch.optim.AdamW(parameters, lr=2e-3), []
+    total = 2 * steps if way == "frozen" else steps
+    for step, batch in zip(range(total), batches(data, seed)):
+        second_half = way == "frozen" and step >= steps
+        if second_half and step == steps:
+            autoencoder.requires_grad_(False)
+            ldm.scale_factor.fill_(scale_of(autoencoder, data))
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * lr_factor(step % steps, steps, warmup=50)
+        rec, diff = losses_of(way, autoencoder, ldm, batch, second_half)
+        loss = sum(part for part in (rec, None if diff is None else weight * diff) if part is not None)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        if step % 20 == 19:
+            with torch.no_grad():
+                std = autoencoder.encode(data["image"][:64]).std().item()
+            records.append({"step": step + 1, "std": std, "reconstruction": None if rec is None else rec.item(),
+                            "diffusion": None if diff is None else diff.item()})
+    autoencoder.requires_grad_(False).eval()
+    if way == "centred":
+        centre(autoencoder, data)
+    if way != "raw":
+        ldm.scale_factor.fill_(scale_of(autoencoder, data))
+    return autoencoder, ldm.eval(), records
+
+
+@torch.no_grad()
+def measure(autoencoder, ldm, judge: Judge, new: dict) -> dict:
+    """What became of latents, reconstructions and samples, on pictures that were not trained on.
+
+    telling_variance: that between pictures, after scaling, mean over the values of a latent; constants do not count.
+    fine_variance: the share of the latents' variance outside of their ten largest principal directions.
+    """
+    z = autoencoder.encode(new["image"])
+    variances = torch.linalg.eigvalsh(z.flatten(1).T.cov())  # 256, from the smallest to the largest
+    decoded = autoencoder.decode(z).clamp(-1, 1)
+    g = torch.Generator().manual_seed(0)
+    cond = ldm.conditioner.encode(new)
+    loss = diffusion_loss(ldm.net, ldm.schedule, z * ldm.scale_factor, cond, ldm.prediction, generator=g)
+    return {"std": z.std().item(), "scale_factor": ldm.scale_factor.item(), "diffusion_loss": loss.item(),
+            "telling_variance": (variances.mean() * ldm.scale_factor**2).item(),
+            "fine_variance": (variances[:-10].sum() / variances.sum()).item(),
+            "psnr": psnr(decoded, new["image"]).mean().item(),
+            **distances(judge, decoded, judge.sample(ldm))}
+
+
+def distances(judge: Judge, decoded, samples) -> dict:
+    """Frechet distances: of reconstructions to pictures, of samples to pictures, of samples to reconstructions."""
+    decoded, samples = judge.features(decoded), judge.features(samples)
+    return {"decoded_to_real": frechet_distance(decoded, judge.real).item(),
+            "samples_to_real": frechet_distance(samples, judge.real).item(),
+            "samples_to_decoded": frechet_distance(samples, decoded).item()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    sizes = ((2048, 0), (1024, 10**6), (512, 2 * 10**6))
+    data, real, new = (pictures(n, start, MICRO_SCENES) for n, start in sizes)
+    judge = Judge(real)
+    runs = {name: [] for name in WAYS}
+    for seed in range(args.seeds):
+        for name, (way, weight) in WAYS.items():
+            autoencoder, ldm, records = train(way, weight, data, args.steps, seed)
+            runs[name].append({"seed": seed, **measure(autoencoder, ldm, judge, new), "records": records})
+            short = {key: value for key, value in runs[name][-1].items() if key != "records"}
+            print(name, json.dumps(short), flush=True)
+    rounded = json.loads(json.dumps({"steps": args.steps, "batch": BATCH, "runs": runs}),
+                         parse_float=lambda text: 0.0 if float(text) == 0 else
+                         round(float(text), 3 - math.floor(math.log10(abs(float(text))))))
+    (HERE / "joint_against_two_stage.json").write_text(json.dumps(rounded) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

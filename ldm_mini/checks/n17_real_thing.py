@@ -1,0 +1,210 @@
+"""Checks of notebook 17, the real thing."""
+
+import weakref
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .checking import CheckFailed, attempt, compare, noise, passed
+
+NAMES = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_proj": "emb_layers.1", "norm2": "out_layers.0",
+         "conv2": "out_layers.3", "shortcut": "skip_connection"}  # ours: the released code's
+
+
+def res_block_parameters(function):
+    """`function(width_in, width_out, time_dim)` -> how many numbers a residual block of the U-Net holds."""
+    for case in ((320, 640, 1280), (96, 96, 384), (64, 32, 48)):
+        a, b, time = case
+        got, name = attempt(function, *case, name="res_block_parameters"), f"res_block_parameters{case}"
+        if isinstance(got, bool) or not isinstance(got, (int, float)) or got != int(got):
+            raise CheckFailed(f"{name} should return a whole number, not {got!r}.")
+        norms, conv1, conv2, by_time = 2 * a + 2 * b, 9 * a * b + b, 9 * b * b + b, time * b + b
+        skip = a * b + b if a != b else 0
+        right = norms + conv1 + conv2 + by_time + skip
+        no_bias = 3 * b + (b if a != b else 0)
+        mistakes = {
+            right - skip: "where the width changes the skip needs a 1x1 convolution, or there is nothing to add to.",
+            right - skip + a * b + b: "where the width stays, the skip is the input itself: no convolution.",
+            right - skip + (9 * a * b + b) * (a != b): "the skip's convolution is 1x1, not 3x3.",
+            right - norms: "the two norms have a gain and a bias per channel.",
+            right - norms // 2: "each norm has two numbers per channel, a gain and a bias.",
+            right - norms + 4 * a: "the second norm comes after the first convolution: it has width_out channels.",
+            right - norms + 4 * b: "the first norm comes before the first convolution: it has width_in channels.",
+            right - no_bias: "all convolutions and the linear layer of the time have biases.",
+            right - by_time: "the linear layer that reads the time embedding is missing.",
+            right - by_time + time * a + a: "the time is added after the first convolution: to width_out channels.",
+            right - conv2 + conv1: "the second convolution goes from width_out to width_out.",
+            right - conv1 + 9 * a * a + a: "the first convolution goes from width_in to width_out.",
+            right - 8 * (a * b + b * b): "the convolutions are 3x3.",
+            right + by_time: "the time is added once: its layer gives width_out numbers (twice as many only where it "
+                             "scales and shifts).",
+        }
+        if got != right:
+            raise CheckFailed(f"{name}: " + mistakes.get(int(got), f"got {int(got):,}, expected {right:,}."))
+    passed("res_block_parameters: two norms, two convolutions, the time, and a skip where the width changes")
+
+
+class _Norm:
+    """A GroupNorm that remembers the mean square of what it was given."""
+
+    def __init__(self, eps: float, groups: int):
+        self.eps, self.groups, self.seen = eps, groups, []
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = torch.as_tensor(x)
+        if x.ndim != 4 or x.shape[1] % 32:
+            raise ValueError(f"the norm takes (B,C,H,W) with C a multiple of 32, not {tuple(x.shape)}")
+        self.seen.append(x.double().var(correction=0).item())
+        return F.group_norm(x, self.groups, eps=self.eps)
+
+
+def epsilon(function):
+    """`function(norm)`: norm takes (B,C,H,W), C a multiple of 32, and gives it normalised -> the norm's epsilon."""
+    for eps, groups in ((1e-5, 32), (1e-6, 8), (1e-3, 1), (1e-8, 32)):
+        norm = _Norm(eps, groups)
+        got = attempt(function, norm, name="epsilon")
+        if isinstance(got, Tensor) and got.numel() == 1:
+            got = got.item()
+        if isinstance(got, bool) or not isinstance(got, (int, float)):
+            raise CheckFailed(f"epsilon should return one number, not {type(got).__name__}.")
+        if not norm.seen:
+            raise CheckFailed("epsilon never called the norm: it can only be found from what the norm does.")
+        if abs(got - eps) <= 0.05 * eps:
+            continue
+        close, variance = (lambda value: abs(got - value) <= 0.05 * value), norm.seen[-1]
+        hint = ""
+        if close(eps + variance):
+            hint = " That is variance + epsilon: subtract the variance of what you gave it."
+        elif close(eps**0.5):
+            hint = " That is its square root."
+        elif close(1 / eps):
+            hint = " That is 1 / epsilon."
+        elif min(norm.seen) > 3000 * eps:
+            hint = (f" Your input had the variance {variance:.1g}, beside which float32 cannot see an epsilon this "
+                    "small. Give the norm something tiny.")
+        elif max(norm.seen) < eps / 3000:
+            hint = f" Your input had the variance {variance:.1g}: now epsilon is all there is, and rounding decides."
+        elif groups == 1 and eps == 1e-3:
+            hint = " It worked before: do not rely on the number of groups; use an input that is alike in all channels."
+        raise CheckFailed(f"epsilon found {got:.3g} in a norm with {eps:.0e}.{hint}")
+    passed("epsilon: read off from the outside")
+
+
+def split_qkv(function):
+    """`function(qkv, num_heads)`: (3C,C) or (3C,) in the released order -> q, k, v, each (C,C) or (C,)."""
+    for heads, width, seed in ((2, 6, 0), (3, 12, 1), (1, 4, 2)):
+        for shape in ((3 * width, width), (3 * width,)):
+            qkv, name = noise(*shape, seed=seed), f"split_qkv of {shape} with {heads} heads"
+            got = attempt(function, qkv, heads, name="split_qkv")
+            if not isinstance(got, (tuple, list, Tensor)) or len(got) != 3:
+                raise CheckFailed(f"{name} should return three tensors, q, k and v.")
+            parts = qkv.unflatten(0, (heads, 3, -1))
+            right = [parts[:, i].flatten(0, 1) for i in range(3)]
+            wrong = {
+                "that is the *new* order: first all q, then all k, then all v. The released weights go head by head, "
+                "and within a head q, k, v.": list(qkv.chunk(3)),
+                "you took every third row. A head's q are neighbours: C / num_heads rows, then as many k.":
+                    [qkv[i::3] for i in range(3)],
+                "the axes are (head, q k v, width of a head), in this order: unflatten(0, (num_heads, 3, -1)).":
+                    [qkv.unflatten(0, (heads, -1, 3))[:, :, i].flatten(0, 1) for i in range(3)],
+                "q and k have changed places.": [right[1], right[0], right[2]],
+                "the order within a head is q, k, v.": right[::-1],
+                "inside q the heads must stay blocks: (num_heads, width) flattened, not (width, num_heads).":
+                    [parts[:, i].transpose(0, 1).flatten(0, 1) for i in range(3)],
+            }
+            for i, letter in enumerate("qkv"):
+                compare(got[i], right[i], f"{name}: {letter}", mistakes=[
+                    (value[i], message) for message, value in wrong.items()])
+    passed("split_qkv: head by head, q, k, v")
+
+
+def block_from_compvis(function):
+    """`function(state)`: {released name: tensor} of one residual block -> {our name: the same tensor}."""
+    for skip in (True, False):
+        state = {f"{theirs}.{kind}": noise(3, seed=3 * i + (kind == "bias")) for i, (ours, theirs) in
+                 enumerate(NAMES.items()) if skip or ours != "shortcut" for kind in ("weight", "bias")}
+        right = {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in NAMES.items() for kind in ("weight", "bias")
+                 if f"{theirs}.{kind}" in state}
+        with_skip = "" if skip else " of a block without skip_connection"
+        try:
+            got = attempt(function, dict(state), name="block_from_compvis")
+        except CheckFailed as error:
+            if not skip and "KeyError" in str(error):
+                raise CheckFailed("block_from_compvis: where the width stays the same there is no skip_connection. "
+                                  "Go through the names that are there.") from error
+            raise
+        if not isinstance(got, dict):
+            raise CheckFailed(f"block_from_compvis should return a dict, not {type(got).__name__}.")
+        if left := sorted(set(got) & set(state)):
+            raise CheckFailed(f"block_from_compvis{with_skip}: {left} still have the released names.")
+        missing, unknown = sorted(set(right) - set(got)), sorted(set(got) - set(right))
+        if missing or unknown:
+            raise CheckFailed(f"block_from_compvis{with_skip}: missing {missing}, unknown {unknown}.")
+        for ours, theirs in right.items():
+            if not isinstance(got[ours], Tensor) or not torch.equal(got[ours], state[theirs]):
+                source = next((name for name, value in state.items() if got[ours] is value or torch.equal(
+                    torch.as_tensor(got[ours]), value)), "something else")
+                raise CheckFailed(f"block_from_compvis: {ours} is {source}; it should be {theirs}. The number is the "
+                                  "place in a Sequential: norm, SiLU, (dropout,) convolution.")
+    passed("block_from_compvis: same numbers, other names")
+
+
+def pooled_scale(function):
+    """`function(batches)`: latents (b,c,h,w), b differs, once through -> 1 / standard deviation of all values."""
+    one = lambda v: torch.as_tensor(v).double().reshape(1)  # noqa: E731
+    for sizes, mean, spread in (((3, 2), 0.5, 1.0), ((8, 1, 4, 3), -1.0, 2.0), ((4, 4, 2), 40.0, 0.02)):
+        parts = [mean + spread * (1 + i) * noise(b, 4, 2, 2, seed=i) + spread * i for i, b in enumerate(sizes)]
+        stream = _Stream(parts)
+        got = attempt(function, stream, name="pooled_scale")
+        if got is None:
+            raise CheckFailed("pooled_scale returned None. Did you forget the `return`?")
+        if stream.begun > 1 or stream.given < len(parts):
+            raise CheckFailed("pooled_scale: the batches come once, as from a data loader; go through all of them, in "
+                              "one loop.")
+        if torch.as_tensor(got).numel() != 1:
+            raise CheckFailed(f"pooled_scale returned {torch.as_tensor(got).numel()} numbers; one for all channels.")
+        z, n = [p.double() for p in parts], sum(p.numel() for p in parts)
+        whole = torch.cat(z)
+        within = sum(p.var(correction=0) * p.numel() for p in z) / n
+        compare(one(got), one(1 / whole.std()), f"pooled_scale of batches of {sizes}", rtol=2e-5, atol=0, mistakes=[
+            (one(whole.std()), "upside down: it multiplies the latents, so it is 1 / standard deviation."),
+            (one(1 / whole.std(correction=0)), "divide by n - 1, as torch's std and the released code do; the paper "
+                                               "writes n. (With a whole batch of pictures nobody can tell.)"),
+            (one(sum(1 / p.std() for p in z) / len(z)), "a mean of the batches' factors. Batches differ in size and in "
+                                                        "mean: add up n, sum and sum of squares."),
+            (one(len(z) / sum(p.std() for p in z)), "1 / the mean of the batches' standard deviations. Batches differ "
+                                                    "in size and in mean: add up n, sum and sum of squares."),
+            (one((sum(p.var() for p in z) / len(z)) ** -0.5), "a mean of the batches' variances. Batches differ in "
+             "size and in mean: add up n, sum and sum of squares."),
+            (one(within**-0.5), "each batch was centred by its own mean; what differs between batches counts too."),
+            (one(1 / z[-1].std()), "the last batch alone."), (one(1 / z[0].std()), "the first batch alone."),
+            (one(whole.square().mean().rsqrt()), "root mean square: a standard deviation is about the mean."),
+            (one(1 / whole.var()), "1 / variance; take the root."),
+        ] if mean != 40 else [(one(got), "right as long as the mean is small. Here it is hundreds of standard "
+                               "deviations, and the difference of two large sums has "
+                               "lost all its digits: add up in float64.")])
+        if stream.kept:
+            raise CheckFailed("pooled_scale is right, but keeps all the batches. Three numbers are enough: n, sum, sum "
+                              "of squares.")
+    passed("pooled_scale: any number of batches, three sums")
+
+
+class _Stream:
+    """Batches, each made when it is asked for; notices when they are asked for twice, or all kept."""
+
+    def __init__(self, parts: list[Tensor]):
+        self.parts, self.begun, self.given, self.alive, self.kept = parts, 0, 0, [], False
+
+    def __iter__(self):
+        self.begun += 1
+        for part in self.parts:
+            batch = part.clone()
+            self.alive.append(weakref.ref(batch))
+            self.given += 1
+            yield batch
+            del batch
+        self.kept = len(self.alive) > 2 and all(ref() is not None for ref in self.alive)
+
+    def __len__(self):
+        return len(self.parts)

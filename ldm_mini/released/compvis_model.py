@@ -1,0 +1,186 @@
+"""A whole released model from its YAML file and its checkpoint: networks, schedule, scale, and its conditions."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..autoencoder import Autoencoder
+from ..concat_conditioners import InpaintConditioner, LowResConditioner
+from ..cond import Conditioner
+from ..files import CheckpointError
+from ..latent_diffusion import LatentDiffusion
+from ..schedule import NoiseSchedule, cosine_betas, linear_betas, scaled_linear_betas
+from ..unet import UNet
+from .compvis import autoencoder_from_compvis, unet_config_from_compvis, unet_names
+from .conditioners import BERT, CLIP, ClassTable, ClipText, RescaledMap, TextEncoder, Words
+from .reading import fit, on_meta, read_weights
+
+PARTS = ("model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model.")
+CONSTANTS = {"alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
+             "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "betas",
+             "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
+             "lvlb_weights", "logvar", "cond_ids", "scale_factor"}
+BETAS = {"linear": scaled_linear_betas, "sqrt_linear": linear_betas}            # their names, our functions
+IMAGENET = 1000                                                                 # classes; one more row means "none"
+
+
+def from_compvis(yaml_path, ckpt_path, dtype: torch.dtype | None = None, tokenizer=None):
+    """A released model: its YAML file, and its weights as .ckpt (read with weights_only) or .safetensors.
+
+    -> LatentDiffusion in evaluation mode; for the YAML of a first stage alone, that Autoencoder. EMA weights are taken
+    where there are any. dtype: of all weights; None as stored. Half precision runs under torch.autocast.
+    tokenizer: for captions, a transformers tokenizer or the folder of one; None = the model's own from the Hugging Face
+    Hub, when the first caption comes. Batches: "class", "caption", "semantic", "lowres", or "image" and "mask".
+    Raises CheckpointError, a ValueError, that lists whatever is unknown, missing or of another shape.
+    """
+    model = _read_yaml(yaml_path)
+    params, kind = model["params"], model["target"].rpartition(".")[2]
+    weights = read_weights(ckpt_path)
+    if kind in ("VQModel", "VQModelInterface", "AutoencoderKL"):
+        return autoencoder_from_compvis(params, weights, dtype)
+    if kind != "LatentDiffusion":
+        raise CheckpointError(f"{yaml_path} describes a {kind}; known are LatentDiffusion, VQModel and AutoencoderKL.")
+    parts = {part: _below(weights, part) for part in PARTS}
+    if unknown := sorted(name for name in weights if not name.startswith(PARTS) and name not in CONSTANTS):
+        raise CheckpointError(f"{ckpt_path} holds what no latent diffusion model has: {unknown}.")
+    autoencoder = autoencoder_from_compvis(params["first_stage_config"]["params"], parts["first_stage_model."], dtype)
+    net = _net(params["unet_config"]["params"], parts["model.diffusion_model."], parts["model_ema."], dtype)
+    conditioner = _conditioner(params, autoencoder, parts["cond_stage_model."], dtype, tokenizer)
+    # what a model without a condition's opposite ("", no class) cannot do is guidance, for which p_uncond=0 stands
+    with_null = (isinstance(conditioner, Words) and conditioner.tokenizer is not None
+                 or isinstance(conditioner, ClassTable) and conditioner.has_null)
+    ldm = LatentDiffusion(
+        autoencoder, net, _schedule(params, weights), conditioner, prediction=params.get("parameterization", "eps"),
+        p_uncond=0.1 if with_null else 0.0, scale_factor=_scale_factor(params, weights),
+        image_size=params["image_size"] * autoencoder.config.downsample_factor if "image_size" in params else None)
+    return ldm.eval()
+
+
+def _read_yaml(path) -> dict:
+    import yaml
+
+    try:
+        model = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["model"]
+        return {"target": str(model["target"]), "params": dict(model["params"])}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is no YAML file that describes a model ({type(error).__name__}: {error})."
+                              ) from None
+
+
+def _below(weights: dict, prefix: str) -> dict:
+    return {name[len(prefix):]: value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def _net(params: dict, weights: dict, averages: dict, dtype) -> UNet:
+    """The U-Net; of two versions of a weight the average, which is stored without the dots of its name."""
+    net = on_meta(UNet, unet_config_from_compvis(params))
+    names = unet_names(net, params.get("use_new_attention_order", False))
+    known = {name if isinstance(name, str) else name[0] for name in names.values()}
+    undotted = {"diffusion_model" + name.replace(".", ""): name for name in known | set(weights)}
+    averages = {undotted.get(name, name): value for name, value in averages.items()
+                if name not in ("decay", "num_updates")}
+    return fit(net, names, weights | averages, dtype=dtype)
+
+
+def _schedule(params: dict, weights: dict) -> NoiseSchedule:
+    """From the YAML file, unless the checkpoint's own betas say otherwise: the released code believes those."""
+    kind, steps = params.get("beta_schedule", "linear"), params.get("timesteps", 1000)
+    if kind == "cosine":
+        betas = cosine_betas(steps)
+    elif kind in BETAS:
+        betas = BETAS[kind](steps, params.get("linear_start", 1e-4), params.get("linear_end", 2e-2))
+    else:
+        raise CheckpointError(f"beta_schedule {kind!r} occurs in no released model; known are {[*BETAS, 'cosine']}.")
+    stored = weights.get("betas")
+    if stored is not None and not (stored.shape == betas.shape and torch.allclose(stored.double(), betas, rtol=1e-3)):
+        betas = stored.double()
+    return NoiseSchedule(betas)
+
+
+def _scale_factor(params: dict, weights: dict) -> float:
+    if "scale_factor" in weights:
+        return float(weights["scale_factor"])
+    if params.get("scale_by_std", False):
+        raise CheckpointError("the checkpoint lacks scale_factor, which this model measured on its first batch.")
+    return float(params.get("scale_factor", 1.0))
+
+
+# ---------------------------------------------------------------------------------------------------------- conditions
+
+
+def _conditioner(params: dict, autoencoder: Autoencoder, weights: dict, dtype, tokenizer) -> Conditioner | None:
+    config, factor = params.get("cond_stage_config", "__is_unconditional__"), autoencoder.config.downsample_factor
+    kind = config if isinstance(config, str) else config["target"].rpartition(".")[2]
+    options = {} if isinstance(config, str) else config.get("params") or {}
+    if kind == "__is_unconditional__":
+        return None
+    wants = {"__is_first_stage__": "concat", "Identity": "concat", "SpatialRescaler": "concat",
+             "ClassEmbedder": "crossattn", "BERTEmbedder": "crossattn", "TransformerEmbedder": "crossattn",
+             "FrozenCLIPEmbedder": "crossattn"}
+    if kind not in wants or params.get("conditioning_key") not in (None, wants[kind]):
+        raise CheckpointError(f"no released model has the condition {kind} by conditioning_key="
+                              f"{params.get('conditioning_key')}; known are {wants}.")
+    if kind == "__is_first_stage__":                            # its weights are stored a second time: not needed
+        return InpaintConditioner(autoencoder.config.latent_channels, factor)
+    if kind == "Identity":
+        return LowResConditioner(factor, lowres_factor=factor, p_degrade=0.0)
+    if kind == "SpatialRescaler":
+        return _rescaler(options, weights, dtype)
+    if kind == "ClassEmbedder":
+        rows = options.get("n_classes", IMAGENET)
+        table = on_meta(ClassTable, rows, options["embed_dim"], rows != IMAGENET)
+        return fit(table, {"table.weight": "embedding.weight"}, weights, dtype=dtype)
+    if kind == "FrozenCLIPEmbedder":
+        return clip_from_weights(_below(weights, "transformer."), tokenizer or options.get("version", CLIP), dtype)
+    return _text_encoder(kind, options, weights, dtype, tokenizer, params.get("cond_stage_key", "caption"))
+
+
+def _rescaler(options: dict, weights: dict, dtype) -> RescaledMap:
+    if options.get("method", "bilinear") != "bilinear" or options.get("multiplier", 0.5) != 0.5:
+        raise CheckpointError(f"SpatialRescaler halves, bilinearly, in the released models; here {options}.")
+    bias = options.get("bias", False)
+    rescaler = on_meta(RescaledMap, options["in_channels"], options["out_channels"], options.get("n_stages", 1), bias)
+    kinds = ("weight", "bias") if bias else ("weight",)
+    return fit(rescaler, {f"mix.{kind}": f"channel_mapper.{kind}" for kind in kinds}, weights, dtype=dtype)
+
+
+def _text_encoder(kind: str, options: dict, weights: dict, dtype, tokenizer, key: str) -> TextEncoder:
+    captions = kind == "BERTEmbedder" and options.get("use_tokenizer", True)
+    encoder = on_meta(TextEncoder, options["n_embed"], options["n_layer"], options.get("vocab_size", 30522),
+                      options.get("max_seq_len", 77), (tokenizer or BERT) if captions else tokenizer,
+                      "caption" if captions else key)
+    names = {"words.weight": "token_emb.weight", "positions.weight": "pos_emb.emb.weight", "norm.weight": "norm.weight",
+             "norm.bias": "norm.bias"}
+    for i in range(encoder.layers):
+        attention, mlp = (f"attn_layers.layers.{2 * i + part}" for part in (0, 1))
+        places = {"norm1": f"{attention}.0", "attn": f"{attention}.1", "norm2": f"{mlp}.0", "mlp.0": f"{mlp}.1.net.0.0",
+                  "mlp.2": f"{mlp}.1.net.2"}
+        names |= {f"blocks.{i}.{here}.{rest}": f"{there}.{rest}" for here, there in places.items()
+                  for rest in encoder.blocks[i].get_submodule(here).state_dict()}
+    # a head that predicts words is stored too, and never used
+    weights = {name: value for name, value in _below(weights, "transformer.").items() if "to_logits." not in name}
+    return fit(encoder, names, weights, dtype=dtype)
+
+
+def clip_from_weights(weights: dict[str, Tensor], tokenizer=CLIP, dtype=None, config: dict | None = None) -> ClipText:
+    """CLIP's text encoder. config: of its CLIPTextModel; None = ViT-L/14's, with the sizes that the weights have."""
+    plain = {name.removeprefix("text_model."): value for name, value in weights.items()
+             if not name.endswith("position_ids")}
+    if config is None:
+        words, layer = "embeddings.token_embedding.weight", "encoder.layers.0.mlp.fc1.weight"
+        if missing := [name for name in (words, "embeddings.position_embedding.weight", layer) if name not in plain]:
+            raise CheckpointError(f"these are no weights of a CLIP text encoder: {missing} missing.")
+        vocabulary, width = plain[words].shape
+        config = dict(vocab_size=vocabulary, hidden_size=width, num_attention_heads=max(1, width // 64),
+                      intermediate_size=len(plain[layer]), hidden_act="quick_gelu", bos_token_id=0, eos_token_id=2,
+                      max_position_embeddings=len(plain["embeddings.position_embedding.weight"]),
+                      num_hidden_layers=len({name.split(".")[2] for name in plain if name.startswith("encoder.")}))
+    clip = on_meta(ClipText, config, tokenizer)
+    names = {key: key.removeprefix("model.").removeprefix("text_model.") for key in clip.state_dict()}
+    fit(clip, names, plain, dtype=dtype)
+    for module in clip.modules():                               # constants that no file has
+        for name, value in list(module.named_buffers(recurse=False)):
+            if value.is_meta:
+                module.register_buffer(name, torch.arange(value.numel()).view(value.shape), persistent=False)
+    return clip

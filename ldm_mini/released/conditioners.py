@@ -1,0 +1,206 @@
+"""How the released models are conditioned, where that differs from the ways of `conditioners`: the parts whose weights
+come with a published U-Net. Weights with CompVis names are fitted to them in `pretrained`."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..attention import Attention
+from ..concat_conditioners import ConcatConditioner
+from ..cond import Cond, Conditioner, batch_size
+from ..files import CheckpointError
+
+BERT, CLIP = "bert-base-uncased", "openai/clip-vit-large-patch14"              # tokenizers, by their name on the Hub
+CLIP_FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+               "max_position_embeddings", "hidden_act", "layer_norm_eps", "bos_token_id", "eos_token_id")
+
+
+class ClassTable(Conditioner):
+    """One token per class (cin256, cin256-v2). null: its last row is "no class", 1000 of cin256-v2; -1 means it too."""
+
+    def __init__(self, rows: int, dim: int, null: bool = True, key: str = "class"):
+        super().__init__()
+        self.rows, self.dim, self.has_null, self.keys = rows, dim, null, (key,)
+        self.table = nn.Embedding(rows, dim)
+
+    def encode(self, batch: dict) -> Cond:
+        """batch[key] (B,) integers -> context (B,1,dim)"""
+        classes = torch.as_tensor(self._read(batch, self.keys[0]))
+        if classes.ndim != 1 or classes.is_floating_point() or not -int(self.has_null) <= classes.min() <= \
+                classes.max() < self.rows:
+            raise ValueError(f"ClassTable: classes must be integers of shape (B,) below {self.rows}, got {classes}.")
+        return Cond(context=self.table((classes % self.rows).to(self.table.weight.device))[:, None])
+
+    def null(self, batch: dict) -> Cond:
+        """The last row."""
+        if not self.has_null:
+            raise ValueError("ClassTable: this model never learned what no class is (cin256): use guidance_scale=1.")
+        return self.encode({self.keys[0]: torch.full((batch_size(batch),), self.rows - 1)})
+
+    def to_config(self) -> dict:
+        return {"kind": "class table", "rows": self.rows, "dim": self.dim, "null": self.has_null, "key": self.keys[0]}
+
+
+class Labels(Conditioner):
+    """The classes themselves, for a DiT that has its own table of them; num_classes, or -1, is "no class"."""
+
+    def __init__(self, num_classes: int, key: str = "class"):
+        super().__init__()
+        self.num_classes, self.keys = num_classes, (key,)
+
+    def encode(self, batch: dict) -> Cond:
+        """batch[key] (B,) integers -> vector (B,) int64"""
+        classes = torch.as_tensor(self._read(batch, self.keys[0]))
+        if classes.ndim != 1 or classes.is_floating_point() or not -1 <= classes.min() <= classes.max() <= \
+                self.num_classes:
+            raise ValueError(f"Labels: classes must be integers (B,), at most {self.num_classes}, got {classes}.")
+        return Cond(vector=classes % (self.num_classes + 1))
+
+    def null(self, batch: dict) -> Cond:
+        """num_classes for all."""
+        device = getattr(batch.get(self.keys[0]), "device", None)
+        return Cond(vector=torch.full((batch_size(batch),), self.num_classes, device=device))
+
+    def to_config(self) -> dict:
+        return {"kind": "labels", "num_classes": self.num_classes, "key": self.keys[0]}
+
+
+class Words(Conditioner):
+    """Base of text as tokens of a fixed number, padding and all, with no mask. batch[key]: B captions, or their ids.
+
+    tokenizer: a transformers tokenizer, or a folder or name to load one from when the first caption comes; None if
+    there are no captions, only ids (layouts).
+    """
+
+    def __init__(self, length: int, tokenizer, key: str):
+        super().__init__()
+        self.length, self.tokenizer, self.keys = length, tokenizer, (key,)
+
+    def tokens(self, ids: Tensor) -> Tensor:
+        """ids (B,M) -> (B,M,D)"""
+        raise NotImplementedError
+
+    def encode(self, batch: dict) -> Cond:
+        """-> context (B,M,D)"""
+        captions = self._read(batch, self.keys[0])
+        ids = captions if isinstance(captions, Tensor) else self.tokenize(captions)
+        return Cond(context=self.tokens(ids.to(next(self.parameters()).device)))
+
+    def null(self, batch: dict) -> Cond:
+        """The empty caption, computed once."""
+        return self.encode({self.keys[0]: [""]})[[0] * batch_size(batch)]
+
+    def tokenize(self, captions: list[str]) -> Tensor:
+        """B captions -> ids (B,length)"""
+        if self.tokenizer is None or isinstance(captions, str):
+            raise ValueError(f"{type(self).__name__}: batch[{self.keys[0]!r}] must be a list of captions, or their ids "
+                             f"(B,{self.length}); this model has {self.tokenizer or 'no tokenizer'}.")
+        if not callable(self.tokenizer):
+            from transformers import AutoTokenizer
+
+            try:
+                self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+            except Exception as error:  # not there, no network, no access: its many classes differ between versions
+                raise CheckpointError(f"the tokenizer {self.tokenizer} could not be loaded ({type(error).__name__}); "
+                                      "pass tokenizer=, a folder or a transformers tokenizer.") from error
+        return self.tokenizer(list(captions), padding="max_length", truncation=True, max_length=self.length,
+                              return_tensors="pt")["input_ids"]
+
+    def _tokenizer_name(self) -> str | None:
+        return getattr(self.tokenizer, "name_or_path", self.tokenizer and str(self.tokenizer))
+
+
+class TextEncoder(Words):
+    """The paper's tau_theta (app. E.2.1): a pre-LN transformer with learned positions, 8 heads of 64 at any width.
+
+    txt2img-1p4B: 32 layers of 1280, text2img256: of 640, both on BERT's tokens; layouts: 16 of 512 on their own.
+    """
+
+    def __init__(self, width: int, layers: int, vocabulary: int = 30522, length: int = 77, tokenizer=BERT,
+                 key: str = "caption"):
+        super().__init__(length, tokenizer, key)
+        self.width, self.layers, self.vocabulary = width, layers, vocabulary
+        self.words, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
+        self.blocks = nn.ModuleList(TextBlock(width) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+
+    def tokens(self, ids: Tensor) -> Tensor:
+        """ids (B,M) -> (B,M,width)"""
+        h = self.words(ids) + self.positions.weight[:ids.shape[1]]
+        for block in self.blocks:
+            h = block(h)
+        return self.norm(h)
+
+    def to_config(self) -> dict:
+        return {"kind": "text encoder", "width": self.width, "layers": self.layers, "vocabulary": self.vocabulary,
+                "length": self.length, "tokenizer": self._tokenizer_name(), "key": self.keys[0]}
+
+
+class TextBlock(nn.Module):
+    """Self-attention and a plain GELU MLP, each behind a LayerNorm and added to its input."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = Attention(width, num_heads=8, head_dim=64)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,M,width) -> (B,M,width)"""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class ClipText(Words):
+    """CLIP's text encoder, frozen, as Stable Diffusion uses it: the last layer's tokens, normed.
+
+    config: of a transformers CLIPTextConfig, of which CLIP_FIELDS matter.
+    """
+
+    def __init__(self, config: dict, tokenizer=CLIP, key: str = "caption"):
+        from transformers import CLIPTextConfig, CLIPTextModel  # slow to import, hence only here
+
+        config = {name: config[name] for name in CLIP_FIELDS if name in config}
+        text_config = CLIPTextConfig(**config)
+        super().__init__(text_config.max_position_embeddings, tokenizer, key)
+        self.config, self.model = config, CLIPTextModel(text_config).eval().requires_grad_(False)
+
+    def tokens(self, ids: Tensor) -> Tensor:
+        """ids (B,M) -> (B,M,hidden_size)"""
+        return self.model(input_ids=ids).last_hidden_state
+
+    def to_config(self) -> dict:
+        return {"kind": "clip", "config": self.config, "tokenizer": self._tokenizer_name(), "key": self.keys[0]}
+
+
+class RescaledMap(ConcatConditioner):
+    """A semantic map, halved `halvings` times, then mixed into few channels by a 1x1 convolution (app. D.5).
+
+    batch[key]: (B,H,W) classes, or one channel per class (B,classes,H,W).
+    """
+
+    def __init__(self, classes: int, channels: int, halvings: int = 2, bias: bool = False, key: str = "semantic"):
+        super().__init__(channels, 2**halvings, presence=False)
+        self.classes, self.halvings, self.keys = classes, halvings, (key,)
+        self.mix = nn.Conv2d(classes, channels, 1, bias=bias)
+
+    def maps(self, batch: dict) -> Tensor:
+        """-> (B,channels,h,w)"""
+        maps = self._read(batch, self.keys[0]).to(self.mix.weight.device)
+        if maps.ndim == 3:
+            maps = F.one_hot(maps.long(), self.classes).movedim(3, 1).to(self.mix.weight.dtype)
+        for _ in range(self.halvings):
+            maps = F.interpolate(maps, scale_factor=0.5, mode="bilinear")
+        return self.mix(maps)
+
+    def image_size(self, batch: dict) -> tuple[int, int]:
+        """The map's."""
+        return tuple(batch[self.keys[0]].shape[-2:])
+
+    def to_config(self) -> dict:
+        return {"kind": "rescaled map", "classes": self.classes, "channels": self.channels,
+                "halvings": self.halvings, "bias": self.mix.bias is not None, "key": self.keys[0]}
+
+
+KINDS = {"class table": ClassTable, "labels": Labels, "text encoder": TextEncoder, "clip": ClipText,
+         "rescaled map": RescaledMap}

@@ -1,0 +1,172 @@
+"""Weights from other programs: read without running their code, and fitted to a module without a second copy.
+
+A module is built on the meta device, where it costs nothing, and then takes over the tensors as they were read, which
+are views of the file: memory holds the weights once, and only those that were looked at.
+"""
+
+import pickletools
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ..files import CheckpointError, read_json
+
+INERT = ("pytorch_lightning.", "lightning.")    # whose objects in a checkpoint are passed over: nothing of them is run
+DIFFUSERS_FILES = ("diffusion_pytorch_model", "model", "pytorch_model")
+
+
+def on_meta(build, *args) -> nn.Module:
+    """build(*args), but without weights."""
+    with torch.device("meta"):
+        return build(*args)
+
+
+def fit(module: nn.Module, names: dict, tensors: dict[str, Tensor], constants: dict | None = None,
+        dtype: torch.dtype | None = None) -> nn.Module:
+    """Give a module from `on_meta` its weights, not copied unless they must change, and set it to evaluation.
+
+    names: {key of the module: name in `tensors`}, or (name, function) for a part of that tensor. A 1x1 convolution fits
+    where the module has a linear layer, and the other way round. constants: {key: tensor} of buffers that `tensors`
+    has not. dtype: that of the weights; None as they come.
+    Raises CheckpointError, a ValueError, that lists every missing, unknown or ill-shaped name.
+    """
+    own, found, shapes = module.state_dict(), dict(constants or {}), []
+    sources = {key: source if isinstance(source, tuple) else (source, None) for key, source in names.items()}
+    for key, (name, part) in sources.items():
+        if name in tensors:
+            value = _shaped(tensors[name], part, own[key].shape)
+            if value is None:
+                wanted = "a multiple of " if part else ""
+                shapes.append(f"{name}: {tuple(tensors[name].shape)} instead of {wanted}{tuple(own[key].shape)}")
+            else:
+                found[key] = value if dtype is None else value.to(dtype)
+    known = {name for name, _ in sources.values()}
+    missing, unknown = sorted(known - set(tensors)), sorted(set(tensors) - known)
+    if missing or unknown or shapes:
+        raise CheckpointError(f"the weights do not fit this {type(module).__name__}.\n"
+                              f"missing: {missing}\nunknown: {unknown}\nwrong shape: {list(dict.fromkeys(shapes))}")
+    module.load_state_dict(found, assign=True)
+    return module.eval()
+
+
+def _shaped(value: Tensor, part, shape: torch.Size) -> Tensor | None:
+    """The part of a tensor that is wanted, as `shape`, which may only add or drop trailing axes of length 1."""
+    try:
+        value = value if part is None else part(value)
+    except (RuntimeError, IndexError):                          # it cannot be divided so
+        return None
+    short, long = sorted((tuple(value.shape), tuple(shape)), key=len)
+    same = short == long[:len(short)] and set(long[len(short):]) <= {1}
+    return value.reshape(shape) if same else None
+
+
+def translate(module: nn.Module, places: dict[str, str], inside: dict[type, dict[str, str]]) -> dict[str, str]:
+    """{key of the module: name elsewhere}. places: {path of a layer: its path there}; inside: the words that differ
+    within the layers of a class."""
+    names = {}
+    for here, there in places.items():
+        layer = module.get_submodule(here)
+        for key in layer.state_dict():
+            name = f".{key}"
+            for ours, theirs in inside.get(type(layer), {}).items():
+                name = name.replace(f".{ours}.", f".{theirs}.")
+            names[f"{here}.{key}"] = there + name
+    return names
+
+
+def heads_of(counts, widths) -> dict:
+    """UNetConfig's num_heads and head_dim for so many heads at levels of these widths, as briefly as it can be said."""
+    head_dims = {width / count for count, width in zip(counts, widths, strict=True)}
+    if len(set(counts)) == 1:
+        return {"num_heads": counts[0]}
+    if len(head_dims) == 1 and min(head_dims).is_integer():
+        return {"num_heads": None, "head_dim": int(min(head_dims))}
+    return {"num_heads": tuple(counts)}
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+def read_weights(path) -> dict[str, Tensor]:
+    """{name: CPU tensor} of a .safetensors file, or of a .ckpt, .bin or .pt file: its "state_dict" if it has one.
+
+    Pickled files are read with torch's `weights_only`; Lightning's own objects in them are passed over.
+    Raises CheckpointError if the file is missing, damaged, or wants to run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist.")
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise CheckpointError(f"{path} is truncated or damaged ({error}). Fetch it again.") from None
+    zipped = zipfile.is_zipfile(path)
+    classes = _classes(path) if zipped else set()
+    try:
+        with _passed_over([name for name in classes if name.startswith(INERT)]):
+            content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
+    except UnpicklingError:
+        with path.open("rb") as file:
+            if not zipped and file.read(1) != b"\x80":                          # how every pickle begins
+                raise CheckpointError(f"{path} is no file of weights, or a damaged one. Fetch it again.") from None
+        foreign = sorted(name for name in classes if not name.startswith(("torch.", "collections.", *INERT)))
+        found = f": {foreign}" if foreign else ""
+        raise CheckpointError(f"{path} holds more than weights, and reading that could run foreign code{found}. "
+                              "Where you trust it, load it with torch.load(..., weights_only=False) and save its "
+                              "state_dict as safetensors.") from None
+    except (RuntimeError, EOFError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or damaged ({str(error).splitlines()[0]}). Fetch it again."
+                              ) from None
+    content = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{path} holds no state_dict of tensors.")
+    return dict(content)
+
+
+def read_folder(folder) -> tuple[dict, dict[str, Tensor]]:
+    """(config, {name: CPU tensor}) of one part as diffusers' `save_pretrained` writes it: whole, sharded or pickled."""
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    for stem in DIFFUSERS_FILES:
+        for suffix in (".safetensors", ".bin"):
+            for variant in ("", ".fp16", ".non_ema"):
+                index = folder / f"{stem}{suffix}.index{variant}.json"
+                if index.is_file():
+                    files = sorted(set(read_json(index)["weight_map"].values()))
+                    return config, {name: v for file in files for name, v in read_weights(folder / file).items()}
+                if (folder / f"{stem}{variant}{suffix}").is_file():
+                    return config, read_weights(folder / f"{stem}{variant}{suffix}")
+    raise CheckpointError(f"{folder} has a config.json but no {DIFFUSERS_FILES[0]}.safetensors or the like.")
+
+
+def _classes(path) -> set[str]:
+    """The names of all classes and functions that a pickled checkpoint refers to; nothing of it is executed."""
+    with zipfile.ZipFile(path) as archive:
+        inside = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
+        code = b"" if inside is None else archive.read(inside)
+    return {argument.replace(" ", ".") for opcode, argument, _ in pickletools.genops(code) if opcode.name == "GLOBAL"}
+
+
+@contextmanager
+def _passed_over(names):
+    """Inside, objects of these classes are read as empty ones that do nothing."""
+    stand_ins = [type(name.rpartition(".")[2], (_Nothing,), {"__module__": name.rpartition(".")[0]}) for name in names]
+    torch.serialization.add_safe_globals(stand_ins)
+    try:
+        yield
+    finally:
+        allowed = [one for one in torch.serialization.get_safe_globals() if one not in stand_ins]
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(allowed)
+
+
+class _Nothing:
+    def __init__(self, *args, **options):
+        pass

@@ -1,0 +1,218 @@
+"""What a model is made of: parts, shapes, parameters and FLOPs, without its weights (on the meta device)."""
+
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .. import hub
+from ..autoencoder import Autoencoder, Decoder, Encoder
+from ..cond import Cond
+from ..dit import DiT, DiTConfig
+from ..files import CheckpointError, read_json
+from ..unet import UNet
+from .conditioners import ClipText
+from .diffusers_parts import autoencoder_of_diffusers
+from .diffusers_unet import unet_config_from_diffusers
+from .presets import (
+    FIRST_STAGE_OF,
+    FIRST_STAGES,
+    LATENT_SIZE,
+    TOKENS,
+    UNETS,
+    autoencoder_preset,
+    find_preset,
+    unet_preset,
+)
+from .reading import on_meta
+
+
+def run_info(name_or_folder, size: int | None = None) -> dict:
+    """Print what a preset, a shipped model, a folder of ours or one of diffusers consists of; return it as a dict.
+
+    size: side of the picture; None = that of its training, or 256. FLOPs are those of one picture and one evaluation
+    of the network, a multiplication and its addition counting as two; guidance doubles them.
+    """
+    networks, image_size = find_networks(name_or_folder)
+    preset = find_preset(str(name_or_folder)) if not Path(name_or_folder).is_dir() else None
+    tokens = TOKENS.get(preset, _tokens(networks.get("conditioner")))
+    if size is not None or image_size is None:
+        image_size = size or 256
+    factor = networks["first stage"].config.downsample_factor if "first stage" in networks else 1
+    if image_size % factor:
+        raise ValueError(f"info: a picture of {image_size} pixels cannot be divided by the first stage's {factor}.")
+    named = f"{preset} with {FIRST_STAGE_OF[preset]}" if preset in UNETS else str(name_or_folder)
+    report = {"name": named, "image_size": image_size, "parts": {}}
+    for title, network in networks.items():
+        report["parts"][title] = measure(network, image_size // (factor if title == "network" else 1), tokens)
+    print(table(report))
+    return report
+
+
+def find_networks(name_or_folder) -> tuple[dict[str, nn.Module], int | None]:
+    """({"first stage", "network", "conditioner": module on the meta device}, side of its pictures if known)."""
+    folder, preset = Path(name_or_folder), find_preset(str(name_or_folder))
+    if folder.is_dir() and (folder / "model").is_dir():         # the folder of a training
+        folder = folder / "model"
+    if folder.is_dir() and not (folder / hub.CONFIG).is_file() or _is_diffusers(folder / hub.CONFIG):
+        return _of_diffusers(folder)
+    if not folder.is_dir() and preset is not None:
+        stage = on_meta(autoencoder_preset, preset)
+        if preset not in UNETS:
+            return {"first stage": stage}, 256
+        side = LATENT_SIZE[preset] * stage.config.downsample_factor
+        return {"first stage": stage, "network": on_meta(unet_preset, preset)}, side
+    try:
+        config = read_json(hub.find(folder if folder.is_dir() else name_or_folder) / hub.CONFIG)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} The paper's models are {', '.join([*FIRST_STAGES, *UNETS])}.") from None
+    if config.get("format") not in ("ldm_mini.Autoencoder", "ldm_mini.LatentDiffusion"):
+        raise CheckpointError(f"{name_or_folder} is no model of ldm_mini: its config says {config.get('format')!r}.")
+    stage = on_meta(hub.build_autoencoder, config["autoencoder"])
+    found = {} if stage is None else {"first stage": stage}
+    if "net" in config:
+        found["network"] = on_meta(hub.build_net, config["net"])
+        conditioner = on_meta(hub.build_conditioner, config["conditioner"])
+        found |= {} if conditioner is None else {"conditioner": conditioner}
+    side = config.get("image_size")
+    return found, side[0] if side else 64
+
+
+def _is_diffusers(path: Path) -> bool:
+    return path.is_file() and "_class_name" in read_json(path)
+
+
+def _of_diffusers(folder: Path) -> tuple[dict[str, nn.Module], int | None]:
+    """The parts of a pipeline's folder, or the one part that the folder is, from their configs alone."""
+    paths = [folder / hub.CONFIG, *(folder / part / hub.CONFIG for part in ("vae", "vqvae", "unet", "transformer"))]
+    found, latent = {}, None
+    for config in (read_json(path) for path in paths if path.is_file()):
+        name = config.get("_class_name", "")
+        if name in ("AutoencoderKL", "VQModel"):
+            found["first stage"] = on_meta(autoencoder_of_diffusers, config)
+        elif name.startswith("UNet2D"):
+            found["network"], latent = on_meta(UNet, unet_config_from_diffusers(config)), config.get("sample_size")
+        elif "num_embeds_ada_norm" in config:
+            width = config["attention_head_dim"] * config["num_attention_heads"]
+            found["network"], latent = on_meta(DiT, DiTConfig(
+                in_channels=config["in_channels"], out_channels=config.get("out_channels"), width=width,
+                patch_size=config["patch_size"], depth=config["num_layers"], num_heads=config["num_attention_heads"],
+                input_size=config["sample_size"], num_classes=config["num_embeds_ada_norm"])), config["sample_size"]
+    if (folder / "text_encoder" / hub.CONFIG).is_file():
+        found["conditioner"] = on_meta(ClipText, read_json(folder / "text_encoder" / hub.CONFIG))
+    if not found:
+        raise CheckpointError(f"{folder} holds no model that is known here: neither of ldm_mini nor of diffusers.")
+    factor = found["first stage"].config.downsample_factor if "first stage" in found else 1
+    return found, latent and latent * factor
+
+
+# ----------------------------------------------------------------------------------------------------------- measuring
+
+
+def _tokens(conditioner: nn.Module | None) -> int:
+    """How many context tokens it makes, as far as it has a fixed length of captions; else CLIP's number."""
+    parts = () if conditioner is None else conditioner.modules()
+    return next((getattr(p, name) for p in parts for name in ("max_length", "length") if hasattr(p, name)), 77)
+
+
+def measure(network: nn.Module, side: int, tokens: int = 77) -> dict:
+    """Of a module on the meta device, run once on a picture or latent of this side:
+
+    {"kind", "parameters", "flops", "input", "tokens", "rows": [name, kind, output shape, FLOPs, parameters] of a part}
+    """
+    counter, ran, hooks = FlopCounterMode(display=False), {}, []
+
+    def before(name):
+        def hook(module, args):
+            ran[name] = [None, counter.get_total_flops()]
+        return hook
+
+    def after(name):
+        def hook(module, args, output):
+            shape = output.shape if isinstance(output, Tensor) else output[0].shape
+            ran[name] = [tuple(shape)[1:], counter.get_total_flops() - ran[name][1]]
+        return hook
+
+    parts = dict(_parts(network))
+    for name, part in parts.items():
+        hooks += [part.register_forward_pre_hook(before(name)), part.register_forward_hook(after(name))]
+    with torch.device("meta"), torch.no_grad(), counter:
+        shape = _run(network.eval(), side, tokens)
+    for hook in hooks:
+        hook.remove()
+    in_order = [*ran, *(name for name in parts if name not in ran)]
+    reads = getattr(getattr(network, "config", None), "context_dim", None) is not None
+    return {"kind": type(network).__name__, "parameters": _size(network), "flops": counter.get_total_flops(),
+            "input": shape, "tokens": tokens if reads else None,
+            "rows": [[name, _kind(parts[name]), *ran.get(name, [(), None]), _size(parts[name])]
+                     for name in in_order]}
+
+
+def _parts(module: nn.Module, prefix: str = ""):
+    """(name, module) of the parts worth a line."""
+    for name, child in module.named_children():
+        if type(child) in (nn.ModuleList, Encoder, Decoder):
+            yield from _parts(child, f"{prefix}{name}.")
+        elif next(child.parameters(), None) is not None or next(child.buffers(), None) is not None:
+            yield f"{prefix}{name}", child
+
+
+def _run(network: nn.Module, side: int, tokens: int) -> tuple | None:
+    """Once through, with one picture or latent of this side; the shape of the input. A conditioner is not run."""
+    if isinstance(network, Autoencoder):
+        x = torch.zeros(1, network.config.in_channels, side, side)
+        network(x)
+        return tuple(x.shape)[1:]
+    if not hasattr(network, "config"):
+        return None
+    c = network.config
+    x, t = torch.zeros(1, c.in_channels + c.concat_channels, side, side), torch.zeros(1, dtype=torch.int64)
+    context_dim, vector_dim = getattr(c, "context_dim", None), c.vector_dim
+    vector = None if vector_dim is None else torch.zeros(1, vector_dim)
+    if getattr(c, "num_classes", None) is not None:
+        vector = torch.zeros(1, dtype=torch.int64)
+    network(x, t, Cond(context=None if context_dim is None else torch.zeros(1, tokens, context_dim), vector=vector))
+    return tuple(x.shape)[1:]
+
+
+def _kind(part: nn.Module) -> str:
+    inside = [type(layer).__name__ for layer in part] if isinstance(part, nn.ModuleList) else [type(part).__name__]
+    return " + ".join(inside)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def table(report: dict) -> str:
+    """The report as text; equal parts that follow each other share a line."""
+    lines = [f"{report['name']}: pictures of {report['image_size']} x {report['image_size']}"]
+    for title, part in report["parts"].items():
+        what = "there and back" if title == "first stage" else "per step"
+        what += "" if part["tokens"] is None else f" with {part['tokens']} token{'s' * (part['tokens'] > 1)}"
+        flops = f", {part['flops'] / 1e9:,.1f} GFLOPs {what}" if part["flops"] else ""
+        given = f", input {_shape(part['input'])}" if part["input"] else ""
+        lines += ["", f"{title}: {part['kind']}, {part['parameters']:,} parameters{given}{flops}",
+                  f"  {'part':<18} {'kind':<41} {'output':>15} {'parameters':>13} {'GFLOPs':>9}"]
+        lines += [_line(list(same)) for _, same in groupby(part["rows"], lambda row: [_list_of(row[0]), *row[1:]])]
+    return "\n".join(lines)
+
+
+def _list_of(name: str) -> str:
+    """The list that a part stands in; of a part in no list, its name."""
+    place, _, last = name.rpartition(".")
+    return place if last.isdecimal() else name
+
+
+def _line(same: list) -> str:
+    name, kind, shape, flops, parameters = same[0]
+    if len(same) > 1:
+        name, kind = f"{name} - {same[-1][0].rpartition('.')[2]}", f"{len(same)} x {kind}, each"
+    flops = "" if flops is None else f"{flops / 1e9:,.2f}"
+    return f"  {name:<18} {kind:<41} {_shape(shape):>15} {parameters:>13,} {flops:>9}".rstrip()
+
+
+def _shape(shape: tuple) -> str:
+    return " x ".join(str(n) for n in shape)

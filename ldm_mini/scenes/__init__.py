@@ -1,0 +1,39 @@
+"""Emoji Scenes, the data set: what a picture shows is known exactly. Files, each importing only from those before it:
+vocabulary, draws; captions, sprites, backgrounds, masks; layout; scene; data, own_pictures.
+"""
+
+from .captions import Description, parse_caption
+from .data import EmojiScenes, SceneLoader, collate, scene_stream, to_tensor
+from .own_pictures import ImageFolderDataset
+from .scene import (
+    CENTRED_SCENES,
+    LOWRES_FACTOR,
+    MICRO_SCENES,
+    TINY_NOUNS,
+    TINY_SCENES,
+    SceneConfig,
+    compose,
+    is_heldout,
+    random_scene,
+    render,
+    scenes_of,
+)
+from .vocabulary import (
+    BACKGROUNDS,
+    COLORS,
+    HELDOUT_COLORS,
+    NOUN_INDEX,
+    NOUNS,
+    PLAIN,
+    RECOLORABLE,
+    SEMANTIC,
+    STUFF,
+    STYLES,
+)
+
+__all__ = [
+    "BACKGROUNDS", "CENTRED_SCENES", "COLORS", "Description", "EmojiScenes", "HELDOUT_COLORS", "ImageFolderDataset",
+    "LOWRES_FACTOR", "MICRO_SCENES", "NOUNS", "NOUN_INDEX", "PLAIN", "RECOLORABLE", "SEMANTIC", "STUFF", "STYLES",
+    "SceneConfig", "SceneLoader", "TINY_NOUNS", "TINY_SCENES", "collate", "compose", "is_heldout", "parse_caption",
+    "random_scene", "render", "scene_stream", "scenes_of", "to_tensor",
+]

@@ -1,0 +1,22 @@
+"""Pictures of pictures: grids, boxes, maps, curves (plotting), a task's inputs (inputs), where words act
+(attention_maps), and a page to play with (playground, imported by its own name for it needs ipywidgets).
+"""
+
+from .attention_maps import record_attention
+from .inputs import scenes_for, show_inputs
+from .plotting import (
+    LINE_STYLES,
+    PALETTE,
+    draw_boxes,
+    image_grid,
+    plot_curve,
+    save_grid,
+    show_images,
+    show_semantic,
+    to_uint8,
+)
+
+__all__ = [
+    "LINE_STYLES", "PALETTE", "draw_boxes", "image_grid", "plot_curve", "record_attention", "save_grid", "scenes_for",
+    "show_images", "show_inputs", "show_semantic", "to_uint8",
+]

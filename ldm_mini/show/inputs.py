@@ -1,0 +1,117 @@
+"""Inputs of a task from held-out scenes or from files, and a grid of what came of them: input, output, truth."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from ..files import read_json
+from ..hub import CONFIG, find
+from ..scenes.data import EmojiScenes, collate, to_tensor
+from ..scenes.own_pictures import plain_item, read_square
+from ..scenes.scene import LOWRES_FACTOR, SceneConfig, scenes_of
+from ..scenes.vocabulary import NOUNS, SEMANTIC, STUFF
+from ..tasks import TASKS, check_possible, find_task, inputs, sample_task
+from .plotting import class_colors
+
+FROM_FILES = ("superres", "semantic", "inpaint")
+
+
+def scenes_for(task: str, config: SceneConfig, num: int, seed: int = 0) -> dict:
+    """A batch of `num` scenes that no training saw; of one object each where the task is "class"."""
+    config = replace(config, split="val", **({"min_objects": 1, "max_objects": 1} if task == "class" else {}))
+    data = EmojiScenes(config, num, seed * num)
+    return collate([data[i] for i in range(num)])
+
+
+def batch_from_files(task: str, size: int, num: int, image=None, mask=None, seed: int = 0) -> dict:
+    """A batch of `num` equal inputs from files; pictures are cut to the square in their middle.
+
+    inpaint: a picture and a mask, white = hole (a random one unless given). superres: the small picture, brought to
+    size / 4. semantic: a PNG whose pixel values are indices of vocabulary.SEMANTIC.
+    """
+    find_task(task)
+    if task not in FROM_FILES:
+        raise ValueError(f"--image is for the tasks {', '.join(FROM_FILES)}; {task} reads no picture.")
+    if mask is not None and task != "inpaint":
+        raise ValueError("--mask is for the task inpaint.")
+    if task == "semantic":
+        with Image.open(image) as picture:
+            if picture.mode not in ("L", "P"):
+                raise ValueError(f"{image} is a picture of mode {picture.mode}: a semantic map is a PNG of one channel "
+                                 f"with values from 0 to {len(SEMANTIC) - 1}, the indices of vocabulary.SEMANTIC.")
+            values = np.asarray(picture.resize((size, size), Image.Resampling.NEAREST)).astype(np.int64)
+        return {"semantic": torch.from_numpy(values)[None].repeat(num, 1, 1)}
+    if task == "superres":
+        return {"lowres": to_tensor(read_square(image, size // LOWRES_FACTOR))[None].repeat(num, 1, 1, 1)}
+    items = [plain_item(read_square(image, size), seed=seed + i) for i in range(num)]
+    batch = {key: torch.stack([item[key] for item in items]) for key in ("image", "mask")}
+    if mask is not None:
+        hole = to_tensor(read_square(mask, size)).mean(0) > 0
+        batch["mask"] = hole.float()[None, None].repeat(num, 1, 1, 1)
+    return batch
+
+
+def show_inputs(task: str, batch: dict, size) -> Tensor | None:
+    """What a model of the task gets to see, as pictures (B,3,H,W) in [-1,1]; None for words, which are no picture."""
+    if task == "superres":
+        return F.interpolate(batch["lowres"].float(), size, mode="nearest")
+    if task == "semantic":
+        colors = torch.from_numpy(class_colors(len(SEMANTIC))).float() / 127.5 - 1
+        return F.interpolate(colors[batch["semantic"]].permute(0, 3, 1, 2), size, mode="nearest")
+    if task == "inpaint":
+        return batch["image"].masked_fill(batch["mask"] > 0.5, 0.0)             # grey shows better than the true black
+    if task == "layout":
+        return torch.stack([_draw_layout(*layout, size) for layout in zip(batch["labels"], batch["boxes"])])
+    return None
+
+
+def showcase(ldm, task: str, batch: dict, words: dict | None = None, **options) -> list[Tensor]:
+    """Rows of a grid: the inputs, if they can be drawn; the samples; the true scenes, if known.
+
+    words: "caption" or "class" besides, for a model that reads them too. options: of `ldm.sample`.
+    """
+    if words is None:
+        samples = sample_task(ldm, task, batch, **options)
+    else:
+        check_possible(ldm, task)
+        if unread := sorted(words.keys() - set(ldm.conditioner.keys)):
+            raise ValueError(f"this model reads no {unread[0]} beside its inputs; it reads {ldm.conditioner.keys}.")
+        options.setdefault("guidance_scale", TASKS["text"].guidance_scale)
+        samples = ldm.sample({**inputs(task, batch, ldm), **words}, **options)
+    rows = [show_inputs(task, batch, samples.shape[-2:]), samples.cpu()]
+    if "seed" in batch and words is None and TASKS[task].keys:
+        rows.append(batch["image"])
+    return [row for row in rows if row is not None]
+
+
+def run_task(ldm, task: str, model, num: int, size: int | None = None, image=None, mask=None, words=None,
+             **options) -> list[Tensor]:
+    """What `python -m ldm_mini sample --task` draws: on files, or on scenes like those that `model`, the folder or name
+    of `ldm`, was trained on."""
+    if task is None or (image is None and mask is not None):
+        raise ValueError("--image needs a --task that reads it: superres, semantic or inpaint; and --mask an --image.")
+    check_possible(ldm, task)
+    size = size or (ldm.image_size or (64,))[0]
+    if image is not None:
+        batch = batch_from_files(task, size, num, image, mask, options.get("seed", 0))
+    else:
+        scenes = scenes_of(read_json(find(model) / CONFIG))
+        batch = scenes_for(task, replace(scenes, size=size), num, options.get("seed", 0))
+    return showcase(ldm, task, batch, words, size=size, **options)
+
+
+def _draw_layout(labels: Tensor, boxes: Tensor, size) -> Tensor:
+    height, width = size
+    picture = Image.new("RGB", (width, height), (235, 235, 235))
+    pen, palette = ImageDraw.Draw(picture), class_colors(len(SEMANTIC))[len(STUFF):].tolist()
+    for label, box in zip(labels.tolist(), boxes.tolist()):
+        if label >= 0:
+            x0, y0, x1, y1 = (round(v * side) for v, side in zip(box, (width, height, width, height)))
+            pen.rectangle((x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)), outline=tuple(palette[label]), width=2)
+            left = max(min(x0 + 3, width - 1 - round(pen.textlength(NOUNS[label]))), 0)  # inside the picture
+            pen.text((left, y0 + 1), NOUNS[label], fill=(40, 40, 40))
+    return to_tensor(np.asarray(picture))

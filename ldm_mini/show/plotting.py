@@ -1,0 +1,218 @@
+"""Pictures of pictures: grids, boxes, semantic maps, curves. Colours are told apart with any kind of colour vision.
+
+Grids are PIL images in which a pixel stays a square; the `show_*` and `plot_*` functions draw into matplotlib axes and
+return them, so a notebook decides when to `plt.show()`.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..files import checksums, measurement
+
+# Okabe & Ito 2008: black, orange, sky blue, bluish green, yellow, blue, vermilion, reddish purple
+PALETTE = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+LINE_STYLES = ("-", "--", "-.", ":")
+# of semantic maps, first classes first; they suit plain, sky, grass, sea, sand, snow, night sky, dark ground
+MAP_COLORS = ("#D0D0D0", "#56B4E9", "#009E73", "#0072B2", "#F0E442", "#FFFFFF", "#2A1A5E", "#3A3A3A")
+
+
+def to_uint8(images) -> np.ndarray:
+    """Images (B, C, H, W) or (C, H, W) in [-1, 1] -> uint8 (B, H, W, 3), clamped; one channel becomes grey."""
+    images = torch.as_tensor(images).detach().float().cpu()
+    images = images[None] if images.ndim == 3 else images
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError("images must be (B, C, H, W) or (C, H, W) with 1 or 3 channels in [-1, 1], "
+                         f"got shape {tuple(images.shape)}.")
+    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+    return pixels.expand(-1, -1, -1, 3).numpy()
+
+
+def image_grid(images, columns: int | None = None, scale: int = 1, pad: int = 2, background: int = 255):
+    """Images (B, C, H, W) in [-1, 1] side by side as one PIL image; default about twice as wide as high.
+
+    A list of equally large batches becomes one row per batch: originals above reconstructions, one row per step, ...
+    """
+    from PIL import Image
+
+    if isinstance(images, (list, tuple)) and len(images) and torch.as_tensor(images[0]).ndim == 4:
+        columns = len(images[0]) if columns is None else columns
+        images = torch.cat([torch.as_tensor(batch).detach().float().cpu().expand(-1, 3, -1, -1) for batch in images])
+    elif isinstance(images, (list, tuple)):
+        images = torch.stack([torch.as_tensor(image) for image in images])
+    pixels = to_uint8(images)
+    count, height, width, _ = pixels.shape
+    columns = min(count, columns or math.ceil(math.sqrt(2 * count)))
+    rows = math.ceil(count / columns)
+    height, width = height * scale, width * scale
+    sheet = np.full((rows * (height + pad) - pad, columns * (width + pad) - pad, 3), background, np.uint8)
+    for i, tile in enumerate(pixels.repeat(scale, 1).repeat(scale, 2)):
+        y, x = i // columns * (height + pad), i % columns * (width + pad)
+        sheet[y:y + height, x:x + width] = tile
+    return Image.fromarray(sheet)
+
+
+def save_grid(images, path, **options) -> Path:
+    """Write `image_grid(images, **options)` to a file, its folder made if needed; returns the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image_grid(images, **options).save(path)
+    return path
+
+
+def show_images(images, titles=None, columns: int | None = None, size: float = 1.6, title_width: int = 22,
+                row_labels=None):
+    """Images (B, C, H, W) in [-1, 1], a title below each, a label left of each row -> matplotlib Figure.
+
+    titles: one per image, or one per column, which then stand under the last row; wrapped at `title_width` letters.
+    """
+    import matplotlib.pyplot as plt
+
+    pixels = to_uint8(images)
+    columns = min(len(pixels), columns or 8)
+    rows = math.ceil(len(pixels) / columns)
+    if titles is not None and len(titles) == columns < len(pixels):
+        titles = [""] * (len(pixels) - columns) + list(titles)
+    if titles is not None and len(titles) != len(pixels):
+        raise ValueError(f"show_images: {len(titles)} titles for {len(pixels)} images; give one each, "
+                         "or one per column.")
+    if row_labels is not None and len(row_labels) != rows:
+        raise ValueError(f"show_images: {len(row_labels)} row_labels for {rows} rows; give one each.")
+    texts = [_wrap(title, title_width) for title in titles or ()]
+    lines = sum(max(text.count("\n") + bool(text) for text in texts[i:i + columns])
+                for i in range(0, len(texts), columns))
+    figure, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained",
+                                figsize=(columns * size + (row_labels is not None), rows * size + 0.16 * lines + 0.1))
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for i, (axis, image) in enumerate(zip(axes.flat, pixels)):
+        _show(axis, image)
+        if texts:
+            axis.text(0.5, -0.04, texts[i], transform=axis.transAxes, ha="center", va="top", fontsize=7)
+    for axis, label in zip(axes[:, 0], row_labels or ()):
+        axis.text(-0.06, 0.5, label, transform=axis.transAxes, ha="right", va="center", fontsize=8)
+    return figure
+
+
+def draw_boxes(image, boxes, labels=None, ax=None):
+    """One image (C, H, W) with its xyxy boxes (n, 4) in [0, 1] and their names -> Axes. Empty boxes are padding."""
+    from matplotlib.patches import Rectangle
+
+    ax = _axes(ax)
+    pixels = to_uint8(image)[0]
+    height, width = pixels.shape[:2]
+    _show(ax, pixels)
+    boxes = torch.as_tensor(boxes).detach().float().cpu().reshape(-1, 4).tolist()
+    for i, (x0, y0, x1, y1) in enumerate(boxes):
+        if x1 <= x0 or y1 <= y0:
+            continue
+        corner, extent = (x0 * width - 0.5, y0 * height - 0.5), ((x1 - x0) * width, (y1 - y0) * height)
+        for color, line, style in (("white", 3, "-"), (PALETTE[(5, 6, 3, 7)[i % 4]], 1.5, LINE_STYLES[i % 4])):
+            ax.add_patch(Rectangle(corner, *extent, fill=False, edgecolor=color, linewidth=line, linestyle=style))
+        if labels is not None:
+            ax.text(corner[0], corner[1], str(labels[i]), fontsize=7, va="bottom",
+                    bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.6})
+    return ax
+
+
+def class_colors(count: int) -> np.ndarray:
+    """(count, 3) uint8: MAP_COLORS first, then steps of lightness that never repeat: neighbours differ in grey too."""
+    import matplotlib
+    from matplotlib.colors import to_rgb
+
+    fixed = [to_rgb(color) for color in MAP_COLORS[:count]]
+    rest = max(0, count - len(fixed))
+    order = [(i * 37) % 101 / 100 for i in range(rest)]     # 37 and 101 share no factor
+    ramp = matplotlib.colormaps["cividis"]
+    return (np.array(fixed + [ramp(v)[:3] for v in order]).reshape(count, 3) * 255).round().astype(np.uint8)
+
+
+def show_semantic(semantic, names=None, ax=None, min_pixels: int = 12):
+    """One integer map (H, W) in colours, each region's name written on it -> Axes. Class k is called `names[k]`."""
+    ax = _axes(ax)
+    semantic = np.asarray(torch.as_tensor(semantic).cpu())
+    if semantic.ndim != 2:
+        raise ValueError(f"show_semantic: one map (H, W) is needed, got shape {semantic.shape}; pass semantic[i].")
+    classes = int(semantic.max()) + 1 if names is None else len(names)
+    _show(ax, class_colors(max(classes, int(semantic.max()) + 1))[semantic])
+    for k in np.unique(semantic) if names is not None else ():
+        ys, xs = np.nonzero(semantic == k)
+        if len(ys) >= min_pixels:
+            nearest = np.argmin((ys - ys.mean()) ** 2 + (xs - xs.mean()) ** 2)   # inside the class, not in a hole of it
+            ax.text(xs[nearest], ys[nearest], names[k], ha="center", va="center", fontsize=7,
+                    bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6})
+    return ax
+
+
+def plot_curve(records, key: str = "loss", band=None, x: str = "step", smooth: int = 1, label=None, ax=None,
+               log: bool = False):
+    """A quantity of log records over time -> Axes; call again with `ax` for a second curve (other colour and line).
+
+    records: dicts or objects with `x` and `key`, or plain numbers, one per step; records without `key` are passed over.
+    smooth:  running mean over so many.
+    band:    where a healthy run lies, drawn grey: the name of a reference curve (made with the same `smooth` by
+             `python data/measurements/reference_curves.py NAME`), or its columns {x, "low", "high"} of equal length.
+    """
+    xs, ys = curve_points(records, key, x, smooth)
+    ax = _axes(ax, figsize=(5, 3))
+    if band is not None:
+        band = reference_curve(band) if isinstance(band, str) else band
+        low, high = (np.interp(xs, band[x], band[side]) for side in ("low", "high"))
+        inside = np.mean((ys >= low) & (ys <= high))
+        count = f"{band['seeds']} " if "seeds" in band else ""
+        ax.fill_between(band[x], band["low"], band["high"], color="0.85", zorder=0,
+                        label=f"{count}reference runs ({inside:.0%} of yours inside)")
+    n = len([line for line in ax.lines if line.get_gid() == "curve"])
+    colors = (PALETTE[5], PALETTE[6], PALETTE[3], PALETTE[7], PALETTE[0])
+    ax.plot(xs, ys, color=colors[n % 5], linestyle=LINE_STYLES[n % 4], label=label or key, gid="curve")
+    ax.set(xlabel=x, ylabel=key if n == 0 or ax.get_ylabel() == key else "")
+    if log:
+        ax.set_yscale("log")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=8)
+    return ax
+
+
+def curve_points(records, key: str = "loss", x: str = "step", smooth: int = 1):
+    """What `plot_curve` draws: arrays xs, ys; each y is the mean of the last `smooth` values."""
+    def read(record, name):
+        return record.get(name) if isinstance(record, dict) else getattr(record, name, None)
+
+    records = [{x: i + 1, key: r} if isinstance(r, (int, float)) else r for i, r in enumerate(records)]
+    points = [(read(r, x), float(read(r, key))) for r in records if read(r, key) is not None]
+    if not points:
+        raise ValueError(f"plot_curve: no record has {key!r}.")
+    xs, ys = np.array(points, dtype=float).T
+    smooth = max(1, min(smooth, len(ys)))
+    return xs[smooth - 1:], np.convolve(ys, np.ones(smooth) / smooth, mode="valid")
+
+
+def reference_curve(name: str) -> dict:
+    """The columns of a shipped reference curve. Raises ValueError that lists the names there are."""
+    prefix = "measurements/curves/"
+    known = sorted(file[len(prefix):-len(".json")] for file in checksums() if file.startswith(prefix))
+    if name not in known:
+        raise ValueError(f"there is no reference curve {name!r}; there are {', '.join(known) or 'none'}. Make it with "
+                         f"`python data/measurements/reference_curves.py {name}`.")
+    return measurement(f"curves/{name}")
+
+
+def _axes(ax, figsize=(2.4, 2.4)):
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=figsize, layout="constrained")[1]
+
+
+def _show(ax, pixels) -> None:
+    ax.imshow(pixels, interpolation="nearest")
+    ax.set_axis_off()
+
+
+def _wrap(text, width: int) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.wrap(str(text), width))

@@ -1,0 +1,123 @@
+"""Latents computed once: the second stage never needs the encoder again (LDM sec. 3.2 trains on frozen latents)."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..files import load_safetensors, read_json, save_safetensors, write_json
+
+
+class LatentCache:
+    """N latents with their conditions, ready to be drawn in batches.
+
+    latents:    (N,c,h,w) float16, as the first stage's `encode` gave them: not scaled.
+    conditions: {key: tensor (N,...) or list of N}, for instance captions and classes.
+    """
+
+    def __init__(self, latents: Tensor, conditions: dict):
+        if bad := {key: len(values) for key, values in conditions.items() if len(values) != len(latents)}:
+            raise ValueError(f"LatentCache: {len(latents)} latents, but conditions of lengths {bad}.")
+        self.latents, self.conditions = latents, conditions
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitem__(self, indices) -> dict:
+        """A batch: "latent" (B,c,h,w) float32 and the conditions of those scenes. indices: (B,) int64, or a slice."""
+        indices = torch.arange(len(self))[indices] if isinstance(indices, slice) else torch.as_tensor(indices)
+        chosen = indices.tolist()
+        return {"latent": self.latents[indices.to(self.latents.device)].float(),
+                **{key: values[indices] if isinstance(values, Tensor) else [values[i] for i in chosen]
+                   for key, values in self.conditions.items()}}
+
+    def to(self, device) -> "LatentCache":
+        """The same with its latents on `device`; conditions stay where they are."""
+        return LatentCache(self.latents.to(device), self.conditions)
+
+    def batches(self, batch_size: int, start_step: int = 0, seed: int = 0, rank: int = 0, world_size: int = 1):
+        """Endless batches from step `start_step` on. Every epoch is a new order of all N; batch k depends on
+        (seed, k, rank) only, and the processes of one step share no scene."""
+        together = batch_size * world_size
+        per_epoch = len(self) // together
+        if per_epoch < 1:
+            raise ValueError(f"LatentCache: {len(self)} latents do not fill one batch of {together}.")
+        step, epoch, order = start_step, -1, None
+        while True:
+            if step // per_epoch != epoch:
+                epoch = step // per_epoch
+                order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+            first = step % per_epoch * together + rank * batch_size
+            yield self[order[first:first + batch_size]]
+            step += 1
+
+    def save(self, folder, made_from: str = "") -> None:
+        """Write `latents.safetensors` and `latents.json`, the latter last: without it there is no cache."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {key: v for key, v in self.conditions.items() if isinstance(v, Tensor)}
+        save_safetensors(folder / "latents.safetensors", {"latent": self.latents, **tensors})
+        lists = {key: v for key, v in self.conditions.items() if key not in tensors}
+        write_json(folder / "latents.json", {"made_from": made_from, "length": len(self), "lists": lists})
+
+    @classmethod
+    def load(cls, folder) -> "LatentCache":
+        """What `save` wrote. Raises CheckpointError if it is missing or damaged."""
+        lists = read_json(Path(folder) / "latents.json")["lists"]
+        tensors = load_safetensors(Path(folder) / "latents.safetensors")
+        return cls(tensors.pop("latent"), {**lists, **tensors})
+
+
+@torch.no_grad()
+def cache_latents(autoencoder, batches, n: int, keys=("caption", "class"), path=None, made_from: str = "",
+                  progress: bool = False, prepare=None) -> LatentCache:
+    """Encode the first `n` images of `batches` and keep their conditions `keys`; a KL posterior is sampled once.
+
+    batches: dicts with "image" (B,C,H,W). path: a folder to keep the cache in; the one that is already there is loaded
+    instead if it has n latents and was `made_from` the same (say, first stage and scenes), and replaced if not.
+    prepare: function of a batch on the autoencoder's device -> {key: tensor} to keep as well, such as masked latents.
+    Raises ValueError if the batches hold fewer than n images.
+    """
+    if path is not None and (Path(path) / "latents.json").is_file():
+        there = read_json(Path(path) / "latents.json")
+        if (there.get("made_from"), there.get("length")) == (made_from, n):
+            return LatentCache.load(path)
+    from tqdm.auto import tqdm
+
+    device, training = next(autoencoder.parameters()).device, autoencoder.training
+    autoencoder.eval()
+    parts, count = [], 0
+    with tqdm(total=n, desc="encoding", unit="image", disable=not progress, mininterval=1) as bar:
+        for batch in batches:
+            take = min(len(batch["image"]), n - count)
+            batch = {key: v[:take] for key, v in batch.items()}
+            z = autoencoder.encode(batch["image"].to(device), sample=True).half().cpu()
+            made = {} if prepare is None else prepare({k: v.to(device) for k, v in batch.items() if hasattr(v, "to")})
+            kept = {**{key: batch[key] for key in keys if key in batch}, **made}
+            parts.append({"latent": z, **{key: _small(key, v) for key, v in kept.items()}})
+            count += take
+            bar.update(take)
+            if count >= n:
+                break
+    autoencoder.train(training)
+    if count < n:
+        raise ValueError(f"cache_latents: the batches held {count} images, {n} were asked for.")
+    columns = {key: _join([part[key] for part in parts]) for key in parts[0]}
+    cache = LatentCache(columns.pop("latent"), columns)
+    if path is not None:
+        cache.save(path, made_from)
+    return cache
+
+
+def _small(key: str, v):
+    """Maps and pictures in as few bytes as they need; labels and captions as they are."""
+    if not isinstance(v, Tensor):
+        return v
+    v = v.cpu()
+    if key == "semantic" and v.max() < 256:
+        return v.to(torch.uint8)
+    return v.half() if v.ndim == 4 and v.is_floating_point() else v
+
+
+def _join(values: list):
+    return torch.cat(values) if isinstance(values[0], Tensor) else [item for value in values for item in value]

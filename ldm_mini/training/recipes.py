@@ -1,0 +1,198 @@
+"""Every number of our trainings, in one place: what is trained, on what, how long, and what to expect.
+
+A recipe is a frozen dataclass: `dataclasses.replace(AUTOENCODERS["tiny"], steps=100)` is another one. The expected
+values stand beside each recipe, as measured with the command above it.
+"""
+
+from dataclasses import dataclass, replace
+
+from ..autoencoder import AutoencoderConfig
+from ..scenes.scene import CENTRED_SCENES, MICRO_SCENES, TINY_SCENES, SceneConfig
+from ..tasks import PARTS, find_task
+
+
+@dataclass(frozen=True)
+class AutoencoderRecipe:
+    """The first stage: LDM sec. 3.1."""
+
+    name: str
+    scenes: SceneConfig
+    model: AutoencoderConfig
+    codebook_size: int | None = 512             # None: a KL bottleneck instead
+    kl_weight: float = 1e-6                     # only then; a mean over latents beside a mean over pixels
+    restart_after: int | None = 100             # steps until an unused code is replaced
+    steps: int = 10_000
+    batch_size: int = 8
+    lr: float = 2e-3
+    warmup: int = 100
+    decay: str = "cosine"
+    betas: tuple[float, float] = (0.5, 0.9)     # as the released first stages: a GAN wants little momentum
+    weight_decay: float = 0.0
+    grad_clip: float | None = 1.0
+    ema_decay: float | None = None
+    mse_weight: float = 0.0
+    perceptual_weight: float = 1.0
+    perceptual_start: int = 0
+    disc_weight: float = 0.75                   # vq-f4's; 0 = no adversary
+    disc_start: int = 0
+    disc_channels: int = 64
+    disc_layers: int = 3
+    disc_lr: float | None = None                # None: the autoencoder's
+    bf16: bool = False                          # on a GPU only
+    compile: bool = False                       # on a GPU only
+
+
+@dataclass(frozen=True)
+class DiffusionRecipe:
+    """The second stage: LDM sec. 3.2, 3.3, with a text transformer and class tokens unless `parts` says otherwise."""
+
+    name: str
+    scenes: SceneConfig
+    channels: int = 64                          # of the U-Net; its inputs are the first stage's latents
+    channel_mults: tuple[int, ...] = (1, 2, 2)
+    num_res_blocks: int = 1
+    attn_levels: tuple[int, ...] = (1, 2)       # not at the largest level: half the time, little loss
+    head_dim: int = 32
+    groups: int = 4                             # about 16 channels per group
+    parts: tuple[str, ...] = ("text", "class")  # of the conditioner: tasks.PARTS
+    text_width: int = 128                       # of all tokens
+    text_layers: int = 3
+    text_heads: int = 4
+    max_length: int = 24                        # tokens per caption; the longest has fewer
+    p_uncond: float = 0.1                       # whole condition dropped, for guidance
+    p_drop_each: float = 0.1                    # caption or class alone dropped, so that either can stand alone
+    p_single: float = 0.0                       # all parts but one dropped
+    alone: str | None = None                    # the one part that is ever shown: a leg for what is hard to learn
+    schedule: str = "cosine"                    # or "scaled_linear", the paper's
+    prediction: str = "v"
+    t_power: float = 1.0                        # above 1: high noise more often, where it is decided what stands where
+    latents: int = 30_000                       # scenes encoded once, before training
+    steps: int = 8_000
+    batch_size: int = 32
+    lr: float = 4e-4                            # at 1e-3 the text transformer collapsed: all tokens of a caption alike
+    warmup: int = 200
+    decay: str = "cosine"
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    grad_clip: float | None = 1.0
+    ema_decay: float = 0.9995
+    bf16: bool = False
+    compile: bool = False
+    sample_captions: tuple[str, ...] = (
+        "a red apple to the left of a dog on a blue background", "a yellow star", "a green car to the right of a house",
+        "an owl", "a blue umbrella above a mushroom", "a cat and a purple balloon", "a rocket at night", "a pink heart")
+
+
+def for_task(recipe: DiffusionRecipe, task: str) -> DiffusionRecipe:
+    """The same budget for one task alone, or for "all" conditions in one model.
+
+    "class" learns from scenes of one object, for only they have a class. "all": a tenth of the samples sees nothing,
+    63% a single condition (tasks.PRACTICE: text 21%, layout 14%, the others 7%), 27% each of them with chance 1/2.
+    """
+    if task == "all":
+        return replace(recipe, parts=PARTS, p_drop_each=0.5, p_single=0.7, alone=None)
+    scenes = replace(recipe.scenes, min_objects=1, max_objects=1) if task == "class" else recipe.scenes
+    return replace(recipe, parts=find_task(task).parts, scenes=scenes, alone=None)
+
+
+def find_recipe(stage: str, name: str):
+    """The recipe of a stage by its name. Raises ValueError that lists the names."""
+    recipes = {"autoencoder": AUTOENCODERS, "diffusion": DIFFUSIONS}
+    if stage not in recipes:
+        raise ValueError(f"there is no stage {stage!r} to train; there are {', '.join(recipes)}.")
+    if name not in recipes[stage]:
+        raise ValueError(f"there is no {stage} recipe {name!r}; there are {', '.join(recipes[stage])}.")
+    return recipes[stage][name]
+
+
+# --------------------------------------------------------------------------------------------------------- autoencoders
+
+# For a CPU: patches of 4 folded into channels, no other halving; 16x16x4 latents of 64-pixel scenes, 1024 codes.
+# python -m ldm_mini train autoencoder --recipe tiny
+# Expect on new scenes: 23.8 dB after 1,000 steps, 28.1 after 5,000, 27.6 at the end (the perceptual loss trades pixels
+# for sharpness), 92% of the codes in use; 15 minutes on one thread of a shared two-core CPU, 8 for the first 5,000.
+TINY_AUTOENCODER = AutoencoderRecipe(
+    name="tiny",
+    scenes=TINY_SCENES,
+    model=AutoencoderConfig(downsample_factor=4, latent_channels=4, channels=96, num_res_blocks=1, mid_attn=False,
+                            groups=1, patch_size=4),
+    codebook_size=1024,
+    steps=7_000,
+    betas=(0.9, 0.99),                          # (0.5, 0.9), the GAN's, was 1.5 dB behind after 350 steps
+    mse_weight=1.0,                             # steadies the start; L1 alone leaves small things grey for long
+    perceptual_start=5_000, disc_start=5_200,   # both more than double a step's cost: sharpen what is already there
+    disc_channels=32, disc_layers=2,            # judges patches of 34 pixels, about one sprite
+    disc_lr=5e-4)
+
+
+# The same without perceptual and adversarial loss, for the comparison at equal size and steps.
+# Expect on 256 new scenes: 28.4 dB and a perceptual distance of 0.130 to the tiny recipe's 27.5 dB and 0.104.
+TINY_L1_AUTOENCODER = replace(TINY_AUTOENCODER, name="tiny_l1", perceptual_weight=0.0, disc_weight=0.0)
+
+
+# For one H200: the paper's layout, 10M parameters, all sprites. Not yet run on a GPU; two steps on a CPU.
+BASE_AUTOENCODER = AutoencoderRecipe(
+    name="base",
+    scenes=SceneConfig(),
+    model=AutoencoderConfig(downsample_factor=4, latent_channels=4, channels=64, channel_mults=(1, 2, 4), groups=4),
+    codebook_size=2048, steps=12_000, batch_size=128, lr=4e-4, warmup=500,
+    disc_start=4_000, disc_layers=2, disc_lr=2e-4, ema_decay=0.999, bf16=True, compile=True)
+MICRO_AUTOENCODER = AutoencoderRecipe(
+    name="micro",
+    scenes=MICRO_SCENES,
+    model=AutoencoderConfig(downsample_factor=4, latent_channels=3, channels=16, num_res_blocks=1, mid_attn=False,
+                            groups=4, patch_size=4),
+    codebook_size=32, restart_after=5, steps=40, batch_size=2, warmup=5, perceptual_start=10, disc_start=12,
+    disc_channels=4, disc_layers=1)
+
+
+AUTOENCODERS = {r.name: r for r in (TINY_AUTOENCODER, TINY_L1_AUTOENCODER, BASE_AUTOENCODER, MICRO_AUTOENCODER)}
+
+
+# ----------------------------------------------------------------------------------------------------- diffusion models
+
+# For a CPU, on the latents of the tiny autoencoder.
+# python -m ldm_mini train diffusion --recipe tiny --autoencoder runs/autoencoder-tiny/model
+# Expect 0.34 s per step on one thread of a shared two-core CPU: about an hour. The shipped weights were made with less,
+# in several legs: data/weights/emoji-scenes/README.md.
+TINY_DIFFUSION = DiffusionRecipe(
+    name="tiny",
+    scenes=CENTRED_SCENES,
+    channels=64, channel_mults=(1, 2, 2),
+    steps=10_000, batch_size=16)                 # so far from convergence, many small steps beat few large ones
+
+
+# All conditions in one network: words, class, layout, small pictures, semantic maps, holes, and their combinations.
+# It goes on from the trained text model, with the same U-Net and new inputs:
+# python -m ldm_mini train diffusion --recipe tiny_all --autoencoder runs/autoencoder-tiny/model \
+#     --start-from runs/diffusion-tiny/model
+# Things stand anywhere, else a layout would say nothing; the text model already knows what they look like.
+TINY_ALL_DIFFUSION = replace(for_task(TINY_DIFFUSION, "all"), name="tiny_all", scenes=TINY_SCENES, latents=40_000,
+                             t_power=2.0)
+# A leg for the hardest, who stands where: layouts alone, mostly at high noise. 23 minutes on one thread. From a model
+# whose layout part was new, box IoU .32 after 800 steps, .62 after 1,600, .74 at the end (before, in company: .23).
+# Then tiny_all again, --start-from this one, and the other conditions come back.
+TINY_LAYOUTS_DIFFUSION = replace(TINY_ALL_DIFFUSION, name="tiny_layouts", alone="layout", t_power=4.0, steps=4_000,
+                                 decay="constant", ema_decay=0.99)
+
+
+# For one H200: the whole vocabulary, styles and grammar. Not yet run on a GPU; two steps on a CPU.
+BASE_DIFFUSION = DiffusionRecipe(
+    name="base",
+    scenes=SceneConfig(),
+    channels=128, channel_mults=(1, 2, 3), num_res_blocks=2, groups=8, text_width=256, text_layers=6, text_heads=8,
+    latents=500_000, steps=15_000, batch_size=512, lr=4e-4, warmup=1_000, ema_decay=0.9995, bf16=True, compile=True)
+
+
+BASE_ALL_DIFFUSION = replace(for_task(BASE_DIFFUSION, "all"), name="base_all", t_power=2.0)
+
+
+MICRO_DIFFUSION = DiffusionRecipe(
+    name="micro", lr=1.5e-3,
+    scenes=MICRO_SCENES,
+    channels=16, channel_mults=(1, 2), attn_levels=(1,), head_dim=16, text_width=16, text_layers=1, text_heads=2,
+    latents=32, steps=40, batch_size=4, warmup=5, sample_captions=("an apple", "a red star"))
+
+
+DIFFUSIONS = {r.name: r for r in (TINY_DIFFUSION, TINY_ALL_DIFFUSION, TINY_LAYOUTS_DIFFUSION, BASE_DIFFUSION,
+                                  BASE_ALL_DIFFUSION, MICRO_DIFFUSION)}

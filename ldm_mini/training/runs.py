@@ -1,0 +1,205 @@
+"""A training run is a folder: its recipe, log, curve, samples and checkpoints, written while it runs.
+
+    recipe.json   what is trained, number by number      samples/      pictures on the way
+    log.jsonl     one line every few steps               checkpoints/  the newest training states, each written whole
+    curve.png     the log as a picture                   model/        the result, for `from_pretrained`
+"""
+
+import json
+import math
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from ..files import CheckpointError, read_json, write_file, write_json
+from ..show.plotting import plot_curve
+from .state import latest, load_training_state, save_training_state
+
+
+def open_run(out, recipe: dict, resume: bool = False) -> Path | None:
+    """Make the folder of a new run, or find the checkpoint to continue from; never touches another run's results.
+
+    A run that ended before its first checkpoint has nothing to lose and begins anew.
+    Raises ValueError if `out` holds a run and resume is False, if there is nothing to resume, or if the recipe changed.
+    """
+    out = Path(out)
+    began, checkpoint = (out / "recipe.json").is_file(), latest(out / "checkpoints")
+    if resume and not began:
+        raise ValueError(f"there is no run to resume in {out}: start one without --resume, or name another --out.")
+    if resume and checkpoint is None:
+        raise ValueError(f"the run in {out} has no checkpoint to resume from: start it again without --resume.")
+    if resume:
+        _check_same(out, json.loads(json.dumps(recipe)))        # tuples are lists in JSON
+        return checkpoint
+    if checkpoint is not None or (not began and out.exists() and any(out.iterdir())):
+        raise ValueError(f"{out} already holds " + ("a run: continue it with --resume" if began else "files")
+                         + ", or choose another --out. Nothing was changed.")
+    (out / "samples").mkdir(parents=True, exist_ok=True)
+    (out / "log.jsonl").unlink(missing_ok=True)
+    write_json(out / "recipe.json", recipe)
+    return None
+
+
+def _check_same(out: Path, recipe: dict) -> None:
+    saved = read_json(out / "recipe.json")
+    if changed := [name for name in saved.keys() | recipe.keys() if saved.get(name) != recipe.get(name)]:
+        said = ", ".join(f"{name} was {saved.get(name)!r} and is {recipe.get(name)!r}" for name in sorted(changed))
+        raise ValueError(f"the run in {out} has another recipe: {said}. Resume it as it was, or start a new one.")
+
+
+def restore(state, checkpoint, out) -> None:
+    """Set a TrainState (already built as for a new run) to a checkpoint, and cut the log back to its step."""
+    step, parts = load_training_state(checkpoint)
+    try:
+        state.load_state_dict(parts)
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{checkpoint} was saved by a run of another model: {error}") from None
+    if state.rank == 0:
+        kept = [json.dumps(record) for record in read_log(out) if record["step"] <= step]
+        write_file(Path(out) / "log.jsonl", "".join(line + "\n" for line in kept).encode())
+
+
+def read_log(out) -> list[dict]:
+    """The records of a run's log.jsonl, oldest first; a last line that was cut off is passed over."""
+    path, records = Path(out) / "log.jsonl", []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def follow(logs, state, out, *, steps: int, images_per_step: int, sample=None, log_every: int = 10,
+           sample_every: int = 500, save_every: int = 500, minutes: float | None = None,
+           tensorboard: bool = False) -> bool:
+    """Run a training loop and write its folder. Returns True when all steps are done, False when it stopped before.
+
+    logs: the generator of train_autoencoder or train_diffusion.
+    sample: function () -> dict of measured values; draws pictures into the folder. Called on the first process only.
+    It stops, with a checkpoint, after `minutes`, on Ctrl-C and on SIGTERM; always between two steps.
+    """
+    out, main = Path(out), state.rank == 0
+    writer = _tensorboard(out) if tensorboard and main else None
+    window, first, began = [], state.step, time.monotonic()
+    clock, told = began, False
+    with _stop_requests() as asked, _progress(steps, state.step, main) as bar:
+        for log in logs:
+            window.append(log)
+            bar.update()
+            stop = _agree(state, asked.is_set() or (minutes is not None and time.monotonic() - began > 60 * minutes))
+            last = stop or log.step == steps
+            draw = sample is not None and (last or log.step % sample_every == 0)
+            if main and (last or draw or log.step % log_every == 0 or log.step % save_every == 0):
+                _refuse_nan(log, out)                           # before anything of it is kept
+                now = time.monotonic()
+                speed = len(window) * images_per_step / (now - clock)
+                record, window, clock = {"step": log.step, **_means(window), "images_per_s": speed}, [], now
+                if draw:
+                    record |= sample()
+                    clock = time.monotonic()                    # sampling is no part of the training speed
+                _record(record, out, bar, writer)
+                if not told and log.step >= first + 20 and not last:
+                    told = _estimate(bar, (now - began) / (log.step - first), steps - log.step)
+            if main and (last or log.step % save_every == 0):
+                save_training_state(out / "checkpoints", log.step, state.state_dict())
+                draw_curve(out)
+            if stop:
+                break
+    if state.accelerator is not None:
+        state.accelerator.wait_for_everyone()
+    return state.step >= steps
+
+
+def _refuse_nan(log, out) -> None:
+    """Stop a run whose loss is no number any more: training on would replace every good checkpoint."""
+    values = log.floats()
+    if bad := [name for name in ("loss", "grad_norm") if not math.isfinite(values.get(name, 0.0))]:
+        good = latest(out / "checkpoints")
+        raise ValueError(f"{bad[0]} became {values[bad[0]]} by step {log.step}, so the run stopped. "
+                         + (f"The last good checkpoint is {good}. " if good else "There is no checkpoint yet. ")
+                         + "Lower the learning rate, in a new --out.")
+
+
+def draw_curve(out) -> None:
+    """log.jsonl -> curve.png: the loss, and beside it whatever was measured on new pictures (names with `val_`)."""
+    from matplotlib.figure import Figure  # no pyplot: no window, no global state
+
+    records = read_log(out)
+    names = ["loss", *sorted({name for r in records for name in r if name.startswith("val_")})]
+    figure = Figure(figsize=(4.5 * len(names), 3), layout="constrained")
+    for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
+        plot_curve(records, name, ax=ax)
+    figure.savefig(Path(out) / "curve.png", dpi=100)
+
+
+def _means(window) -> dict:
+    """Mean of each value over the logs since the last record; a value that began in between counts where it exists."""
+    records = [log.floats() for log in window]
+    names = [name for name in dict.fromkeys(name for r in records for name in r) if name != "step"]
+    return {name: sum(values) / len(values) for name in names if (values := [r[name] for r in records if name in r])}
+
+
+def _record(record: dict, out: Path, bar, writer) -> None:
+    record = {name: value if name == "step" else float(f"{value:.6g}") for name, value in record.items()}
+    with open(out / "log.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+    bar.set_postfix_str(f"loss {record['loss']:.4f}, {record['images_per_s']:.0f} images/s")
+    for name, value in record.items() if writer is not None else ():
+        writer.add_scalar(name, value, record["step"])
+
+
+def _estimate(bar, seconds: float, steps: int) -> bool:
+    bar.write(f"{seconds:.3g} s per step: about {seconds * steps / 60:.1f} minutes for the remaining {steps} steps")
+    return True
+
+
+def _agree(state, stop: bool) -> bool:
+    """All processes stop at the same step: they compare notes every tenth one."""
+    if state.accelerator is None or state.accelerator.num_processes == 1:
+        return stop
+    if state.step % 10:
+        return False
+    return bool(state.accelerator.reduce(torch.tensor(float(stop), device=state.device), reduction="sum").item())
+
+
+@contextmanager
+def _stop_requests():
+    """An event that Ctrl-C and SIGTERM set, so that a step is never cut in two. A second Ctrl-C interrupts at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def handle(number, frame):
+        asked.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _progress(steps: int, done: int, main: bool):
+    import sys
+
+    from tqdm import tqdm
+
+    interval = 0.5 if sys.stderr.isatty() else 20               # a log file needs no animation
+    return tqdm(total=steps, initial=done, disable=not main, unit="step", mininterval=interval, maxinterval=interval,
+                dynamic_ncols=True, smoothing=0.1)
+
+
+def _tensorboard(out: Path):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("--tensorboard needs the tensorboard package: pip install tensorboard") from None
+    return SummaryWriter(str(out / "tensorboard"))

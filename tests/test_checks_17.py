@@ -1,0 +1,247 @@
+"""The checks of notebook 17: known wrong solutions must fail with a hint, right ones of any style must pass."""
+
+import re
+
+import pytest
+import torch
+
+from ldm_mini import checks
+from ldm_mini.blocks import ResBlock
+
+# ------------------------------------------------------------------------------------------------ counting parameters
+
+
+def by_formula(a, b, time, first=True, skip=None):
+    skip = (a * b + b if a != b else 0) if skip is None else skip
+    return 2 * a + 9 * a * b + b + time * b + b + 2 * b + 9 * b * b + b + skip
+
+
+def by_building(a, b, time):
+    with torch.device("meta"):
+        return sum(p.numel() for p in ResBlock(a, b, time, groups=1).parameters())
+
+
+@pytest.mark.parametrize("right", [by_formula, by_building, lambda *case: float(by_formula(*case))])
+def test_res_block_parameters(right, capsys):
+    checks.res_block_parameters(right)
+    assert "✓ res_block_parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (lambda a, b, t: by_formula(a, b, t, skip=0), "1x1 convolution"),
+    (lambda a, b, t: by_formula(a, b, t, skip=a * b + b), "the skip is the input itself"),
+    (lambda a, b, t: by_formula(a, b, t, skip=(9 * a * b + b) * (a != b)), "not 3x3"),
+    (lambda a, b, t: by_formula(a, b, t) - 2 * a - 2 * b, "a gain and a bias per channel"),
+    (lambda a, b, t: by_formula(a, b, t) - a - b, "two numbers per channel"),
+    (lambda a, b, t: by_formula(a, b, t) - 2 * b + 2 * a, "the second norm"),
+    (lambda a, b, t: by_formula(a, b, t) - 3 * b - (b if a != b else 0), "have biases"),
+    (lambda a, b, t: by_formula(a, b, t) - t * b - b, "time embedding is missing"),
+    (lambda a, b, t: by_formula(a, b, t) - t * b - b + t * a + a, "to width_out channels"),
+    (lambda a, b, t: by_formula(a, b, t) - 9 * b * b + 9 * a * b, "second convolution"),
+    (lambda a, b, t: by_formula(a, b, t) + t * b + b, "once"),
+    (lambda a, b, t: by_formula(a, b, t) - 9 * a * b - 9 * b * b + a * b + b * b, "are 3x3"),
+    (lambda a, b, t: by_formula(a, b, t) + 1, "expected"), (lambda a, b, t: None, "whole number"),
+])
+def test_wrong_counts(wrong, message):
+    with pytest.raises(checks.CheckFailed, match=message):
+        checks.res_block_parameters(wrong)
+
+
+# ------------------------------------------------------------------------------------------------------------- epsilon
+
+
+def signs(size=1e-3):
+    return size * (torch.arange(64) % 2 * 2.0 - 1).view(1, 1, 8, 8).expand(1, 32, 8, 8)
+
+
+def from_signs(norm, size=1e-3):
+    x = signs(size)
+    return ((x / norm(x)) ** 2 - x**2).mean()
+
+
+def from_deviations(norm):
+    x = 1e-3 * torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)).expand(1, 32, 32, 32)
+    y = norm(x).double()
+    x = x.double()
+    return float(x.var(correction=0) / y.var(correction=0) - x.var(correction=0))
+
+
+def two_sizes(norm):
+    """Solves y = s / sqrt(s^2 + e) at a larger size first, then refines with one near sqrt(e)."""
+    guess = from_signs(norm, 3e-3).item()
+    return from_signs(norm, guess**0.5).item()
+
+
+@pytest.mark.parametrize("right", [from_signs, from_deviations, two_sizes])
+def test_epsilon(right, capsys):
+    checks.epsilon(right)
+    assert "✓ epsilon" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (lambda norm: from_signs(norm, 1.0), "float32 cannot see"),
+    (lambda norm: ((signs() / norm(signs())) ** 2).mean(), "subtract the variance"),
+    (lambda norm: from_signs(norm) ** 0.5, "square root"),
+    (lambda norm: 1 / from_signs(norm), "1 / epsilon"),
+    (lambda norm: 1e-5, "never called"), (lambda norm: norm(signs()), "one number"),
+    (lambda norm: norm(signs()).mean().item() + 1e-5, "found 1e-05 in a norm with 1e-06"),
+    (lambda norm: norm(torch.zeros(1, 3, 4, 4)), "multiple of 32"),
+])
+def test_wrong_epsilons(wrong, message):
+    with pytest.raises(checks.CheckFailed, match=message):
+        checks.epsilon(wrong)
+
+
+# ------------------------------------------------------------------------------------------------------- q, k and v
+
+
+def split_with_a_view(qkv, num_heads):
+    return tuple(part.reshape(-1, *qkv.shape[1:]) for part in qkv.view(num_heads, 3, -1, *qkv.shape[1:]).unbind(1))
+
+
+def split_in_loops(qkv, num_heads):
+    heads = [head.chunk(3) for head in qkv.chunk(num_heads)]
+    return [torch.cat([head[i] for head in heads]) for i in range(3)]
+
+
+def split_by_index(qkv, num_heads):
+    d = len(qkv) // num_heads // 3
+    rows = torch.arange(len(qkv))
+    return torch.stack([qkv[rows // d % 3 == i] for i in range(3)])
+
+
+@pytest.mark.parametrize("right", [split_with_a_view, split_in_loops, split_by_index])
+def test_split_qkv(right, capsys):
+    checks.split_qkv(right)
+    assert "✓ split_qkv" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (lambda qkv, heads: qkv.chunk(3), "that is the \\*new\\* order"),
+    (lambda qkv, heads: [qkv[i::3] for i in range(3)], "every third row|the \\*new\\* order"),
+    (lambda qkv, heads: [qkv.unflatten(0, (heads, -1, 3))[:, :, i].flatten(0, 1) for i in range(3)],
+     "every third row|the axes are"),
+    (lambda qkv, heads: [split_in_loops(qkv, heads)[i] for i in (1, 0, 2)], "changed places"),
+    (lambda qkv, heads: split_in_loops(qkv, heads)[::-1], "q, k, v"),
+    (lambda qkv, heads: [p.unflatten(0, (heads, -1)).transpose(0, 1).flatten(0, 1) for p in split_in_loops(qkv, heads)],
+     "must stay blocks"),
+    (lambda qkv, heads: qkv, "three tensors"), (lambda qkv, heads: [qkv] * 3, "has shape"),
+])
+def test_wrong_splits(wrong, message):
+    with pytest.raises(checks.CheckFailed, match=message):
+        checks.split_qkv(wrong)
+
+
+# --------------------------------------------------------------------------------------------------------------- names
+
+WORDS = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_proj", "out_layers.0": "norm2",
+         "out_layers.3": "conv2", "skip_connection": "shortcut"}
+
+
+def rename(state, words=WORDS):
+    return {f"{words[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}": value for name, value in state.items()}
+
+
+def rename_by_replacing(state):
+    renamed = {}
+    for name, value in state.items():
+        for theirs, ours in WORDS.items():
+            name = name.replace(theirs, ours)
+        renamed[name] = value
+    return renamed
+
+
+def rename_by_pattern(state):
+    pattern = re.compile("|".join(map(re.escape, WORDS)))
+    return {pattern.sub(lambda match: WORDS[match[0]], name): value.clone() for name, value in state.items()}
+
+
+@pytest.mark.parametrize("right", [rename, rename_by_replacing, rename_by_pattern])
+def test_block_from_compvis(right, capsys):
+    checks.block_from_compvis(right)
+    assert "✓ block_from_compvis" in capsys.readouterr().out
+
+
+def swapped(a, b):
+    return lambda state: rename(state, WORDS | {a: WORDS[b], b: WORDS[a]})
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (swapped("in_layers.0", "out_layers.0"), "norm1.weight is out_layers.0.weight"),
+    (swapped("in_layers.2", "out_layers.3"), "place in a Sequential"),
+    (lambda state: rename(state, {**WORDS, "out_layers.2": "conv2"} | {"out_layers.3": "conv3"}), "unknown"),
+    (lambda state: {name: value for name, value in rename(state).items() if "shortcut" not in name}, "missing"),
+    (lambda state: {ours + ".weight": state[theirs + ".weight"] for theirs, ours in WORDS.items()} | {
+        ours + ".bias": state[theirs + ".bias"] for theirs, ours in WORDS.items()}, "no skip_connection"),
+    (lambda state: rename({n: v for n, v in state.items() if n.endswith("weight")}), "missing .*bias"),
+    (lambda state: state | rename(state), "still have the released names"),
+    (lambda state: {name: value * 2 for name, value in rename(state).items()}, "something else"),
+    (lambda state: list(rename(state)), "should return a dict"),
+])
+def test_wrong_names(wrong, message):
+    with pytest.raises(checks.CheckFailed, match=message):
+        checks.block_from_compvis(wrong)
+
+
+# --------------------------------------------------------------------------------------------------------------- scale
+
+
+def three_sums(batches, dtype=torch.float64, less=1):
+    n = total = squares = 0
+    for z in batches:
+        z = z.to(dtype)
+        n, total, squares = n + z.numel(), total + z.sum(), squares + z.square().sum()
+    return ((squares - total**2 / n) / (n - less)) ** -0.5
+
+
+def welford(batches):
+    n, mean, m2 = 0, 0.0, 0.0
+    for z in batches:
+        z = z.double().flatten()
+        delta, both = z.mean().item() - mean, n + len(z)
+        m2 += (z - z.mean()).square().sum().item() + delta**2 * n * len(z) / both
+        mean, n = mean + delta * len(z) / both, both
+    return (n - 1) ** 0.5 / m2**0.5
+
+
+@pytest.mark.parametrize("right", [three_sums, welford])
+def test_pooled_scale(right, capsys):
+    checks.pooled_scale(right)
+    assert "✓ pooled_scale" in capsys.readouterr().out
+
+
+def centred(batches):
+    sums = [((z - z.mean()).square().sum().item(), z.numel()) for z in batches]
+    return (sum(s for s, _ in sums) / sum(n for _, n in sums)) ** -0.5
+
+
+def last(batches):
+    for z in batches:
+        scale = 1 / z.double().std()
+    return scale
+
+
+def mean_of(function, then=lambda v: v):
+    def solution(batches):
+        values = [function(z.double()) for z in batches]
+        return then(sum(values) / len(values))
+    return solution
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (mean_of(lambda z: 1 / z.std()), "mean of the batches' factors"),
+    (mean_of(lambda z: z.std(), lambda v: 1 / v), "standard deviations. Batches differ"),
+    (mean_of(lambda z: z.var(), lambda v: v**-0.5), "batches' variances"),
+    (centred, "centred by its own mean"), (last, "last batch"), (lambda b: 1 / three_sums(b), "upside down"),
+    (lambda b: three_sums(b, less=0), "n - 1"), (lambda b: three_sums(b) ** 2, "take the root"),
+    (lambda b: mean_of(lambda z: z.square().sum())(b) * 0 + 1, "off by"),
+    (lambda b: three_sums(b, torch.float32), "float64"),
+    (lambda b: 1 / torch.cat(list(b)).double().std(), "keeps all the batches"),
+    (lambda b: 1 / next(iter(b)).double().std(), "come once"),
+    (lambda b: sum(z.mean() for z in b) * 0 + three_sums(b), "come once"),
+    (lambda b: torch.ones(4) * sum(z.numel() for z in b), "returned 4 numbers"),
+    (lambda b: [z for z in b] and None, "returned None"),
+])
+def test_wrong_scales(wrong, message):
+    with pytest.raises(checks.CheckFailed, match=message):
+        checks.pooled_scale(wrong)
