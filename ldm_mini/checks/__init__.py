@@ -5,7 +5,7 @@
 
 A check prints one line when all is well and raises `CheckFailed` otherwise, so it works in a notebook cell, under
 `pytest --nbval` and as an autograder test alike. One file per notebook. Every check is itself tested: known wrong
-solutions must fail it, and correct ones written another way must pass (`tests/test_checks*.py`).
+solutions must fail it, and correct ones written another way must pass (`tests/checks`).
 """
 
 from .checking import CheckFailed

@@ -15,7 +15,7 @@ from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
 from ldm_mini.train import TrainState, train_autoencoder
 from ldm_mini.training import runs
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="two gloo processes by accelerate launch: Linux and macOS"
 )
@@ -134,7 +134,7 @@ def test_gradients_are_averaged_and_processes_stay_equal(tmp_path):
     """Two processes with 4 pictures each have the gradient of one with all 8; and after GAN steps with restarts of
     codes, both hold the same weights."""
     script, out = tmp_path / "worker.py", tmp_path / "gradients.pt"
-    script.write_text(WORKER.format(tests=str(ROOT / "tests"), out=str(out)))
+    script.write_text(WORKER.format(tests=str(Path(__file__).resolve().parent), out=str(out)))
     said = launch(script)
     assert len(re.findall(r"differ by 0\.0; d_loss True", said)) == 2, said
 

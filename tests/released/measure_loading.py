@@ -1,4 +1,4 @@
-"""How much memory it takes to load Stable Diffusion v1 in half precision: `python tests/measure_loading.py [folder]`.
+"""How much memory it takes to load Stable Diffusion v1 in half precision: `python tests/released/measure_loading.py [folder]`.
 
 Writes a folder of its exact shape with random weights (2.1 GB, deleted afterwards; or give a real one), loads it in a
 process of its own, and prints the peak of that process' resident memory. No test: it takes about a minute.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from ldm_mini.released.conditioners import ClipText  # noqa: E402
 from ldm_mini.released.diffusers_parts import autoencoder_config_to_diffusers, autoencoder_diffusers_keys  # noqa: E402
 from ldm_mini.released.diffusers_unet import unet_config_to_diffusers, unet_to_diffusers_state  # noqa: E402
@@ -79,7 +79,7 @@ if __name__ == "__main__":
     try:
         if given is None:
             make(folder)
-        subprocess.run([sys.executable, "-c", LOAD, str(folder)], check=True, cwd=Path(__file__).parents[1])
+        subprocess.run([sys.executable, "-c", LOAD, str(folder)], check=True, cwd=Path(__file__).resolve().parents[2])
     finally:
         if given is None:
             shutil.rmtree(folder)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_diffusers_io import CLOSE, awake
+from test_diffusers_parts import CLOSE, awake
 from torch.testing import assert_close
 
 from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig

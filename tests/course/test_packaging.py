@@ -24,7 +24,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # pytest brings it
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 RUN = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["dependencies"])}
@@ -50,7 +50,7 @@ def pins(name, python=None):
 
 def third_party(files):
     """Packages that these Python sources import: {canonical distribution name: a file that does}."""
-    folders = (ROOT, ROOT / "tests", ROOT / "data/measurements", ROOT / "data/build")
+    folders = (ROOT, *(ROOT / "tests").glob("*/"), ROOT / "data/measurements", ROOT / "data/build")
     own = {path.stem for folder in folders for path in folder.glob("*.py")} | {"ldm_mini", "tests"}
     found = {}
     for name, source in files:

@@ -18,7 +18,7 @@ from ldm_mini.training import runs
 from ldm_mini.training.launch import train_stage
 from ldm_mini.training.recipes import AUTOENCODERS, DIFFUSIONS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EVERY = dict(log_every=4, sample_every=20, save_every=8, device="cpu")
 
 

@@ -14,7 +14,7 @@ from ldm_mini.__main__ import HELP, main
 from ldm_mini.latent_diffusion import LatentDiffusion
 from ldm_mini.training import runs
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["--device", "cpu", "--steps", "6", "--log-every", "2", "--sample-every", "3", "--save-every", "3"]
 
 
