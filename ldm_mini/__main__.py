@@ -143,7 +143,7 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: TaskName | None 
     ldm = LatentDiffusion.from_pretrained(model, device=device)
     _warn_unknown_words(ldm, captions)
     loaded = time.monotonic()
-    options = {"steps": steps, "sampler": sampler, "seed": seed, "negative": negative, "progress": True}
+    options = {"steps": steps, "sampler": _with_bar(sampler, steps), "seed": seed, "negative": negative}
     if guidance_scale is not None:
         options["guidance_scale"] = guidance_scale
     if (task, image, mask) == (None, None, None):
@@ -153,6 +153,17 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: TaskName | None 
         images = run_task(ldm, task, model, num, size, image, mask, words, **options)
     save_grid(images, out, columns=min(num, 8))
     print(f"{num} pictures in {out} ({loaded - began:.1f} s to load, {time.monotonic() - loaded:.1f} s to draw)")
+
+
+def _with_bar(name: str, steps: int):
+    """The sampler of a name, with a bar that tells how far it is; an unknown name as it is, for `sample` to refuse."""
+    from tqdm.auto import tqdm
+
+    from .samplers import SAMPLERS
+
+    if name not in SAMPLERS:
+        return name
+    return lambda *args, **options: tqdm(SAMPLERS[name](*args, **options), total=steps)
 
 
 def evaluate(model: str = "emoji-scenes", task: TaskName | Literal["all"] | None = None, *, num: int = 256,

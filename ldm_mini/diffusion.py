@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 
 PREDICTIONS = ("eps", "x0", "v")
-# The guidance scale advised for words: most scenes exactly as told, and near real ones (data/measurements/guidance.py).
-TEXT_GUIDANCE = 2.0
 
 
 def prediction_target(prediction: str, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

@@ -1,30 +1,29 @@
 """Diffusion in the latent space of a frozen autoencoder (LDM sec. 3): put together by constructor argument, trained by
-`loss`, used by `sample`, kept by `save_pretrained` and `from_pretrained`."""
+`loss`, used by `sample`, kept by `save_pretrained` and `from_pretrained`. Built in notebook 09."""
 
-from collections import deque
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from . import hub
-from .cond import Cond, Conditioner, batch_size
-from .diffusion import PREDICTIONS, TEXT_GUIDANCE, diffusion_loss, draw_noise, draw_timesteps, make_denoiser
+from .cond import Cond, batch_size
+from .diffusion import PREDICTIONS, diffusion_loss, draw_noise, draw_timesteps, make_denoiser
 from .hub import SHARD_BYTES, load_weights
 from .samplers import SAMPLERS
 from .schedule import NoiseSchedule
+from .tasks import TEXT_GUIDANCE
 
 
 class LatentDiffusion(nn.Module):
     """A first stage, a network on its latents, a noise schedule and, if there is one, a conditioner.
 
-    autoencoder:  encode(x, sample, generator) -> z, decode(z) -> x, config with latent_channels and downsample_factor;
+    autoencoder:  encode(x, sample) -> z, decode(z) -> x, a config with latent_channels and downsample_factor;
                   frozen here. None = no first stage: diffusion on pixels (LDM-1).
     net:          net(x_t (B,C,h,w), t (B,), cond) -> (B,C,h,w).
-    conditioner:  encode(batch) -> Cond and null(batch) -> Cond; None = unconditional.
+    conditioner:  a `Conditioner`: encode(batch) -> Cond and null(batch) -> Cond; None = unconditional.
     prediction:   what the net predicts: "eps", "x0" or "v".
     p_uncond:     how often a sample's whole condition is dropped in training, which is what guidance needs.
     scale_factor: multiplies the latents, so that they have unit variance: see `latent_scale`.
@@ -49,32 +48,35 @@ class LatentDiffusion(nn.Module):
         self.register_buffer("scale_factor", torch.tensor(float(scale_factor)))
         if autoencoder is not None:
             autoencoder.requires_grad_(False).eval()
-        if isinstance(conditioner, Conditioner):
+        if conditioner is not None:
             conditioner.use_first_stage(autoencoder)
 
     # ------------------------------------------------------------------------------------------------------- training
 
-    def loss(self, batch: dict, generator: torch.Generator | None = None, t_power: float = 1.0) -> Tensor:
+    def loss(self, batch: dict, t_power: float = 1.0) -> Tensor:
         """The training loss of a batch, a scalar (LDM eq. 2, eq. 3 with a conditioner).
 
         batch: "image" (B,3,H,W) in [-1,1], or "latent" (B,C,h,w), which is what autoencoder.encode gave (raw: it is
-        scaled here) and saves the encoder's time; and whatever the conditioner reads. `generator` makes it repeatable.
+        scaled here) and saves the encoder's time; and whatever the conditioner reads.
         t_power: above 1, high noise is drawn more often than low (`draw_timesteps`): there, places are decided.
+        All randomness is torch's own: `with seeded(0): ldm.loss(batch)` of `train` repeats it.
         """
         batch = self._move(batch)
+        # z0: the picture's latent, scaled to unit variance (app. G)
         if "latent" in batch:
             z0 = batch["latent"] * self.scale_factor
-            height, width = (side * self._factor for side in z0.shape[-2:])
         elif "image" in batch:
-            z0 = self.encode(batch["image"], sample=True, generator=generator)
-            height, width = batch["image"].shape[-2:]
+            z0 = self.encode(batch["image"], sample=True)
         else:
             raise ValueError(f'a batch needs "image" or "latent", this one has {sorted(batch)}.')
+        # as large as the first pictures it learns from will be those it makes
         if self.image_size is None:
-            self.image_size = (height, width)
-        cond = self._dropped_cond(batch, generator)
-        t = draw_timesteps(self.schedule, len(z0), z0.device, generator, t_power)
-        return diffusion_loss(self.net, self.schedule, z0, cond, self.prediction, t, generator=generator)
+            self.image_size = tuple(side * self._factor for side in z0.shape[-2:])
+        # what is known of each picture; some samples hear of nothing, which guidance needs later
+        cond = self._dropped_cond(batch)
+        # a noise level for each sample, and how wrong the network is there (eq. 2, 3)
+        t = draw_timesteps(self.schedule, len(z0), z0.device, power=t_power)
+        return diffusion_loss(self.net, self.schedule, z0, cond, self.prediction, t)
 
     forward = loss  # what DistributedDataParallel calls
 
@@ -90,23 +92,22 @@ class LatentDiffusion(nn.Module):
             self.autoencoder.eval()
         return self
 
-    def _dropped_cond(self, batch: dict, generator) -> Cond:
+    def _dropped_cond(self, batch: dict) -> Cond:
         """The batch's condition; with probability p_uncond a sample gets the null condition, in all parts at once."""
         if self.conditioner is None:
             return Cond()
         cond = self.conditioner.encode(batch)
         if self.p_uncond == 0:
             return cond
-        where = self.device if generator is None else generator.device
-        keep = torch.rand(batch_size(batch), generator=generator, device=where) >= self.p_uncond
-        return cond.where(keep.to(self.device), self.conditioner.null(batch))
+        keep = torch.rand(batch_size(batch), device=self.device) >= self.p_uncond
+        return cond.where(keep, self.conditioner.null(batch))
 
     # ---------------------------------------------------------------------------------------------------- first stage
 
     @torch.no_grad()
-    def encode(self, images: Tensor, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
+    def encode(self, images: Tensor, sample: bool = False) -> Tensor:
         """Images (B,3,H,W) in [-1,1] -> scaled latents z0 (B,C,h,w). `sample` a KL posterior, not its mode."""
-        return _raw_latent(self.autoencoder, images, sample, generator) * self.scale_factor
+        return _raw_latent(self.autoencoder, images, sample) * self.scale_factor
 
     @torch.no_grad()
     def decode(self, z0: Tensor) -> Tensor:
@@ -138,41 +139,33 @@ class LatentDiffusion(nn.Module):
             return make_denoiser(self.net, self.schedule, Cond(), prediction=self.prediction, clip_x0=clip_x0)
         if batch is None:
             raise ValueError('this model is conditional: sample({"caption": [...]}), with what its conditioner reads.')
-        batch, null = self._move(self._sized(batch, size)), None
-        if guidance_scale != 1 and negative is not None:
-            negative = {"caption": [negative] * batch_size(batch)} if isinstance(negative, str) else negative
-            null = self._negative(batch, self._move(negative))
-        elif guidance_scale != 1:
+        # a map or picture that the batch lacks takes its size from a blank latent
+        size = self._size(batch, size)
+        if size is not None:
+            batch = {**batch, "latent": torch.zeros(batch_size(batch), *self.latent_shape(size))}
+        batch = self._move(batch)
+        # the condition, and what guidance steers away from, once for all steps
+        cond = self.conditioner.encode(batch)
+        null = self._null(batch, negative) if guidance_scale != 1 else None
+        return make_denoiser(self.net, self.schedule, cond, null, guidance_scale, self.prediction, clip_x0)
+
+    def _null(self, batch: dict, negative) -> Cond:
+        """No condition; or the negative's parts, and of the other parts none, so that guidance reaches them."""
+        if negative is None:
             if self.p_uncond == 0:
                 raise ValueError("this model never learned the null condition (p_uncond=0): use guidance_scale=1, or "
                                  "train with p_uncond=0.1.")
-            null = self.conditioner.null(batch)
-        return make_denoiser(self.net, self.schedule, self.conditioner.encode(batch), null, guidance_scale,
-                             self.prediction, clip_x0)
-
-    def _negative(self, batch: dict, negative: dict) -> Cond:
-        """What to steer away from: the negative's parts; the other parts are null, so that guidance reaches them."""
-        parts = getattr(self.conditioner, "parts", [self.conditioner])
-        return Cond.join([part.encode({**batch, **negative}) if not part.keys or negative.keys() & set(part.keys)
-                          else part.null(batch) for part in parts])
-
-    def _size(self, batch: dict | None, size) -> tuple[int, int] | None:
-        """(height, width): as asked for; else as the batch's images and maps want it; else as in training, if known."""
-        if size is None and batch and isinstance(self.conditioner, Conditioner):
-            size = self.conditioner.image_size(batch)
-        return self.image_size if size is None else _pair(size)
-
-    def _sized(self, batch: dict, size) -> dict:
-        """The batch with a blank "latent" of the wanted size, from which a map that is absent takes its shape."""
-        size = self._size(batch, size)
-        if size is None:
-            return batch
-        return {**batch, "latent": torch.zeros(batch_size(batch), *self.latent_shape(size))}
+            return self.conditioner.null(batch)
+        if isinstance(negative, str):
+            negative = {"caption": [negative] * batch_size(batch)}
+        instead = {**batch, **self._move(negative)}
+        return Cond.join([part.encode(instead) if not part.keys or negative.keys() & set(part.keys)
+                          else part.null(batch) for part in getattr(self.conditioner, "parts", [self.conditioner])])
 
     @torch.no_grad()
     def sample(self, batch: dict | None = None, num: int | None = None, steps: int = 20,
                guidance_scale: float = TEXT_GUIDANCE, sampler="dpm", generator: torch.Generator | None = None,
-               seed: int | None = None, size=None, progress: bool = False, negative=None, **options) -> Tensor:
+               seed: int | None = None, size=None, negative=None, **options) -> Tensor:
         """New images (B,3,H,W) in [-1,1], one per entry of `batch`, or `num` of them without a conditioner.
 
         sampler: a name in samplers.SAMPLERS or such a function; `options` go to it (eta, order, spacing, ...).
@@ -180,29 +173,40 @@ class LatentDiffusion(nn.Module):
         size:    side or (height, width), default the size that the batch's images and maps ask for, else the one it was
                  trained on; other sizes work for convolutional nets.
         """
-        if sampler in SAMPLERS:
-            sampler = SAMPLERS[sampler]
-        elif not callable(sampler):
-            raise ValueError(f"sampler must be one of {list(SAMPLERS)}, or a function, got {sampler!r}.")
-        if seed is not None:
-            if generator is not None:
-                raise ValueError("give a seed or a generator, not both.")
-            generator = torch.Generator().manual_seed(seed)
-        num = batch_size(batch) if num is None and batch else num
-        if num is None or (batch and num != batch_size(batch)):
+        # 1. what is asked for: how many, how large, from which noise, by which sampler
+        num, size, generator, sampler = self._request(batch, num, size, generator, seed, sampler)
+        with _evaluating(self):
+            # 2. the condition and its absence; pixels have bounds, latents have none
+            denoise = self.denoiser(batch, guidance_scale, negative, 1.0 if self.autoencoder is None else None, size)
+            # 3. from noise to a latent, of which only the last counts
+            z = draw_noise(torch.empty(num, *self.latent_shape(size), device=self.device), generator)
+            for z in sampler(denoise, z, self.schedule, steps=steps, generator=generator, **options):
+                pass
+            # 4. from the latent to a picture, in float32 also under autocast
+            images = self.decode(z).float().clamp(-1, 1)
+        return images if self.conditioner is None else self.conditioner.finish(images, batch)
+
+    def _request(self, batch, num, size, generator, seed, sampler) -> tuple:
+        """`sample`'s arguments, made definite: num, (height, width), generator, the sampler's function. ValueErrors."""
+        wanted = batch_size(batch) if batch else num
+        if wanted is None or num not in (None, wanted):
             raise ValueError(f"how many? num={num}; it must be given without a batch, and agree with a batch.")
         size = self._size(batch, size)
         if size is None:
             raise ValueError("the model was never trained, so it knows no image size: give sample(..., size=64).")
-        shape = (num, *self.latent_shape(size))
-        with _evaluating(self):
-            denoise = self.denoiser(batch, guidance_scale, negative, 1.0 if self.autoencoder is None else None, size)
-            z_T = draw_noise(torch.empty(shape, device=self.device), generator)
-            path = sampler(denoise, z_T, self.schedule, steps=steps, generator=generator, **options)
-            path = tqdm(path, total=steps if isinstance(steps, int) else len(steps), disable=not progress)
-            images = self.decode(deque(path, maxlen=1).pop()).float().clamp(-1, 1)  # autocast may be on
-        finish = batch is not None and isinstance(self.conditioner, Conditioner)
-        return self.conditioner.finish(images, batch) if finish else images
+        if seed is not None and generator is not None:
+            raise ValueError("give a seed or a generator, not both.")
+        if not callable(sampler) and sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {list(SAMPLERS)}, or a function, got {sampler!r}.")
+        if seed is not None:
+            generator = torch.Generator().manual_seed(seed)
+        return wanted, size, generator, SAMPLERS.get(sampler, sampler)
+
+    def _size(self, batch: dict | None, size) -> tuple[int, int] | None:
+        """(height, width): as asked for; else as the batch's images and maps want it; else as in training, if known."""
+        if size is None and batch and self.conditioner is not None:
+            size = self.conditioner.image_size(batch)
+        return self.image_size if size is None else _pair(size)
 
     @property
     def device(self) -> torch.device:
@@ -265,11 +269,9 @@ def latent_scale(autoencoder, batches, limit: int = 64) -> float:
     return float(((squares - total**2 / count) / (count - 1)) ** -0.5)
 
 
-def _raw_latent(autoencoder, images: Tensor, sample: bool, generator=None) -> Tensor:
+def _raw_latent(autoencoder, images: Tensor, sample: bool) -> Tensor:
     """What the first stage's encoder gives, float32 and not scaled."""
-    if autoencoder is None:
-        return images.float()
-    return autoencoder.encode(images, sample=sample, generator=generator).float()
+    return (images if autoencoder is None else autoencoder.encode(images, sample=sample)).float()
 
 
 @contextmanager

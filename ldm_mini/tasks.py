@@ -3,6 +3,7 @@
     ldm.sample(inputs("superres", batch), guidance_scale=TASKS["superres"].guidance_scale)
 
 A model of several parts does all their tasks, and their combinations: give `sample` the keys of more than one.
+Used from notebook 10 on.
 """
 
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .cond import batch_size
-from .diffusion import TEXT_GUIDANCE
 
+# The guidance scale advised for words: most scenes exactly as told, and near real ones (data/measurements/guidance.py).
+TEXT_GUIDANCE = 2.0
 PARTS = ("text", "class", "layout", "lowres", "semantic", "inpaint")           # of a conditioner; in this order
 
 

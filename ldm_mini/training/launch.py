@@ -194,7 +194,8 @@ def _pictures(ldm, recipe, held_out: dict, seed: int):
 def _validation_losses(ldm, recipe, held_out: dict) -> dict:
     """The loss on scenes that no training sees: with all conditions; of many, with each alone and their mean."""
     def loss(batch):
-        return ldm.loss(batch, torch.Generator().manual_seed(VALIDATION_SEED)).item()
+        torch.manual_seed(VALIDATION_SEED)
+        return ldm.loss(batch).item()
 
     if len(recipe.parts) <= 2:
         return {"val_loss": loss(held_out)}
