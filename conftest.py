@@ -3,12 +3,16 @@
 import os
 from pathlib import Path
 
+from course import CALM_THREADS
+
 ROOT = Path(__file__).resolve().parent
 NBVAL_DEFAULT_TIMEOUT = 2000  # seconds for one cell: nbval's own, far too patient
 
-# Before anything imports torch; notebook kernels inherit both. Two threads on a busy machine can be ten times
+# Before anything imports torch; notebook kernels inherit it all. Two threads on a busy machine can be ten times
 # slower than one, and change the last digits.
 os.environ["OMP_NUM_THREADS"] = "1"
+for name, value in CALM_THREADS.items():
+    os.environ.setdefault(name, value)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 

@@ -32,6 +32,9 @@ FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
 COMMANDS = ("lab", "test", "run", "setup")
 OLDEST, NEWEST = (3, 10), (3, 13)  # the versions of Python that are tested
 DISK_GB = 8  # what a CUDA build of PyTorch takes, and its download
+# PyTorch's threads spin while they wait for each other, and on a busy machine they spin instead of working: drawing
+# takes ten times as long. Let them sleep sooner (GNU's runtime on Linux, LLVM's and Intel's elsewhere).
+CALM_THREADS = {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "1"}
 
 
 class Problem(Exception):
@@ -177,7 +180,7 @@ def command_line(command, python, rest):
 
 def start(words, folder):
     """Run to the end and return the exit status; Ctrl-C is the program's to answer, not ours."""
-    process = subprocess.Popen(words, cwd=folder and str(folder))
+    process = subprocess.Popen(words, cwd=folder and str(folder), env={**CALM_THREADS, **os.environ})
     while True:
         try:
             return process.wait()

@@ -207,6 +207,16 @@ def test_broken_environment_is_made_again(tmp_path, monkeypatch):
     assert course.works(course.ensure_venv())
 
 
+@pytest.mark.parametrize("own, expected", [(None, 0), ("7", 1)])
+def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(monkeypatch, own, expected):
+    for name in course.CALM_THREADS:
+        monkeypatch.delenv(name, raising=False)
+    if own:
+        monkeypatch.setenv("GOMP_SPINCOUNT", own)
+    assert course.start([sys.executable, "-c", "import os, sys; sys.exit(os.environ['GOMP_SPINCOUNT'] != '20000')"],
+                        None) == expected
+
+
 def test_exit_status_comes_through(tmp_path):
     assert course.start([sys.executable, "-c", "import os, sys; sys.exit(len(os.getcwd()))"], tmp_path) \
         == len(str(tmp_path.resolve())) % 256

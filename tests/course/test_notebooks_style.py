@@ -190,6 +190,7 @@ NBVAL_CELLS = [  # source, stored output, verdict of strict nbval with our setti
     ("'size 200x200'", "'size 300x300'", "failed"),
     ("0.3", "0.30000000000000004", "failed"),
     ("import os; print(os.environ['OMP_NUM_THREADS'])", "1\n", "passed"),
+    ("import os; print(os.environ['GOMP_SPINCOUNT'])", "20000\n", "passed"),
     ("import os; print(os.path.basename(os.getcwd()))", "notebooks\n", "passed"),
     ("import ldm_mini, pathlib; print(pathlib.Path(ldm_mini.__file__).parts[-3])", "copy\n", "passed"),
 ]
@@ -201,7 +202,8 @@ def test_nbval_compares_strictly_with_our_settings(tmp_path):
     for name in ("notebooks", "tests", "ldm_mini"):
         (copied / name).mkdir(parents=True)
     (copied / "ldm_mini" / "__init__.py").touch()
-    shutil.copy(ROOT / "conftest.py", copied)
+    for name in ("conftest.py", "course.py"):
+        shutil.copy(ROOT / name, copied)
     shutil.copy(ROOT / "tests" / "nbval_sanitize.cfg", copied / "tests")
     cells = []
     for text, stored, _ in NBVAL_CELLS:
