@@ -217,3 +217,25 @@ def test_nbval_compares_strictly_with_our_settings(tmp_path):
                          cwd=copied, capture_output=True, text=True)
     verdicts = dict((int(n), v.lower()) for v, n in re.findall(r"^(PASSED|FAILED) .*Cell (\d+)", out.stdout, re.M))
     assert [verdicts.get(n) for n in range(len(cells))] == [verdict for *_, verdict in NBVAL_CELLS], out.stdout
+
+
+def test_compressed_figures_look_the_same():
+    """Pictures keep their colours to 3 of 255; a plot gets a palette; both get smaller."""
+    import io
+
+    import compress_figures
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    ramp = np.linspace(0, 255, 128, dtype=np.uint8)
+    picture = np.stack([*np.meshgrid(ramp, ramp), np.random.default_rng(0).integers(0, 256, (128, 128), np.uint8)], -1)
+    plot = Image.new("RGB", (256, 128), "white")
+    ImageDraw.Draw(plot).line([(0, 0), (256, 100)], fill="red", width=5)
+    ImageDraw.Draw(plot).text((20, 90), "a step", fill="black")
+    for page, palette in ((Image.fromarray(picture), False), (plot, True)):
+        stored = io.BytesIO()
+        page.convert("RGBA").save(stored, "PNG", compress_level=1)
+        small = compress_figures.compressed(stored.getvalue())
+        now = Image.open(io.BytesIO(small))
+        assert len(small) < len(stored.getvalue()) and now.size == page.size and (now.mode == "P") == palette
+        assert np.abs(np.asarray(now.convert("RGB"), int) - np.asarray(page, int)).max() <= (10 if palette else 3)
