@@ -192,7 +192,9 @@ def test_wheel_carries_the_data_and_nothing_else(wheel):
     for digest, name in checksum_lines():
         assert sha256((wheel / "ldm_mini" / "_data" / name).read_bytes()).hexdigest() == digest, name
     assert sorted(path.name for path in wheel.iterdir()) == ["ldm_mini", f"ldm_mini-{ldm_mini.__version__}.dist-info"]
-    assert {p.name for p in (ROOT / "ldm_mini").glob("*.py")} == {p.name for p in (wheel / "ldm_mini").glob("*.py")}
+    sources, packed = ({p.relative_to(top) for p in top.rglob("*.py") if "_data" not in p.parts}
+                       for top in (ROOT / "ldm_mini", wheel / "ldm_mini"))
+    assert sources == packed
     assert not (wheel / "ldm_mini" / "_data" / "build").exists()
 
 
@@ -204,6 +206,19 @@ def test_wheel_finds_its_data_without_a_clone(wheel, tmp_path):
     found = [Path(line) for line in out.stdout.splitlines()]
     assert len(found) == len(checksum_lines())
     assert all((wheel / "ldm_mini" / "_data").resolve() in path.resolve().parents for path in found)
+
+
+def test_a_notebook_alone_finds_the_measurements_that_it_reads(wheel, tmp_path):
+    """By name, from the installed package, in any folder: nothing is opened beside the notebook."""
+    cells = [c for path in (ROOT / "notebooks").glob("*.ipynb") for c in json.loads(path.read_text("utf-8"))["cells"]]
+    source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    names = sorted(set(re.findall(r"\bmeasurement\(\"([\w/]+)\"\)", source)))
+    assert len(names) >= 8 and not re.search(r"[\"'](\.\./)?(data|figures|notebooks)/", source)
+    code = ("import sys; sys.path.insert(0, sys.argv[1]); from ldm_mini.files import measurement; "
+            "print(*(bool(measurement(name)) for name in sys.argv[2:]))")
+    out = subprocess.run([sys.executable, "-I", "-c", code, str(wheel), *names], cwd=tmp_path, capture_output=True,
+                         text=True)
+    assert out.stdout.split() == ["True"] * len(names), out.stderr
 
 
 def test_ruff_is_clean():
