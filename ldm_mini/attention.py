@@ -117,11 +117,11 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """x (B,N,dim), context (B,M,context_dim), mask (B,M) bool -> (B,N,dim)"""
-        # 1. what the other pixels hold
+        # 1. tokens read each other
         x = x + self.self_attn(self.norm1(x))
-        # 2. what the condition says of this pixel
+        # 2. they read the condition
         x = x + self.cross_attn(self.norm2(x), context, mask)
-        # 3. each pixel by itself makes something of both
+        # 3. each makes something of what it read, by itself
         return x + self.ff(self.norm3(x))
 
 
@@ -134,17 +134,15 @@ class SpatialTransformer(nn.Module):
     def __init__(self, channels: int, num_heads: int | None = None, head_dim: int | None = None, depth: int = 1,
                  context_dim: int | None = None, groups: int = 32):
         super().__init__()
-        heads, head_dim = head_layout(channels, num_heads, head_dim)
-        inner = heads * head_dim
         self.norm = group_norm(channels, groups, eps=1e-6)
-        self.proj_in = nn.Linear(channels, inner)                               # a 1x1 convolution, written for tokens
-        self.blocks = nn.ModuleList(TransformerBlock(inner, context_dim, heads, head_dim) for _ in range(depth))
-        self.proj_out = zeroed(nn.Linear(inner, channels))
+        self.proj_in = nn.Linear(channels, channels)                            # a 1x1 convolution, written for tokens
+        self.blocks = nn.ModuleList(TransformerBlock(channels, context_dim, num_heads, head_dim) for _ in range(depth))
+        self.proj_out = zeroed(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """x (B,C,h,w), context (B,M,context_dim), mask (B,M) bool -> (B,C,h,w)"""
         # 1. pixels as tokens, which read each other and the condition
-        h = self.proj_in(_to_tokens(self.norm(x)))                              # (B, h*w, inner)
+        h = self.proj_in(_to_tokens(self.norm(x)))                              # (B,h*w,C)
         for block in self.blocks:
             h = block(h, context, mask)
         # 2. back in their places, added to what was there

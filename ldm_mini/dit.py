@@ -1,5 +1,4 @@
 """The Diffusion Transformer (Peebles & Xie 2022, arXiv 2212.09748): patches are tokens, conditions steer the norms.
-
 After the paper: it takes the U-Net's place, and nothing else of latent diffusion changes.
 """
 

@@ -1,5 +1,4 @@
 """A running average of the weights: the network one samples from, smoother than the one being trained (LDM sec. E).
-
 Built in notebook 07.
 """
 

@@ -9,8 +9,7 @@ All samplers take
     steps      how many, 1 <= steps <= T, or the timesteps themselves: a descending sequence of integers
     generator  source of fresh noise, if the sampler needs any; a CPU generator gives the same picture on every device
     spacing, offset   which timesteps `steps` means: see `NoiseSchedule.timesteps`
-and some `clean_end`: True ends at x0 itself; False stops at the noise level of t = 0, as LDM's released DDIM does
-(diffusers: set_alpha_to_one=False).
+and some `clean_end`: False stops at the noise level of t = 0, as LDM's DDIM does (diffusers: set_alpha_to_one=False).
 """
 
 import torch

@@ -139,7 +139,6 @@ class UNet(nn.Module):
         for step in self.up:
             h = torch.cat([h, hs.pop()], dim=1)
             h = step(h, time, cond.context, cond.mask)
-        # 6. the prediction, 0 at first
         return self.conv_out(F.silu(self.norm_out(h)))
 
     def _step(self, width_in: int, level: int) -> Step:
