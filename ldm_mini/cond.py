@@ -158,6 +158,7 @@ def check_net_inputs(config, x: Tensor, cond: Cond, context: bool, vector: bool)
     if x.shape[1] + joined != config.in_channels + config.concat_channels:
         raise ValueError(f"x has {x.shape[1]} channels and cond.concat {joined}, but the network was built with "
                          f"in_channels={config.in_channels} and concat_channels={config.concat_channels}.")
+    # a part that nobody reads would be no error of torch's: the picture would just ignore it
     for part, wanted in (("context", context), ("vector", vector)):
         if wanted != (getattr(cond, part) is not None):
             raise ValueError(f"the network was built {'with' if wanted else 'without'} {part}, but was given "

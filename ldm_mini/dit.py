@@ -32,11 +32,11 @@ class DiTConfig:
     num_classes: int | None = None              # own table of classes, and a last row for none: cond.vector (B,) int64
     vector_dim: int | None = None               # or a vector of this width, as the U-Net takes it
     concat_channels: int = 0                    # channels of cond.concat
-    # The rest is there for one purpose, to run the published weights exactly as diffusers does:
+    # The rest serves one purpose: to run published weights exactly as diffusers does
     mlp_norm_eps: float = EPS                   # 1e-5 there
-    time_code_to_the_end: bool = False          # the sinusoid's last frequency is 1/10000 itself
-    own_embeddings: bool = False                # diffusers keeps a copy of the embedding for each block; copies of one
-                                                # table are read as one, and tables trained apart stay apart
+    time_code_to_the_end: bool = False          # True there: the sinusoid's last frequency is 1/10000 itself
+    own_embeddings: bool = False                # each block has its own embedding of time and class. Diffusers stores
+                                                # one per block; the loader reads equal ones as a single one
 
     @property
     def min_factor(self) -> int:
@@ -70,7 +70,7 @@ class DiT(nn.Module):
         rows, columns = h.shape[2:]
         h = rearrange(h, "b d rows columns -> b (rows columns) d")                              # (B,N,D)
         h = h + position_code(rows, columns, c.width, c.input_size // c.patch_size, h.device).to(h.dtype)
-        # 2. time and condition as one vector
+        # 2. time and condition as one vector, for all blocks or for each its own
         conditions = [embed(t, cond.vector) for embed in self.embeddings]                       # one or depth of (B,D)
         # 3. tokens read each other, in every block as that vector wants it
         for i, block in enumerate(self.blocks):
@@ -116,6 +116,7 @@ class DiTBlock(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """x (B,N,D), condition (B,D) -> (B,N,D)"""
+        # all six are 0 at first: both gates are shut, and the block is the identity
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(condition))[:, None].chunk(6, dim=-1)
         x = x + gate1 * self.attn(self.norm1(x) * (1 + scale1) + shift1)
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)

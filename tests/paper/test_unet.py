@@ -183,6 +183,7 @@ def test_what_cannot_be_built_is_refused(change, message):
 
 @pytest.mark.parametrize("change, message", [
     ({"x": torch.randn(2, 3, 9, 8)}, "multiples of 2"),
+    ({"x": torch.randn(2, 3, 8, 9)}, "multiples of 2"),
     ({"x": torch.randn(3, 8, 8)}, r"must be \(B,C,h,w\)"),
     ({"x": torch.randn(2, 4, 8, 8)}, "in_channels=3"),
     ({"concat": None}, "concat_channels=2"),
