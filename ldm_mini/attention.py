@@ -1,11 +1,14 @@
 """Attention (LDM sec. 3.3): softmax(Q K^T / sqrt(d)) V, and the blocks by which an image reads itself and a condition.
 
 Nothing here knows the order or the place of a token: no block adds a position code (notebook 13 asks why it works).
+Built in notebook 02.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .blocks import group_norm, zeroed
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -16,9 +19,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     """
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v)
-    mask = _broadcast_mask(mask)
-    some = mask.any(dim=-1, keepdim=True)                                       # (B,1,1,1) or (B,H,N,1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask | ~some) * some
+    mask, some = _broadcast_mask(mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask) * some
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -26,28 +28,28 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     if mask is None:
         return scores.softmax(dim=-1)
-    mask = _broadcast_mask(mask)
-    some = mask.any(dim=-1, keepdim=True)
-    return scores.masked_fill(~(mask | ~some), float("-inf")).softmax(dim=-1) * some
+    mask, some = _broadcast_mask(mask)
+    return scores.masked_fill(~mask, float("-inf")).softmax(dim=-1) * some
 
 
-def _broadcast_mask(mask: Tensor) -> Tensor:
+def _broadcast_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The mask as (B,1,1,M) or wider, and per query whether it may attend to anything at all, (B,1,1,1) or wider."""
     if mask.dtype != torch.bool:
         raise ValueError(f"attention: the mask must be bool with True = may be attended to, got {mask.dtype}.")
-    return mask[:, None, None, :] if mask.ndim == 2 else mask
+    mask = mask[:, None, None, :] if mask.ndim == 2 else mask
+    some = mask.any(dim=-1, keepdim=True)
+    # a softmax over nothing is 0 / 0, and NaN in every gradient: such a query looks at all, and its result is dropped
+    return mask | ~some, some
 
 
 def head_layout(dim: int, num_heads: int | None = None, head_dim: int | None = None) -> tuple[int, int]:
-    """(number of heads, width of a head): the paper's models fix one or the other. Both given: taken as they are."""
-    if num_heads is not None and head_dim is not None:
+    """(number of heads, width of a head): the paper's models fix one or the other. Both given: as they are; none: 8."""
+    if num_heads and head_dim:
         return num_heads, head_dim
-    if num_heads is None and head_dim is None:
-        num_heads = 8
-    given = head_dim if num_heads is None else num_heads
+    name, given = ("head_dim", head_dim) if head_dim else ("num_heads", num_heads or 8)
     if dim % given:
-        raise ValueError(f"head_layout: a width of {dim} cannot be split into heads with "
-                         f"{'head_dim' if num_heads is None else 'num_heads'} = {given}; choose a divisor of {dim}.")
-    return (dim // head_dim, head_dim) if num_heads is None else (num_heads, dim // num_heads)
+        raise ValueError(f"a width of {dim} cannot be split into heads with {name} = {given}: choose a divisor.")
+    return (dim // given, given) if head_dim else (given, dim // given)
 
 
 class Attention(nn.Module):
@@ -71,9 +73,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """x (B,N,dim), context (B,M,context_dim), mask (B,M) bool -> (B,N,dim)"""
         context = x if context is None else context
-        q, k, v = (self._split(layer(tokens))                                   # (B,H,N,d), (B,H,M,d), (B,H,M,d)
-                   for layer, tokens in ((self.to_q, x), (self.to_k, context), (self.to_v, context)))
-        return self.to_out(attention(q, k, v, mask).transpose(1, 2).flatten(2))  # heads side by side: (B,N,H*d)
+        # 1. x asks, the context answers; each head has its own d numbers of a token (LDM sec. 3.3)
+        q, k, v = self._split(self.to_q(x)), self._split(self.to_k(context)), self._split(self.to_v(context))
+        # 2. head by head, then side by side and mixed
+        return self.to_out(attention(q, k, v, mask).transpose(1, 2).flatten(2))  # (B,N,H*d) -> (B,N,dim)
 
     def weights(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Where each token of x looks: (B,H,N,M)."""
@@ -114,8 +117,11 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """x (B,N,dim), context (B,M,context_dim), mask (B,M) bool -> (B,N,dim)"""
+        # 1. tokens read each other
         x = x + self.self_attn(self.norm1(x))
+        # 2. they read the condition
         x = x + self.cross_attn(self.norm2(x), context, mask)
+        # 3. each makes something of what it read, by itself
         return x + self.ff(self.norm3(x))
 
 
@@ -128,18 +134,18 @@ class SpatialTransformer(nn.Module):
     def __init__(self, channels: int, num_heads: int | None = None, head_dim: int | None = None, depth: int = 1,
                  context_dim: int | None = None, groups: int = 32):
         super().__init__()
-        heads, head_dim = head_layout(channels, num_heads, head_dim)
-        inner = heads * head_dim
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, inner)                               # a 1x1 convolution, written for tokens
-        self.blocks = nn.ModuleList(TransformerBlock(inner, context_dim, heads, head_dim) for _ in range(depth))
-        self.proj_out = _zeroed(nn.Linear(inner, channels))
+        self.norm = group_norm(channels, groups, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels)                            # a 1x1 convolution, written for tokens
+        self.blocks = nn.ModuleList(TransformerBlock(channels, context_dim, num_heads, head_dim) for _ in range(depth))
+        self.proj_out = zeroed(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """x (B,C,h,w), context (B,M,context_dim), mask (B,M) bool -> (B,C,h,w)"""
-        h = self.proj_in(_to_tokens(self.norm(x)))                              # (B, h*w, inner)
+        # 1. pixels as tokens, which read each other and the condition
+        h = self.proj_in(_to_tokens(self.norm(x)))                              # (B,h*w,C)
         for block in self.blocks:
             h = block(h, context, mask)
+        # 2. back in their places, added to what was there
         return x + _to_image(self.proj_out(h), x)
 
 
@@ -152,11 +158,11 @@ class AttentionBlock(nn.Module):
     def __init__(self, channels: int, num_heads: int | None = None, head_dim: int | None = None, groups: int = 32,
                  eps: float = 1e-6, zero_init: bool = False):
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=eps)
+        self.norm = group_norm(channels, groups, eps)
         num_heads = 1 if num_heads is None and head_dim is None else num_heads
         self.attn = Attention(channels, None, num_heads, head_dim, qkv_bias=True)
         if zero_init:
-            _zeroed(self.attn.to_out)
+            zeroed(self.attn.to_out)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,C,h,w) -> (B,C,h,w)"""
@@ -169,9 +175,3 @@ def _to_tokens(x: Tensor) -> Tensor:
 
 def _to_image(tokens: Tensor, like: Tensor) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, like.shape[2:])                  # (B,h*w,C) -> (B,C,h,w)
-
-
-def _zeroed(layer: nn.Module) -> nn.Module:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer

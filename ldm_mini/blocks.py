@@ -1,6 +1,7 @@
 """The blocks that every convolutional network of the paper is made of: residual block, down, up, time embedding.
 
 The same ResBlock serves the first stage (no time, eps 1e-6) and the U-Net (time added, eps 1e-5, last conv zero).
+Built in notebook 07.
 """
 
 import math
@@ -11,10 +12,7 @@ from torch import Tensor, nn
 
 
 def group_norm(channels: int, groups: int = 32, eps: float = 1e-6) -> nn.GroupNorm:
-    """GroupNorm over `groups` groups (the paper's 32; about 16 channels per group is faster on a CPU).
-
-    Raises ValueError if `groups` does not divide `channels`.
-    """
+    """GroupNorm; `groups` must divide `channels` (the paper's 32; about 16 channels per group is faster on a CPU)."""
     if channels % groups:
         raise ValueError(f"group_norm: {channels} channels cannot be split into {groups} equal groups. "
                          f"Choose `groups` as a divisor, for instance {math.gcd(channels, groups)}.")
@@ -29,16 +27,15 @@ def zeroed(module: nn.Module) -> nn.Module:
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0, to_the_end: bool = False) -> Tensor:
-    """t (B,) -> (B, dim) float32: [cos | sin] of t at dim/2 frequencies from 1 down to nearly 1/max_period.
+    """t (B,) -> (B, dim) float32: [cos | sin] of t at dim/2 frequencies from 1 down to nearly 1/max_period; dim even.
 
     The two halves are joined to make the code of t; the code itself is later added to features, not joined to them.
     to_the_end: down to 1/max_period itself, as diffusers' DiT has it.
     """
-    if dim % 2:
-        raise ValueError(f"timestep_embedding: dim must be even (half cosines, half sines), got {dim}.")
     half = dim // 2
     exponents = -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device)
     frequencies = torch.exp(exponents / (half - to_the_end))
+    # fast angles tell neighbouring steps apart, slow ones early from late, like the hands of a clock
     angles = t.float()[:, None] * frequencies                                   # (B, dim/2)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)                      # (B, dim)
 
@@ -100,10 +97,6 @@ class ResBlock(nn.Module):
                  eps: float = 1e-6, dropout: float = 0.0, scale_shift: bool = False, zero_init: bool = False,
                  resample: str | None = None):
         super().__init__()
-        if resample not in (None, "down", "up"):
-            raise ValueError(f'ResBlock: resample must be None, "down" or "up", got {resample!r}.')
-        if scale_shift and time_dim is None:
-            raise ValueError("ResBlock: scale_shift needs a time embedding; pass time_dim.")
         self.scale_shift, self.resample = scale_shift, resample
         self.norm1 = group_norm(in_channels, groups, eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
@@ -117,17 +110,17 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """x (B,C,h,w), time (B,time_dim) -> (B,out_channels,h,w); h and w halved or doubled if `resample` says so."""
-        h = self._resize(F.silu(self.norm1(x)))
-        h = self.conv1(h)
+        # 1. the first half; a change of size comes between SiLU and convolution
+        h = self.conv1(self._resize(F.silu(self.norm1(x))))
+        # 2. the time speaks to whole channels: added before the second norm, or as that norm's scale and shift
         if self.time_proj is None:
             h = self.norm2(h)
+        elif self.scale_shift:
+            scale, shift = self.time_proj(F.silu(time))[:, :, None, None].chunk(2, dim=1)       # (B,out,1,1) each
+            h = self.norm2(h) * (1 + scale) + shift
         else:
-            embedding = self.time_proj(F.silu(time))[:, :, None, None]          # (B, out or 2*out, 1, 1)
-            if self.scale_shift:
-                scale, shift = embedding.chunk(2, dim=1)
-                h = self.norm2(h) * (1 + scale) + shift
-            else:
-                h = self.norm2(h + embedding)
+            h = self.norm2(h + self.time_proj(F.silu(time))[:, :, None, None])
+        # 3. the second half, added to the input
         return self.shortcut(self._resize(x)) + self.conv2(self.dropout(F.silu(h)))
 
     def _resize(self, x: Tensor) -> Tensor:

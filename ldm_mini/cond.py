@@ -144,3 +144,22 @@ class Conditioner(nn.Module):
         if key not in batch:
             raise ValueError(f"{type(self).__name__} reads batch[{key!r}], but the batch has only {sorted(batch)}.")
         return batch[key]
+
+
+def check_net_inputs(config, x: Tensor, cond: Cond, context: bool, vector: bool) -> None:
+    """Raise a ValueError that says what to change if a network's x or cond do not fit its config.
+
+    config has in_channels, concat_channels and min_factor; context and vector: whether the network reads that part.
+    """
+    if x.ndim != 4 or x.shape[2] % config.min_factor or x.shape[3] % config.min_factor:
+        raise ValueError(f"x must be (B,C,h,w) with h and w multiples of {config.min_factor}, since the network halves "
+                         f"or cuts it so far; got {tuple(x.shape)}. Choose another size.")
+    joined = 0 if cond.concat is None else cond.concat.shape[1]
+    if x.shape[1] + joined != config.in_channels + config.concat_channels:
+        raise ValueError(f"x has {x.shape[1]} channels and cond.concat {joined}, but the network was built with "
+                         f"in_channels={config.in_channels} and concat_channels={config.concat_channels}.")
+    # a part that nobody reads would be no error of torch's: the picture would just ignore it
+    for part, wanted in (("context", context), ("vector", vector)):
+        if wanted != (getattr(cond, part) is not None):
+            raise ValueError(f"the network was built {'with' if wanted else 'without'} {part}, but was given "
+                             f"{'no' if wanted else 'a'} cond.{part}: make its config and the conditioner agree.")

@@ -2,6 +2,7 @@
 
 A network predicts the noise `eps`, the clean `x0`, or `v = alpha eps - sigma x0` (Salimans & Ho 2022): given x_t each
 of them tells the other two. A sampler never sees which one, nor guidance: it gets `denoise(x_t, t) -> (x0, eps)`.
+Built in notebook 06.
 """
 
 import torch
@@ -13,7 +14,8 @@ PREDICTIONS = ("eps", "x0", "v")
 def prediction_target(prediction: str, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """What the network should output, (B, ...) like x0; alpha and sigma broadcast to it."""
     _check(prediction)
-    return {"eps": lambda: eps, "x0": lambda: x0, "v": lambda: alpha * eps - sigma * x0}[prediction]()
+    # v: as alpha and sigma are the cosine and sine of one angle, x_t runs along an arc, and this is its velocity
+    return {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0}[prediction]
 
 
 def to_x0_eps(prediction: str, out: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,6 +25,7 @@ def to_x0_eps(prediction: str, out: Tensor, x_t: Tensor, alpha: Tensor, sigma: T
         return (x_t - sigma * out) / alpha, out
     if prediction == "x0":
         return out, (x_t - alpha * out) / sigma
+    # v: the same rotation, backwards. It divides by nothing, so it is exact at both ends
     return alpha * x_t - sigma * out, sigma * x_t + alpha * out
 
 
@@ -34,13 +37,17 @@ def diffusion_loss(net, schedule, x0, cond, prediction="eps", t=None, eps=None, 
     reduce=False. weight: signal-to-noise ratio (B,) -> factor (B,); min-SNR (Hang et al. 2023) is
     `lambda snr: snr.clamp(max=5) / snr` for eps, `/ (snr + 1)` for v, and without the division for x0.
     """
+    # 1. a noise level for each sample, and its noise (DDPM algorithm 1)
     t = draw_timesteps(schedule, len(x0), x0.device, generator) if t is None else t
     eps = draw_noise(x0, generator) if eps is None else eps
+    # 2. there in one jump (DDPM eq. 4); the network sees x_t, t and the condition (LDM eq. 2)
     out = net(schedule.add_noise(x0, eps, t), t, cond)
+    # 3. what it should have said
     target = prediction_target(prediction, x0, eps, schedule.alpha(t, x0.ndim), schedule.sigma(t, x0.ndim))
     if out.shape != target.shape:
         raise ValueError(f"the network returned {tuple(out.shape)} for a latent of {tuple(target.shape)}: "
                          "set its out_channels to the latent's channels.")
+    # 4. the mean over a sample's values, so that it does not grow with the picture; float32 also under autocast
     per_sample = (out.float() - target.float()).square().flatten(1).mean(dim=1)  # B
     if weight is not None:
         per_sample = per_sample * weight(schedule.snr(t))
@@ -55,7 +62,6 @@ def make_denoiser(net, schedule, cond, null=None, guidance_scale=1.0, prediction
     Channels of the output beyond x_t's, such as a learned variance (DiT), are left out.
     clip_x0: keep x0 in [-clip_x0, clip_x0] and let eps agree; for pixels. Latents have no bounds.
     """
-    _check(prediction)
     guided = guidance_scale != 1
     if guided and null is None:
         raise ValueError(f"guidance_scale={guidance_scale} needs `null`, the condition that stands for none. "
@@ -63,13 +69,16 @@ def make_denoiser(net, schedule, cond, null=None, guidance_scale=1.0, prediction
     both = cond.stack([null, cond]) if guided else cond
 
     def denoise(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        # 1. the network's output; guided: from what it says of no condition to what it says of this one, and further
+        inputs = (torch.cat([x_t, x_t]), torch.cat([t, t])) if guided else (x_t, t)
+        out = net(*inputs, both)[:, :x_t.shape[1]].to(x_t.dtype)
         if guided:
-            u, c = net(torch.cat([x_t, x_t]), torch.cat([t, t]), both)[:, :x_t.shape[1]].to(x_t.dtype).chunk(2)
+            u, c = out.chunk(2)
             out = u + guidance_scale * (c - u)
-        else:
-            out = net(x_t, t, both)[:, :x_t.shape[1]].to(x_t.dtype)
+        # 2. what it means
         alpha, sigma = schedule.alpha(t, x_t.ndim), schedule.sigma(t, x_t.ndim)
         x0, eps = to_x0_eps(prediction, out, x_t, alpha, sigma)
+        # 3. no pixel is brighter than white, and the noise is what is left
         if clip_x0 is not None:
             x0, eps = to_x0_eps("x0", x0.clamp(-clip_x0, clip_x0), x_t, alpha, sigma)
         return x0, eps
@@ -87,8 +96,10 @@ def ideal_denoiser(points: Tensor, schedule):
 
     def denoise(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = schedule.alpha(t, 2), schedule.sigma(t, 2)
+        # 1. how far x_t is from each point; torch's faster way would lose the digits that tell near points apart
         distance = torch.cdist(x_t.flatten(1) / alpha, flat, compute_mode="donot_use_mm_for_euclid_dist")  # B N
-        weights = torch.softmax(-0.5 * (distance * alpha / sigma).square(), dim=1)  # B N; no exponential overflows
+        # 2. Bayes' rule: q(x_t | point) is a Gaussian, and a softmax of its logarithms never overflows
+        weights = torch.softmax(-0.5 * (distance * alpha / sigma).square(), dim=1)  # B N
         x0 = (weights @ flat).view_as(x_t)
         return to_x0_eps("x0", x0, x_t, schedule.alpha(t, x_t.ndim), schedule.sigma(t, x_t.ndim))
 
@@ -103,17 +114,16 @@ def draw_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor
     return torch.randn(like.shape, generator=generator, device=generator.device).to(like)
 
 
-def draw_timesteps(schedule, batch: int, device, generator: torch.Generator | None = None,
-                   power: float = 1.0) -> Tensor:
+def draw_timesteps(schedule, batch: int, device, generator: torch.Generator | None = None, power=1.0) -> Tensor:
     """Random timesteps, (batch,) int64 on `device`; drawn where `generator` is.
 
     power: 1 = uniform (DDPM); above, high noise comes more often: t = T u^(1 / power) for a uniform u in [0, 1).
     """
-    where = device if generator is None else generator.device
-    if power != 1:
-        u = torch.rand(batch, generator=generator, device=where)
-        return (u ** (1 / power) * schedule.num_steps).long().clamp(max=schedule.num_steps - 1).to(device)
-    return torch.randint(schedule.num_steps, (batch,), generator=generator, device=where).to(device)
+    where, T = device if generator is None else generator.device, schedule.num_steps
+    if power == 1:
+        return torch.randint(T, (batch,), generator=generator, device=where).to(device)
+    u = torch.rand(batch, generator=generator, device=where)
+    return (u ** (1 / power) * T).long().clamp(max=T - 1).to(device)
 
 
 def _check(prediction: str) -> None:

@@ -1,4 +1,6 @@
-"""The Diffusion Transformer (Peebles & Xie 2022, arXiv 2212.09748): patches are tokens, conditions steer the norms."""
+"""The Diffusion Transformer (Peebles & Xie 2022, arXiv 2212.09748): patches are tokens, conditions steer the norms.
+After the paper: it takes the U-Net's place, and nothing else of latent diffusion changes.
+"""
 
 from dataclasses import dataclass
 
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 
 from .attention import Attention
 from .blocks import TimeEmbedding, zeroed
-from .cond import Cond
+from .cond import Cond, check_net_inputs
 
 EPS = 1e-6                      # of its LayerNorms, which have no weights: adaLN is their scale and shift
 TIME_CODE = 256                 # width of the sinusoid of t
@@ -23,23 +25,18 @@ class DiTConfig:
     in_channels: int = 4                        # of the noisy latent
     out_channels: int | None = None             # None: as many. Twice as many also say how much variance a step adds
     patch_size: int = 2                         # a token is a square of so many latent pixels
-    width: int = 384
+    width: int = 384                            # a multiple of 4 (position code) and of num_heads
     depth: int = 12
     num_heads: int = 6
     input_size: int = 32                        # side of the latents; other sizes stretch the position code to theirs
     num_classes: int | None = None              # own table of classes, and a last row for none: cond.vector (B,) int64
     vector_dim: int | None = None               # or a vector of this width, as the U-Net takes it
     concat_channels: int = 0                    # channels of cond.concat
-    mlp_norm_eps: float = EPS                   # diffusers runs the published weights with 1e-5 here ...
-    time_code_to_the_end: bool = False          # ... and with a sinusoid whose last frequency is 1/10000 itself,
-    own_embeddings: bool = False                # and can give each block its own embedding of time and class
-
-    def __post_init__(self):
-        if self.width % self.num_heads or self.width % 4:
-            raise ValueError(f"DiTConfig: width={self.width} must be a multiple of 4 (sines and cosines of rows and "
-                             f"columns) and of num_heads={self.num_heads}.")
-        if self.num_classes is not None and self.vector_dim is not None:
-            raise ValueError("DiTConfig: give num_classes (classes in cond.vector) or vector_dim, not both.")
+    # The rest serves one purpose: to run published weights exactly as diffusers does
+    mlp_norm_eps: float = EPS                   # 1e-5 there
+    time_code_to_the_end: bool = False          # True there: the sinusoid's last frequency is 1/10000 itself
+    own_embeddings: bool = False                # each block has its own embedding of time and class. Diffusers stores
+                                                # one per block; the loader reads equal ones as a single one
 
     @property
     def min_factor(self) -> int:
@@ -67,14 +64,18 @@ class DiT(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: Cond = Cond()) -> Tensor:
         """x (B,C,h,w), t (B,) int64, cond -> (B,out_channels,h,w)"""
         c = self.config
-        check_inputs(c, x, t, cond)
+        check_net_inputs(c, x, cond, context=False, vector=c.num_classes is not None or c.vector_dim is not None)
+        # 1. each patch is a token, and knows its place
         h = self.patchify(x if cond.concat is None else torch.cat([x, cond.concat], dim=1))     # (B,D,h/p,w/p)
         rows, columns = h.shape[2:]
         h = rearrange(h, "b d rows columns -> b (rows columns) d")                              # (B,N,D)
         h = h + position_code(rows, columns, c.width, c.input_size // c.patch_size, h.device).to(h.dtype)
+        # 2. time and condition as one vector, for all blocks or for each its own
         conditions = [embed(t, cond.vector) for embed in self.embeddings]                       # one or depth of (B,D)
+        # 3. tokens read each other, in every block as that vector wants it
         for i, block in enumerate(self.blocks):
             h = block(h, conditions[i % len(conditions)])
+        # 4. from tokens back to patches; 0 at first
         shift, scale = self.modulation_out(F.silu(conditions[0]))[:, None].chunk(2, dim=-1)     # (B,1,D) each
         h = self.proj_out(self.norm_out(h) * (1 + scale) + shift)
         return rearrange(h, "b (rows columns) (p q c) -> b c (rows p) (columns q)", rows=rows, p=c.patch_size,
@@ -97,6 +98,7 @@ class ConditionEmbedding(nn.Module):
             return self.time(t)
         if self.vector is not None:
             return self.time(t) + self.vector(vector)
+        # rows of the table instead of their numbers: a picture between two classes, for instance
         return self.time(t) + (vector if vector.is_floating_point() else self.classes(vector))
 
 
@@ -114,6 +116,7 @@ class DiTBlock(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """x (B,N,D), condition (B,D) -> (B,N,D)"""
+        # all six are 0 at first: both gates are shut, and the block is the identity
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(condition))[:, None].chunk(6, dim=-1)
         x = x + gate1 * self.attn(self.norm1(x) * (1 + scale1) + shift1)
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
@@ -133,28 +136,3 @@ def position_code(rows: int, columns: int, dim: int, trained: int, device=None) 
 
     joined = torch.cat([code(columns)[None].expand(rows, -1, -1), code(rows)[:, None].expand(-1, columns, -1)], dim=2)
     return joined.reshape(rows * columns, dim).float().to(device)
-
-
-def check_inputs(c: DiTConfig, x: Tensor, t: Tensor, cond: Cond) -> None:
-    """Raise a ValueError that says what to change if x, t or cond do not fit the config."""
-    if x.ndim != 4 or x.shape[2] % c.patch_size or x.shape[3] % c.patch_size:
-        raise ValueError(f"DiT: x must be (B,C,h,w) with h and w multiples of patch_size={c.patch_size}, got "
-                         f"{tuple(x.shape)}.")
-    batch, joined = len(x), 0 if cond.concat is None else cond.concat.shape[1]
-    if x.shape[1] + joined != c.in_channels + c.concat_channels:
-        raise ValueError(f"DiT: x has {x.shape[1]} channels and cond.concat {joined}; the config wants in_channels="
-                         f"{c.in_channels} and concat_channels={c.concat_channels}.")
-    if t.shape != (batch,) or t.is_floating_point():
-        raise ValueError(f"DiT: t must be one integer step per sample, shape ({batch},) and int64, got "
-                         f"{tuple(t.shape)} {t.dtype}.")
-    if cond.context is not None:
-        raise ValueError("DiT: it reads no cond.context; give a class or a vector in cond.vector.")
-    wants, vector = c.num_classes is not None or c.vector_dim is not None, cond.vector
-    if wants != (vector is not None):
-        raise ValueError(f"DiT: num_classes={c.num_classes}, vector_dim={c.vector_dim}, but "
-                         f"{'no cond.vector was given' if wants else 'a cond.vector was given'}.")
-    if vector is not None and not (tuple(vector.shape) == (batch, c.vector_dim or c.width) or (
-            c.num_classes is not None and vector.shape == (batch,) and not vector.is_floating_point())):
-        raise ValueError(f"DiT: cond.vector is {tuple(vector.shape)} {vector.dtype}; it must be "
-                         + (f"({batch}, {c.vector_dim})." if c.num_classes is None else f"int64 classes ({batch},), "
-                            f"{c.num_classes} for none."))

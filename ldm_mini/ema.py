@@ -1,4 +1,6 @@
-"""A running average of the weights: the network one samples from, smoother than the one being trained (LDM sec. E)."""
+"""A running average of the weights: the network one samples from, smoother than the one being trained (LDM sec. E).
+Built in notebook 07.
+"""
 
 from contextlib import contextmanager
 
@@ -22,10 +24,7 @@ class EMA:
     """
 
     def __init__(self, module: nn.Module, max_decay: float = 0.9999):
-        if not 0 <= max_decay < 1:
-            raise ValueError(f"max_decay must be in [0, 1), got {max_decay}.")
-        self.max_decay = max_decay
-        self.updates = 0
+        self.max_decay, self.updates = max_decay, 0
         self.averages = {name: p.detach().clone() for name, p in _trainable(module).items()}
 
     @torch.no_grad()
@@ -33,9 +32,8 @@ class EMA:
         """Move every average towards the module's present weights: average = decay * average + (1 - decay) * weight."""
         self.updates += 1
         parameters = _trainable(module)
-        if parameters.keys() != self.averages.keys():
-            raise ValueError("EMA.update: this module's trainable parameters are not those the EMA was made from.")
         weights = [parameters[name] for name in self.averages]
+        # a straight line from the average to the weight, and a small part of it gone; all parameters in one call
         torch._foreach_lerp_(list(self.averages.values()), weights, 1 - ema_decay(self.updates, self.max_decay))
 
     @contextmanager
@@ -43,6 +41,7 @@ class EMA:
         """`with ema.applied(model): ...` runs the body with the averaged weights, then puts the trained ones back."""
         parameters = _trainable(module)
         trained = {name: p.detach().clone() for name, p in parameters.items()}
+        # values change, not parameters: the optimizer, and a compiled network, keep what they hold
         _copy(self.averages, parameters)
         try:
             yield module
@@ -55,8 +54,6 @@ class EMA:
 
     def load_state_dict(self, averages: dict, updates: int) -> None:
         """Continue from saved averages of the same module."""
-        if averages.keys() != self.averages.keys():
-            raise ValueError("EMA.load_state_dict: the saved averages belong to another model.")
         _copy(averages, self.averages)
         self.updates = updates
 

@@ -1,5 +1,5 @@
 """From noise to a sample. Every sampler is a generator over one `denoise(x_t, t) -> (x0, eps)` and yields x after every
-step: `*path, last = ddim(denoise, z_T, schedule, steps=50)`.
+step: `*path, last = ddim(denoise, z_T, schedule, steps=50)`. Built in notebook 08.
 
 Notation: one step goes from timestep t to an earlier s; x_t = alpha_t x0 + sigma_t eps; s = -1 is the clean image.
 
@@ -9,8 +9,7 @@ All samplers take
     steps      how many, 1 <= steps <= T, or the timesteps themselves: a descending sequence of integers
     generator  source of fresh noise, if the sampler needs any; a CPU generator gives the same picture on every device
     spacing, offset   which timesteps `steps` means: see `NoiseSchedule.timesteps`
-and some `clean_end`: True ends at x0 itself; False stops at the noise level of t = 0, as LDM's released DDIM does
-(diffusers: set_alpha_to_one=False).
+and some `clean_end`: False stops at the noise level of t = 0, as LDM's DDIM does (diffusers: set_alpha_to_one=False).
 """
 
 import torch
@@ -77,7 +76,7 @@ def dpm_solver(denoise, z_T, schedule, steps=20, generator=None, *, order=2, spa
         if order == 2 and before is not None and not last:
             x0_before, h_before = before
             D = x0 + h / (2 * h_before) * (x0 - x0_before)
-        # 3. the exact solution for constant D (eq. 9); alpha_s (1 - exp(-h)) is written so that h may be infinite
+        # 3. the exact solution for constant D (prop. 4.1); alpha_s (1 - exp(-h)) is written so that h may be infinite
         x = sigma_s / sigma_t * x + (alpha_s - alpha_t * sigma_s / sigma_t) * D
         before = x0, h
         yield x

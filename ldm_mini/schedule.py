@@ -3,6 +3,7 @@
 Two papers, one letter: here, as in LDM's appendix, `alpha` and `sigma` are amplitudes. DDPM writes alpha_t = 1 - beta_t
 and, with a bar, its product over steps: `alphas_cumprod`. So alpha^2 = alphas_cumprod and sigma^2 = 1 - alphas_cumprod.
 Timesteps count from 0: t = 0 is the least noise, t = T - 1 (nearly) nothing but noise, and t = -1 is the clean image.
+Built in notebook 06.
 """
 
 import math
@@ -24,7 +25,9 @@ def scaled_linear_betas(steps: int = 1000, start: float = 0.0015, end: float = 0
 def cosine_betas(steps: int = 1000) -> Tensor:
     """Nichol & Dhariwal 2021, eq. 17: alphas_cumprod falls like cos^2, each beta at most 0.999. (steps,) float64."""
     u = torch.arange(steps + 1, dtype=torch.float64) / steps
+    # 0.008: else the first steps add less noise than the step from one grey value to the next (their sec. 3.2)
     alphas_cumprod = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+    # a step of beta = 1 would leave nothing of the image to find again
     return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(max=0.999)
 
 
@@ -38,9 +41,6 @@ class NoiseSchedule(nn.Module):
 
     def __init__(self, betas: Tensor):
         super().__init__()
-        if isinstance(betas, str):
-            raise ValueError(f"NoiseSchedule takes betas, not a name: NoiseSchedule({betas}_betas()), for example; "
-                             "there are linear_betas, scaled_linear_betas and cosine_betas.")
         betas = torch.as_tensor(betas, dtype=torch.float64, device="cpu")
         if betas.ndim != 1 or len(betas) == 0 or not ((betas > 0) & (betas < 1)).all():
             raise ValueError(f"betas must be a vector of numbers in (0, 1), got shape {tuple(betas.shape)}. "
@@ -56,15 +56,15 @@ class NoiseSchedule(nn.Module):
 
     def alpha(self, t: Tensor, ndim: int = 4) -> Tensor:
         """Amplitude of the signal at t, (B, 1, 1, ...) with `ndim` axes."""
-        return _broadcast(self._cumprod(t).sqrt(), ndim)
+        return self._cumprod(t, ndim).sqrt()
 
     def sigma(self, t: Tensor, ndim: int = 4) -> Tensor:
         """Amplitude of the noise at t, (B, 1, 1, ...) with `ndim` axes."""
-        return _broadcast((1 - self._cumprod(t)).sqrt(), ndim)
+        return (1 - self._cumprod(t, ndim)).sqrt()
 
     def snr(self, t: Tensor) -> Tensor:
         """Signal-to-noise ratio alpha^2 / sigma^2, (B,)."""
-        return self._cumprod(t) / (1 - self._cumprod(t))
+        return self._cumprod(t, 1) / (1 - self._cumprod(t, 1))
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """x_t ~ q(x_t | x0), same shape as x0 and eps (B, ...): DDPM eq. 4."""
@@ -75,9 +75,13 @@ class NoiseSchedule(nn.Module):
 
         DDPM eq. 7 for s = t - 1; the same Bayes' rule holds over longer steps, where beta is that of the whole step.
         """
-        a_t, a_s = (_broadcast(self._cumprod(u), x_t.ndim) for u in (t, t - 1 if s is None else s))
-        alpha = a_t / a_s  # DDPM's letters: alpha = 1 - beta
+        s = t - 1 if s is None else s
+        a_t, a_s = self._cumprod(t, x_t.ndim), self._cumprod(s, x_t.ndim)
+        # DDPM's letters: what the step from s to t leaves of the signal's power is alpha = 1 - beta
+        alpha = a_t / a_s
+        # x_s has two neighbours, the clean image and the noisier x_t; eq. 7 weighs what each of them tells
         mean = (a_s.sqrt() * (1 - alpha) * x0 + alpha.sqrt() * (1 - a_s) * x_t) / (1 - a_t)
+        # 0 for s = -1, where a_s = 1: nothing is left to draw
         return mean, (1 - alpha) * (1 - a_s) / (1 - a_t)
 
     def timesteps(self, steps: int, spacing: str = "leading", offset: int = 0) -> Tensor:
@@ -91,6 +95,7 @@ class NoiseSchedule(nn.Module):
         T = self.num_steps
         if not 1 <= steps <= T or steps != int(steps):
             raise ValueError(f"steps must be a whole number from 1 to {T}, the length of the schedule, got {steps}.")
+        # multiply before you divide: so there are exactly `steps` of them, evenly spread
         count = torch.arange(steps, dtype=torch.float64)
         if spacing == "leading":
             t = (torch.arange(steps) * T // steps).flip(0)
@@ -112,11 +117,13 @@ class NoiseSchedule(nn.Module):
             raise ValueError(f"unknown schedule {config.get('kind')!r}: use one of {[*KINDS, 'values']}.")
         return cls(KINDS[config["kind"]](**args))
 
-    def _cumprod(self, t: Tensor) -> Tensor:
-        return torch.where(t < 0, 1.0, self.alphas_cumprod[t.clamp(min=0)])
+    def _cumprod(self, t: Tensor, ndim: int) -> Tensor:
+        """alphas_cumprod at t, (B, 1, 1, ...) with `ndim` axes; 1 for the clean image."""
+        return torch.where(t < 0, 1.0, self.alphas_cumprod[t.clamp(min=0)]).view(-1, *[1] * (ndim - 1))
 
     def _apply(self, fn, recurse=True):
-        return super()._apply(lambda v: v.to(fn(v).device), recurse)  # follow the model's device, not its dtype
+        # follow the model's device, not its dtype
+        return super()._apply(lambda v: v.to(fn(v).device), recurse)
 
 
 KINDS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas, "cosine": cosine_betas}
@@ -129,7 +136,3 @@ def _describe(betas: Tensor) -> dict:
         if torch.equal(KINDS[kind](len(betas), **args), betas):
             return {"kind": kind, "steps": len(betas), **args}
     return {"kind": "values", "betas": betas.tolist()}
-
-
-def _broadcast(v: Tensor, ndim: int) -> Tensor:
-    return v.view(-1, *[1] * (ndim - 1))

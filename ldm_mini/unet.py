@@ -1,4 +1,6 @@
-"""The U-Net that predicts noise (LDM sec. 3.2, 3.3, Tab. 12-16): down, middle, up; each block skips to its mirror."""
+"""The U-Net that predicts noise (LDM sec. 3.2, 3.3, Tab. 12-16): down, middle, up; each block skips to its mirror.
+Built in notebook 07.
+"""
 
 from dataclasses import dataclass
 
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 
 from .attention import AttentionBlock, SpatialTransformer
 from .blocks import Downsample, ResBlock, TimeEmbedding, Upsample, group_norm, zeroed
-from .cond import Cond
+from .cond import Cond, check_net_inputs
 
 EPS = 1e-5                      # of all its GroupNorms but the spatial transformers' (1e-6)
 
@@ -36,27 +38,14 @@ class UNetConfig:
     dropout: float = 0.0                        # inside residual blocks
 
     def __post_init__(self):
-        for name in ("channel_mults", "attn_levels"):                           # lists, after a round trip through JSON
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not self.channel_mults or min(self.channel_mults) <= 0:
-            raise ValueError(f"UNetConfig: channel_mults {self.channel_mults} must hold one positive number per level.")
-        for name in ("in_channels", "channels", "num_res_blocks", "head_dim", "groups"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"UNetConfig: {name} must be at least 1, got {getattr(self, name)}.")
-        levels = len(self.channel_mults)
-        if isinstance(self.num_heads, (list, tuple)):
-            object.__setattr__(self, "num_heads", tuple(self.num_heads))
-            if len(self.num_heads) != levels:
-                raise ValueError(f"UNetConfig: num_heads {self.num_heads} must have one entry per level, {levels}.")
-        if bad := [level for level in self.attn_levels if not 0 <= level < levels]:
-            raise ValueError(f"UNetConfig: attn_levels {bad} do not exist. They are level indices 0 to {levels - 1} "
-                             f"(one per entry of channel_mults), not sizes or factors.")
-        if bad := [w for w in self.widths if w % self.groups]:
-            raise ValueError(f"UNetConfig: groups={self.groups} does not divide the widths {bad} (channels * mults).")
-        attended = {*self.attn_levels, levels - 1}
-        if bad := [self.widths[i] for i in sorted(attended) if self.widths[i] % (self._heads(i) or self.head_dim)]:
-            raise ValueError(f"UNetConfig: widths {bad} cannot be split into heads with "
-                             f"{f'num_heads = {self.num_heads}' if self.num_heads else f'head_dim = {self.head_dim}'}.")
+        for name in ("channel_mults", "attn_levels", "num_heads"):
+            # JSON gives lists back, and a list never equals a tuple
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        # a level that does not exist would go unnoticed: no attention, and no error
+        if bad := [level for level in self.attn_levels if level not in range(len(self.widths))]:
+            raise ValueError(f"UNetConfig: attn_levels {bad} do not exist. They are level indices 0 to "
+                             f"{len(self.widths) - 1}, one per entry of channel_mults, not sizes or factors.")
 
     @property
     def widths(self) -> list[int]:
@@ -65,11 +54,8 @@ class UNetConfig:
 
     def heads(self, level: int) -> dict:
         """num_heads and head_dim of the attention at a level, as its block takes them; the middle has the last's."""
-        count = self._heads(level)
+        count = self.num_heads[level] if isinstance(self.num_heads, tuple) else self.num_heads
         return {"num_heads": count, "head_dim": None if count else self.head_dim}
-
-    def _heads(self, level: int) -> int | None:
-        return self.num_heads[level] if isinstance(self.num_heads, tuple) else self.num_heads
 
     @property
     def min_factor(self) -> int:
@@ -105,6 +91,7 @@ class UNet(nn.Module):
         self.time_embedding = TimeEmbedding(c.channels, self.time_dim)
         self.vector_proj = None if c.vector_dim is None else nn.Linear(c.vector_dim, self.time_dim)
 
+        # down: what each step hands on is noted in `skips`, for its mirror on the way up
         stem = nn.Conv2d(c.in_channels + c.concat_channels, c.channels, 3, padding=1)
         self.down, width, skips = nn.ModuleList([Step([stem])]), c.channels, [c.channels]
         for level, level_width in enumerate(c.widths):
@@ -116,8 +103,10 @@ class UNet(nn.Module):
                 self.down.append(Step([self._resize(width, "down")]))
                 skips.append(width)
 
+        # the middle always attends, in the released code; the paper's tables are silent about it
         self.middle = Step([self._res(width, width), self._attn(len(c.widths) - 1), self._res(width, width)])
 
+        # up: one block more at each level than down, since the stem and each downsampling left a skip too
         self.up = nn.ModuleList()
         for level, level_width in reversed(list(enumerate(c.widths))):
             for i in range(c.num_res_blocks + 1):
@@ -131,19 +120,24 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond = Cond()) -> Tensor:
         """x (B,C,h,w), t (B,) int64, cond -> (B,out_channels,h,w)"""
-        check_inputs(self.config, x, t, cond)
+        c = self.config
+        check_net_inputs(c, x, cond, context=c.context_dim is not None, vector=c.vector_dim is not None)
+        # 1. what every residual block hears: the step, and a vector if there is one
         time = self.time_embedding(t)                                           # (B, 4*channels)
         if self.vector_proj is not None:
             time = time + self.vector_proj(cond.vector)
+        # 2. conditions that are pictures are further channels of the input (LDM sec. 4.3.2)
         h = x if cond.concat is None else torch.cat([x, cond.concat], dim=1)
-
+        # 3. down; each step leaves its output behind
         hs = []
         for step in self.down:
             h = step(h, time, cond.context, cond.mask)
             hs.append(h)
+        # 4. the middle, where a pixel has seen most of the picture
         h = self.middle(h, time, cond.context, cond.mask)
+        # 5. up; each step takes the last output that is left: last in, first out, so sizes match
         for step in self.up:
-            h = torch.cat([h, hs.pop()], dim=1)                                 # last in, first out: sizes match
+            h = torch.cat([h, hs.pop()], dim=1)
             h = step(h, time, cond.context, cond.mask)
         return self.conv_out(F.silu(self.norm_out(h)))
 
@@ -167,31 +161,3 @@ class UNet(nn.Module):
         if self.config.resblock_updown:
             return self._res(width, width, resample=direction)
         return Downsample(width) if direction == "down" else Upsample(width)
-
-
-def check_inputs(c: UNetConfig, x: Tensor, t: Tensor, cond: Cond) -> None:
-    """Raise a ValueError that says what to change if x, t or cond do not fit the config."""
-    if x.ndim != 4 or x.shape[2] % c.min_factor or x.shape[3] % c.min_factor:
-        raise ValueError(f"UNet: x must be (B,C,h,w) with h and w multiples of {c.min_factor} ({len(c.channel_mults)} "
-                         f"levels halve it {len(c.channel_mults) - 1} times), got {tuple(x.shape)}.")
-    batch, joined = len(x), 0 if cond.concat is None else cond.concat.shape[1]
-    if x.shape[1] + joined != c.in_channels + c.concat_channels:
-        raise ValueError(f"UNet: x has {x.shape[1]} channels and cond.concat {joined}; the config wants in_channels="
-                         f"{c.in_channels} and concat_channels={c.concat_channels}.")
-    if joined and cond.concat.shape[2:] != x.shape[2:]:
-        raise ValueError(f"UNet: cond.concat is {tuple(cond.concat.shape[2:])} pixels but x is {tuple(x.shape[2:])}; "
-                         "resize it.")
-    if t.shape != (batch,) or t.is_floating_point():
-        raise ValueError(f"UNet: t must be one integer step per sample, shape ({batch},) and int64, got "
-                         f"{tuple(t.shape)} {t.dtype}. For a single step use torch.full(({batch},), step).")
-    for part, width in (("context", c.context_dim), ("vector", c.vector_dim)):
-        value = getattr(cond, part)
-        if (value is None) != (width is None):
-            found = "was given no" if value is None else "was given a"
-            raise ValueError(f"UNet: built with {part}_dim={width} but {found} cond.{part}. "
-                             f"Make the config's {part}_dim and the conditioner agree.")
-        if value is not None and (value.shape[0], value.shape[-1]) != (batch, width):
-            raise ValueError(f"UNet: cond.{part} must have batch {batch} and width {width}, got {tuple(value.shape)}.")
-    if cond.mask is not None and cond.context is not None and cond.mask.shape != cond.context.shape[:2]:
-        raise ValueError(f"UNet: cond.mask is {tuple(cond.mask.shape)}, but must be (B,M) as cond.context, which is "
-                         f"{tuple(cond.context.shape)}.")

@@ -59,11 +59,11 @@ def test_diffusers_has_the_same_v(schedule):
     torch.testing.assert_close(schedule.add_noise(x0, eps, t), theirs.add_noise(x0, eps, t), atol=1e-5, rtol=1e-5)
 
 
-def test_unknown_predictions_are_refused(schedule):
+def test_unknown_predictions_are_refused():
     with pytest.raises(ValueError, match="prediction must be one of"):
         prediction_target("noise", *[torch.zeros(1)] * 4)
     with pytest.raises(ValueError, match="prediction must be one of"):
-        make_denoiser(None, schedule, Cond(), prediction="epsilon")
+        to_x0_eps("epsilon", *[torch.zeros(1)] * 4)
 
 
 @pytest.mark.parametrize("prediction, factor", [("eps", lambda snr: snr), ("x0", torch.ones_like),

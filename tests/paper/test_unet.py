@@ -171,44 +171,36 @@ def test_attention_maps_of_a_whole_net():
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"channel_mults": ()}, "one positive number per level"),
-    ({"channels": 0}, "channels must be at least 1"),
-    ({"groups": 0}, "groups must be at least 1"),
     ({"attn_levels": (2,)}, "level indices 0 to 1"),
-    ({"groups": 6}, "does not divide"),
-    ({"head_dim": 20}, "head_dim = 20"),
+    ({"groups": 6}, "32 channels cannot be split into 6 equal groups"),
+    ({"head_dim": 20}, "a width of 64 cannot be split into heads with head_dim = 20"),
     ({"num_heads": 5}, "num_heads = 5"),
 ])
-def test_config_refuses_what_cannot_be_built(change, message):
+def test_what_cannot_be_built_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        replace(LEAN, **change)
+        UNet(replace(LEAN, **change))
 
 
 @pytest.mark.parametrize("change, message", [
     ({"x": torch.randn(2, 3, 9, 8)}, "multiples of 2"),
-    ({"x": torch.randn(3, 8, 8)}, "must be"),
+    ({"x": torch.randn(2, 3, 8, 9)}, "multiples of 2"),
+    ({"x": torch.randn(3, 8, 8)}, r"must be \(B,C,h,w\)"),
     ({"x": torch.randn(2, 4, 8, 8)}, "in_channels=3"),
     ({"concat": None}, "concat_channels=2"),
-    ({"concat": torch.randn(2, 2, 16, 16)}, "resize"),
-    ({"t": torch.tensor([1])}, "one integer step per sample"),
-    ({"t": torch.tensor(1)}, "torch.full"),
-    ({"t": torch.tensor([0.5, 0.1])}, "float32"),
-    ({"context": None, "mask": None}, "no cond.context"),
-    ({"vector": None}, "no cond.vector"),
-    ({"context": torch.randn(2, 5, 23)}, "width 24"),
-    ({"vector": torch.randn(1, 20)}, "batch 2"),
-    ({"mask": torch.ones(2, 4, dtype=torch.bool)}, "cond.mask"),
+    ({"context": None, "mask": None}, "with context, but was given no cond.context"),
+    ({"vector": None}, "with vector, but was given no cond.vector"),
 ])
 def test_inputs_that_do_not_fit_are_explained(change, message):
-    x, t = change.pop("x", torch.randn(2, 3, 8, 8)), change.pop("t", T)
+    x = change.pop("x", torch.randn(2, 3, 8, 8))
     with pytest.raises(ValueError, match=message):
-        UNet(LEAN)(x, t, replace(full_cond(), **change))
+        UNet(LEAN)(x, T, replace(full_cond(), **change))
 
 
-def test_a_condition_that_nobody_reads_is_an_error():
+@pytest.mark.parametrize("part", ["context", "vector"])
+def test_a_condition_that_nobody_reads_is_an_error(part):
     net = UNet(VARIANTS["unconditional"])
-    with pytest.raises(ValueError, match="context_dim=None but was given a"):
-        net(torch.randn(2, 3, 8, 8), T, Cond(context=torch.randn(2, 3, 4)))
+    with pytest.raises(ValueError, match=f"without {part}, but was given a cond.{part}"):
+        net(torch.randn(2, 3, 8, 8), T, Cond(**{part: torch.randn(2, 3, 4)}))
 
 
 def test_config_survives_json():
