@@ -234,6 +234,7 @@ def test_lpips_equals_the_lpips_package(hub, images, monkeypatch):
     torch.save(weights, hub / VGG_FILE, _use_new_zipfile_serialization=False)  # as the published file is stored
     ours = PerceptualLoss("auto")
     assert ours.kind == "lpips" and "kind='lpips'" in repr(ours)
+    assert PerceptualLoss("efficientnet").kind == "efficientnet"
     monkeypatch.setattr(lpips.pretrained_networks.tv, "vgg16", lambda pretrained: SimpleNamespace(features=features))
     theirs = lpips.LPIPS(net="vgg", verbose=False)
     x, y = images[:2], blur(images[:2], 2)
