@@ -1,4 +1,7 @@
-"""The first stage (LDM sec. 3.1, appendix G): images in [-1, 1] to a small latent, and back."""
+"""The first stage (LDM sec. 3.1, appendix G): images in [-1, 1] to a small latent, and back.
+
+Built in notebook 03.
+"""
 
 from dataclasses import asdict, dataclass
 from math import gcd, log2
@@ -36,29 +39,19 @@ class AutoencoderConfig:
                                                 # bottleneck; None: latent_channels, as in all of the paper's models
 
     def __post_init__(self):
-        for name in ("in_channels", "latent_channels", "channels", "num_res_blocks", "groups", "patch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"AutoencoderConfig: {name} must be at least 1, got {getattr(self, name)}.")
-        factor = self.downsample_factor / self.patch_size
-        if factor < 1 or not log2(factor).is_integer():
-            raise ValueError(f"AutoencoderConfig: downsample_factor={self.downsample_factor} must be patch_size "
-                             f"({self.patch_size}) times 1, 2, 4, 8, ...; each level after the first halves the size.")
-        levels = int(log2(factor)) + 1
-        mults = self.channel_mults
-        if mults is None:
-            mults = PAPER_MULTS.get(levels, (1, 1, 2, 2) + (4,) * (levels - 4))
-        object.__setattr__(self, "channel_mults", tuple(mults))                 # lists, after a round trip through JSON
+        f, p = self.downsample_factor, self.patch_size
+        mults = tuple(self.channel_mults or PAPER_MULTS.get(int(log2(f / p)) + 1, (1,)))
+        # how a frozen class sets its fields; tuples, so that it can be compared and hashed
+        object.__setattr__(self, "channel_mults", mults)
         object.__setattr__(self, "attn_levels", tuple(self.attn_levels))
-        if len(self.channel_mults) != levels:
-            raise ValueError(f"AutoencoderConfig: downsample_factor={self.downsample_factor} with patch_size="
-                             f"{self.patch_size} has {levels} levels, so channel_mults needs {levels} entries, "
-                             f"got {self.channel_mults}.")
-        if bad := [level for level in self.attn_levels if not 0 <= level < levels]:
-            raise ValueError(f"AutoencoderConfig: attn_levels {bad} do not exist. They are level indices 0 to "
-                             f"{levels - 1} (one per entry of channel_mults), not sizes or factors.")
-        if bad := [w for w in [self.channels, *self.widths] if w % self.groups]:
-            raise ValueError(f"AutoencoderConfig: groups={self.groups} does not divide the widths {bad} (channels * "
-                             f"channel_mults). Choose a divisor, like groups={gcd(self.groups, self.channels)}.")
+        if f != p * 2 ** (len(mults) - 1):
+            raise ValueError(f"AutoencoderConfig: downsample_factor={f} must be patch_size={p} doubled by each level "
+                             f"after the first, but channel_mults={mults} has {len(mults)} levels.")
+        if not set(self.attn_levels) <= set(range(len(mults))):
+            raise ValueError(f"AutoencoderConfig: attn_levels are level indices below {len(mults)}, not sizes.")
+        if bad := [width for width in (self.channels, *self.widths) if width % self.groups]:
+            raise ValueError(f"AutoencoderConfig: groups={self.groups} does not divide the widths {bad}. "
+                             f"Choose a divisor of all, like groups={gcd(self.groups, *bad)}.")
 
     @property
     def widths(self) -> list[int]:
@@ -111,10 +104,12 @@ class Encoder(nn.Module):
         c, widths = config, config.widths
         self.patch_size = c.patch_size
         self.conv_in = nn.Conv2d(c.in_channels * c.patch_size**2, c.channels, 3, padding=1)
+        # each level but the last ends with half the size
         self.levels = nn.ModuleList()
         for i, (width_in, width) in enumerate(zip([c.channels] + widths, widths)):
             resize = Downsample(width, asymmetric=True) if i < len(widths) - 1 else nn.Identity()
             self.levels.append(Level(width_in, width, c.num_res_blocks, i in c.attn_levels, resize, c))
+        # few pixels are left: here all of them can meet
         self.middle = Middle(widths[-1], c)
         self.norm_out = group_norm(widths[-1], c.groups, EPS)
         self.conv_out = nn.Conv2d(widths[-1], moments_per_channel * (c.z_channels or c.latent_channels), 3, padding=1)
@@ -137,7 +132,8 @@ class Decoder(nn.Module):
         self.patch_size = c.patch_size
         self.conv_in = nn.Conv2d(c.z_channels or c.latent_channels, widths[-1], 3, padding=1)
         self.middle = Middle(widths[-1], c)
-        self.levels = nn.ModuleList()                                           # in the order they run: deepest first
+        # in the order they run: deepest first, each but the last ends with twice the size
+        self.levels = nn.ModuleList()
         for i in reversed(range(len(widths))):
             width_in = widths[min(i + 1, len(widths) - 1)]
             resize = Upsample(widths[i]) if i > 0 else nn.Identity()
@@ -159,15 +155,12 @@ class Autoencoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig, bottleneck: nn.Module):
         super().__init__()
-        if not isinstance(config, AutoencoderConfig) or not hasattr(bottleneck, "moments_per_channel"):
-            raise ValueError("Autoencoder(config, bottleneck) takes an AutoencoderConfig and a VQBottleneck or "
-                             f"KLBottleneck, got {type(config).__name__} and {type(bottleneck).__name__}.")
         c, moments = config.latent_channels, bottleneck.moments_per_channel
         if bottleneck.latent_channels != c:
-            raise ValueError(f"Autoencoder: the bottleneck has {bottleneck.latent_channels} channels but the config "
-                             f"latent_channels={c}. Make them equal (of a quantiser: its dim).")
+            raise ValueError(f"Autoencoder: latent_channels={c}, so the bottleneck (a quantiser's dim) needs {c} too.")
         self.config, self.bottleneck = config, bottleneck
         self.encoder, self.decoder = Encoder(config, moments), Decoder(config)
+        # 1x1 convolutions on both sides of the bottleneck, also for widths that differ (VQGAN's code)
         z = config.z_channels or c
         self.quant_conv = nn.Conv2d(moments * z, moments * c, 1)
         self.post_quant_conv = nn.Conv2d(c, z, 1)
@@ -175,25 +168,21 @@ class Autoencoder(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (B,C,H,W) -> reconstruction (B,C,H,W), bottleneck loss (): what training the first stage needs."""
         z, loss = self.bottleneck(self.moments(x))
+        # z is quantised already, or a sample
         return self.decode(z, quantize=False), loss
 
     def moments(self, x: Tensor) -> Tensor:
-        """x (B,C,H,W) -> what the bottleneck reads (B, moments_per_channel * c, H/f, W/f).
+        """x (B,C,H,W) -> what the bottleneck reads (B, moments_per_channel * c, H/f, W/f)
 
-        Raises ValueError if x is not a batch of floating point images whose sides are multiples of f.
+        Raises ValueError for sides that f does not divide, and on a CPU for bytes (elsewhere, to look is to wait).
         """
-        f, channels = self.config.downsample_factor, self.config.in_channels
-        if x.ndim != 4 or x.shape[1] != channels:
-            raise ValueError(f"Autoencoder: expected images (B, {channels}, H, W), got {tuple(x.shape)}.")
-        if not x.is_floating_point():
-            raise ValueError(f"Autoencoder: expected floating point images in [-1, 1], got {x.dtype}. "
-                             "From bytes: x.float() / 127.5 - 1.")
-        if x.device.type == "cpu" and x.numel() and x.detach().abs().amax() > LARGEST:  # elsewhere, to look is to wait
-            raise ValueError(f"Autoencoder: images lie in [-1, 1], these reach {x.detach().abs().amax():.0f}. "
-                             "From 0..255: x / 127.5 - 1.")
-        if x.shape[2] % f or x.shape[3] % f or not x.numel():
-            raise ValueError(f"Autoencoder: height and width must be multiples of {f} (downsample_factor) and the "
-                             f"batch not empty, got {tuple(x.shape)}. Crop, pad or resize the images.")
+        f = self.config.downsample_factor
+        # torch would not say so: the picture would come back smaller
+        if x.ndim != 4 or x.shape[2] % f or x.shape[3] % f:
+            raise ValueError(f"Autoencoder: images are (B, C, H, W), H and W multiples of {f}; got {tuple(x.shape)}.")
+        # nor this: norms make something of any range
+        if x.device.type == "cpu" and x.detach().abs().amax() > LARGEST:
+            raise ValueError("Autoencoder: images lie in [-1, 1], these do not. From 0..255: x / 127.5 - 1.")
         return self.quant_conv(self.encoder(x))
 
     def encode(self, x: Tensor, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
@@ -204,16 +193,12 @@ class Autoencoder(nn.Module):
         return self.bottleneck.latent(self.moments(x), sample, generator)
 
     def quantize(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (B,c,h,w) -> z_q (B,c,h,w), indices (B,h,w), loss (). Raises ValueError if there is no codebook."""
-        if not isinstance(self.bottleneck, VQBottleneck):
-            raise ValueError("Autoencoder.quantize: a KL first stage has no codebook. Decode z as it is.")
+        """z (B,c,h,w) -> z_q (B,c,h,w), indices (B,h,w), loss (); of a VQ first stage alone."""
         return self.bottleneck.quantizer.quantize(z)
 
     def decode(self, z: Tensor, quantize: bool = True) -> Tensor:
         """z (B,c,h,w) -> image (B,C,f*h,f*w). A VQ first stage quantises z first, unless told not to."""
-        if z.ndim != 4 or z.shape[1] != self.config.latent_channels:
-            raise ValueError(f"Autoencoder.decode: expected latents (B, {self.config.latent_channels}, h, w), "
-                             f"got {tuple(z.shape)}.")
+        # "the quantization layer is absorbed by the decoder" (LDM sec. 3.1)
         if quantize:
             z = self.bottleneck.to_decoder(z)
         return self.decoder(self.post_quant_conv(z))

@@ -1,4 +1,9 @@
-"""The other bottleneck: a Gaussian per latent value, kept near N(0, 1) by a very small KL term (LDM sec. 3.1)."""
+"""The other bottleneck: a Gaussian per latent value, kept near N(0, 1) by a very small KL term (LDM sec. 3.1).
+
+Built in notebook 05.
+"""
+
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +16,10 @@ class DiagonalGaussian:
     """
 
     def __init__(self, moments: Tensor):
-        if moments.ndim != 4 or moments.shape[1] % 2:
-            raise ValueError("DiagonalGaussian: expected (B, 2C, h, w), means and log variances joined on channels, "
-                             f"got {tuple(moments.shape)}.")
+        # half precision is too coarse for exponentials
         moments = moments.to(torch.promote_types(moments.dtype, torch.float32))
-        self.mean, logvar = moments.chunk(2, dim=1)
+        self.mean, logvar = moments.unflatten(1, (2, -1)).unbind(1)
+        # a network that goes astray would make them infinite (the bounds are those of LDM's code)
         self.logvar = logvar.clamp(-30.0, 20.0)
         self.std = torch.exp(0.5 * self.logvar)
 
@@ -53,23 +57,19 @@ class KLBottleneck(nn.Module):
         super().__init__()
         if reduction not in ("mean", "sum"):
             raise ValueError(f'KLBottleneck: reduction must be "mean" or "sum", got {reduction!r}.')
-        if weight < 0 or latent_channels < 1:
-            raise ValueError("KLBottleneck: needs weight >= 0 and latent_channels >= 1, "
-                             f"got {weight} and {latent_channels}.")
         self.latent_channels, self.weight, self.reduction = latent_channels, weight, reduction
 
     def distribution(self, h: Tensor) -> DiagonalGaussian:
         """h (B,2C,h,w) -> the posterior q(z | x)."""
-        if h.ndim != 4 or h.shape[1] != 2 * self.latent_channels:
-            raise ValueError(f"KLBottleneck: expected h of shape (B, {2 * self.latent_channels}, h, w), a mean and "
-                             f"a log variance for each of {self.latent_channels} channels, got {tuple(h.shape)}.")
         return DiagonalGaussian(h)
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """h (B,2C,h,w) -> z (B,C,h,w), loss (). z is a sample in training, the mode in evaluation."""
         posterior = self.distribution(h)
+        # L_reg of LDM eq. 25
         kl = posterior.kl()
         loss = kl.mean() if self.reduction == "mean" else kl.sum() / len(kl)
+        # the decoder practises on noise as large as std: near latents then mean near pictures
         z = posterior.sample() if self.training else posterior.mode()
         return z.to(h.dtype), self.weight * loss
 
@@ -94,8 +94,4 @@ def weight_for_means(weight_for_sums: float, latent_shape, image_shape) -> float
     >>> round(weight_for_means(1e-6, (4, 32, 32), (3, 256, 256)), 10)
     2.08e-08
     """
-    return weight_for_sums * _product(latent_shape) / _product(image_shape)
-
-
-def _product(shape) -> int:
-    return torch.Size(shape).numel()
+    return weight_for_sums * prod(latent_shape) / prod(image_shape)

@@ -2,6 +2,8 @@
 
 Two networks can do the seeing. LPIPS proper needs VGG16 weights, a download of half a gigabyte; EfficientNet-Lite0
 comes with this package. `PerceptualLoss` says which one ran, and never runs an untrained one.
+
+Built in notebook 04.
 """
 
 import importlib.util
@@ -26,9 +28,6 @@ LITE0_STAGES = ((3, 1, 1, 16, 1, True), (3, 2, 6, 24, 2, True), (5, 2, 6, 40, 2,
 
 class SameConv(nn.Conv2d):
     """Convolution with TensorFlow's "same" padding: at stride 2 the odd pixel goes to the bottom right."""
-
-    def __init__(self, in_channels, out_channels, kernel, stride=1, groups=1):
-        super().__init__(in_channels, out_channels, kernel, stride, groups=groups)
 
     def forward(self, x):
         """(B,C,H,W) -> (B,D,ceil(H/stride),ceil(W/stride))."""
@@ -77,8 +76,8 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, x):
         """(B,3,H,W) in [-1,1] -> list of 5 maps, strides 2, 4, 8, 16, 32 and channels 16, 24, 40, 112, 320."""
-        h = F.relu6(self.stem((127.5 * x + 0.5) / 128))  # (255 u - 127) / 128 of u = (x + 1) / 2 in [0, 1]
-        features = []
+        # the scaling it was trained with: (255 u - 127) / 128 of u = (x + 1) / 2 in [0, 1]
+        h, features = F.relu6(self.stem((127.5 * x + 0.5) / 128)), []
         for i, block in enumerate(self.blocks):
             h = block(h)
             if i in self.taps:
@@ -104,11 +103,13 @@ class VGG16(nn.Module):
 
     def forward(self, x):
         """(B,3,H,W) in [-1,1] -> list of 5 maps (relu1_2, 2_2, 3_3, 4_3, 5_3), strides 1, 2, 4, 8, 16."""
+        # v0.0 of LPIPS forgot this scaling
         h, features = (x - self.shift) / self.scale, []
         for stage in self.stages:
             h = F.max_pool2d(h, 2) if features else h
             for conv in stage:
                 h = F.relu(conv(h))
+            # a tap before each pooling, and at the end
             features.append(h)
         return features
 
@@ -121,25 +122,21 @@ def vgg_path():
 
 def lpips_heads():
     """The calibrated LPIPS v0.1 weights, five tensors (C,), from the installed lpips package; None without it."""
-    spec = importlib.util.find_spec("lpips")  # find, not import: lpips itself imports all of torchvision
-    path = spec and Path(spec.origin).parent / "weights" / "v0.1" / "vgg.pth"
-    if not path or not path.is_file():
+    # find, not import: lpips itself imports all of torchvision
+    spec = importlib.util.find_spec("lpips")
+    if spec is None:
         return None
+    path = Path(spec.origin).parent / "weights" / "v0.1" / "vgg.pth"
     weights = torch.load(path, map_location="cpu", weights_only=True)
     return [weights[f"lin{i}.model.1.weight"].flatten() for i in range(5)]
 
 
 def load_vgg16(path):
-    """VGG16 with the convolutions of a torchvision state dict, in order."""
-    net = VGG16()
-    convs = [conv for stage in net.stages for conv in stage]
-    weights = torch.load(path, map_location="cpu", weights_only=True)
-    names = sorted((n for n in weights if n.startswith("features.")), key=lambda n: int(n.split(".")[1]))
-    layers = list(dict.fromkeys(name.rsplit(".", 1)[0] for name in names))
-    if len(layers) != len(convs):
-        raise ValueError(f"{path} is not torchvision's VGG16: {len(layers)} convolutions, expected {len(convs)}.")
-    for conv, layer in zip(convs, layers):
-        conv.load_state_dict({"weight": weights[f"{layer}.weight"], "bias": weights[f"{layer}.bias"]})
+    """VGG16 with the convolutions of a torchvision state dict. Raises RuntimeError for the file of another network."""
+    net, weights = VGG16(), torch.load(path, map_location="cpu", weights_only=True)
+    # they are called features.0, features.2, ... there, and stand in our order
+    convolutions = [value for name, value in weights.items() if name.startswith("features.")]
+    net.stages.load_state_dict(dict(zip(net.stages.state_dict(), convolutions)))
     return net
 
 
@@ -172,14 +169,15 @@ class PerceptualLoss(nn.Module):
         super().__init__()
         if kind not in ("auto", "lpips", "efficientnet"):
             raise ValueError(f"kind must be 'auto', 'lpips' or 'efficientnet', got {kind!r}.")
-        path, heads = (None, None) if kind == "efficientnet" else (vgg_path(), lpips_heads())
+        path, heads = vgg_path(), lpips_heads()
         if kind == "lpips" and (path is None or heads is None):
             raise FileNotFoundError(VGG_REMEDY)
-        if path is not None and heads is not None:
+        if kind != "efficientnet" and path is not None and heads is not None:
             self.kind, self.net = "lpips", load_vgg16(path)
         else:
+            # nobody has fitted heads to this trunk: a mean of the five taps
             self.kind, self.net = "efficientnet", load_efficientnet()
-            heads = [torch.full((channels,), 1 / 5) for channels in self.net.channels]  # a mean of the five taps
+            heads = [torch.full((channels,), 1 / 5) for channels in self.net.channels]
         for i, head in enumerate(heads):
             self.register_buffer(f"head{i}", head[:, None, None])
         noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -188,37 +186,28 @@ class PerceptualLoss(nn.Module):
 
     def forward(self, x, y):
         """x, y (B,3,H,W) in [-1,1] -> (B,) distances, 0 for equal images. Differentiable in both."""
-        self.check(x)
-        if x.shape != y.shape:
-            raise ValueError(f"x and y must have the same shape, got {tuple(x.shape)} and {tuple(y.shape)}.")
         distance = 0
         for i, (a, b) in enumerate(zip(self.taps(x), self.taps(y))):
+            # LPIPS (arXiv 1801.03924) eq. 1: compare directions over the channels, weigh them, average the positions
             difference = F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)        # (B,C,h,w)
             distance = distance + (getattr(self, f"head{i}") * difference.square()).sum(1).mean((1, 2))
         return distance
 
     def taps(self, x):
-        """x (B,3,H,W) in [-1,1] -> list of 5 feature maps (B,C,h,w), fine to coarse."""
+        """x (B,3,H,W) in [-1,1] -> list of 5 feature maps (B,C,h,w), fine to coarse. Raises ValueError for others."""
+        if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[2:]) < 16 or not x.is_floating_point():
+            raise ValueError("Expected float RGB images (B,3,H,W) in [-1,1], at least 16 pixels each way, got "
+                             f"{x.dtype} {tuple(x.shape)}. Repeat a grey channel with x.expand(-1, 3, -1, -1).")
         if self.kind == "lpips":
             return self.net(x)
+        # the same faint noise under every image
         height, width = x.shape[2:]
         dither = self.dither.repeat(1, 1, -(-height // 64), -(-width // 64))
         return self.net(x + dither[..., :height, :width])
 
     def features(self, x, tap: int = 3):
         """x (B,3,H,W) in [-1,1] -> (B,C): one tap averaged over positions; for Frechet distances, tap 3 (stride 16)."""
-        self.check(x)
         return self.taps(x)[tap].float().mean((2, 3))
-
-    @staticmethod
-    def check(x):
-        if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[2:]) < 16 or not x.is_floating_point():
-            raise ValueError("Expected float RGB images (B,3,H,W) in [-1,1], at least 16 pixels each way, got "
-                             f"{x.dtype} {tuple(x.shape)}. Repeat a grey channel with x.expand(-1, 3, -1, -1).")
-
-    def train(self, mode: bool = True):
-        """Stays in eval mode whatever the module that contains it does."""
-        return super().train(False)
 
     def extra_repr(self):
         return f"kind={self.kind!r}"

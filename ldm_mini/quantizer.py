@@ -2,6 +2,8 @@
 
 `argmin` has no gradient. Two things bridge it: the decoder's gradient is copied straight through to the encoder,
 and two stop-gradient terms pull codes to vectors and vectors to codes.
+
+Built in notebook 03.
 """
 
 from contextlib import nullcontext
@@ -23,7 +25,7 @@ class VectorQuantizer(nn.Module):
     ema_decay:         None learns the codebook by gradient; else codes are running means of the vectors assigned to
                        them (VQ-VAE appendix A.1; 0.99 is usual) and get no gradient.
     restart_after:     a code that no vector has chosen for so many training steps is replaced by a random encoder
-                       output; None = never.
+                       output (Jukebox, arXiv 2005.00341, sec. 3.1); None = never.
     init:              "data": the codes start as encoder outputs of the first training batch. "uniform": U(-1/K, 1/K),
                        as published; with unit-variance latents a few codes then win everything at first.
 
@@ -34,12 +36,8 @@ class VectorQuantizer(nn.Module):
     def __init__(self, codebook_size: int = 512, dim: int = 3, commitment_weight: float = 0.25,
                  ema_decay: float | None = None, restart_after: int | None = 100, init: str = "data"):
         super().__init__()
-        if codebook_size < 2 or dim < 1:
-            raise ValueError(f"VectorQuantizer: needs codebook_size >= 2 and dim >= 1, got {codebook_size} and {dim}.")
-        if ema_decay is not None and not 0 < ema_decay < 1:
-            raise ValueError(f"VectorQuantizer: ema_decay must lie in (0, 1), like 0.99, or be None, got {ema_decay}.")
-        if restart_after is not None and restart_after < 1:
-            raise ValueError(f"VectorQuantizer: restart_after must be at least 1 step, or None, got {restart_after}.")
+        if restart_after == 0 or ema_decay in (0, 1):
+            raise ValueError("VectorQuantizer: to switch restart_after or ema_decay off, give None, not 0 or 1.")
         if init not in ("data", "uniform"):
             raise ValueError(f'VectorQuantizer: init must be "data" or "uniform", got {init!r}.')
         self.codebook_size, self.dim, self.commitment_weight = codebook_size, dim, commitment_weight
@@ -53,15 +51,19 @@ class VectorQuantizer(nn.Module):
             self.register_buffer("ema_sum", codebook.clone())                 # their sum
         self.register_buffer("initialised", torch.tensor(init == "uniform"))
         self.register_buffer("idle", torch.zeros(codebook_size, dtype=torch.int64))   # steps since last chosen
-        self.register_buffer("usage", torch.zeros(codebook_size, dtype=torch.int64))  # times chosen since reset_usage()
+        self.register_buffer("usage", torch.zeros(codebook_size, dtype=torch.int64))  # times chosen; zero_() it at will
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`quantize(z)`; in training also starts the codebook, updates usage and EMA, and restarts dead codes."""
-        if self.training:
-            self._initialise(self._vectors(z))
+        vectors = rearrange(z.detach(), "b d h w -> (b h w) d")               # the channels of a pixel are one vector
+        # the first training batch is the codebook's first guess
+        if self.training and self.init == "data":
+            self._replace(~self.initialised.expand(self.codebook_size), vectors)
+            self.initialised.fill_(True)
         z_q, indices, loss = self.quantize(z)
+        # codes move after they were used: the decoder gets those that the loss speaks of
         if self.training:
-            self._update(self._vectors(z), indices.flatten())
+            self._update(vectors, indices.flatten())
         return z_q, indices, loss
 
     def quantize(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,13 +71,17 @@ class VectorQuantizer(nn.Module):
 
         z_q has the value of the nearest code and passes its gradient on to z (straight-through).
         loss = |sg(z) - e|^2 + commitment_weight * |z - sg(e)|^2, means over all elements; under EMA the second alone.
-        Raises ValueError if z has another shape.
         """
-        indices = self.nearest(self._vectors(z)).view(z.shape[0], *z.shape[2:])
+        # 1. the nearest code of each vector (VQ-VAE eq. 1, 2)
+        vectors = rearrange(z.detach(), "b d h w -> (b h w) d")
+        indices = self.nearest(vectors).view(z.shape[0], *z.shape[2:])
         full, codes = _float(z), _float(self.lookup(indices))
+        # 2. the encoder commits itself to its codes (eq. 3, third term) ...
         loss = self.commitment_weight * F.mse_loss(full, codes.detach())
         if self.ema_decay is None:
+            # ... and the codes follow the encoder (second term); running means do that without a gradient
             loss = loss + F.mse_loss(codes, full.detach())
+        # 3. straight through (sec. 3.2): the value of the code, the gradient of z
         return (full + (codes - full).detach()).to(z.dtype), indices, loss
 
     @torch.no_grad()
@@ -88,89 +94,70 @@ class VectorQuantizer(nn.Module):
         with _without_autocast(vectors.device.type):
             return torch.cat([torch.addmm(norms, rows, codebook.T, alpha=-2).argmin(dim=1) for rows in some_rows])
 
-    def _vectors(self, z: Tensor) -> Tensor:
-        """(B,D,h,w) -> (B*h*w, D): the channels of each pixel are one vector. No gradient."""
-        if z.ndim != 4 or z.shape[1] != self.dim:
-            raise ValueError(f"VectorQuantizer: expected z of shape (B, {self.dim}, h, w), got {tuple(z.shape)}. "
-                             "The encoder's latent_channels must equal the quantiser's dim.")
-        return rearrange(z.detach(), "b d h w -> (b h w) d")
-
     def lookup(self, indices: Tensor) -> Tensor:
         """indices (B,h,w) -> their codes (B,D,h,w)."""
-        if indices.is_floating_point() or indices.ndim != 3:
-            raise ValueError(f"VectorQuantizer.lookup: expected integer indices (B, h, w), got {indices.dtype} "
-                             f"of shape {tuple(indices.shape)}.")
         return rearrange(F.embedding(indices, self.codebook), "b h w d -> b d h w")
-
-    # ------------------------------------------------------------------ keeping the codes alive
-
-    @torch.no_grad()
-    def _initialise(self, vectors: Tensor):
-        """The first training batch is the codebook's first guess."""
-        if self.init == "data":
-            self._replace(~self.initialised.expand(self.codebook_size), vectors)
-            self.initialised.fill_(True)
 
     @torch.no_grad()
     def _update(self, vectors: Tensor, indices: Tensor):
+        """After a training step: vectors (N,D) chose indices (N,)."""
+        # 1. who was chosen, and for how long each has not been
         chosen = torch.zeros_like(self.usage).index_add_(0, indices, torch.ones_like(indices))      # (K,)
-        _sum_over_processes(chosen)
+        if _many_processes():
+            dist.all_reduce(chosen)
         self.usage += chosen
         self.idle.copy_(torch.where(chosen > 0, 0, self.idle + 1))
+        # 2. codes as running means, if they learn that way (VQ-VAE app. A.1)
         if self.ema_decay is not None:
             self._average(vectors, indices, chosen)
+        # 3. a code that stays alone starts again somewhere among the vectors
         if self.restart_after is not None:
             self._replace(self.idle >= self.restart_after, vectors)
 
     def _average(self, vectors: Tensor, indices: Tensor, chosen: Tensor):
-        """Move every code to the running mean of its vectors; Laplace smoothing keeps empty codes finite."""
+        """Move every code to the running mean of its vectors."""
         sums = torch.zeros_like(self.ema_sum).index_add_(0, indices, vectors.to(self.ema_sum.dtype))      # (K,D)
-        _sum_over_processes(sums)
+        if _many_processes():
+            dist.all_reduce(sums)
         self.ema_count.lerp_(chosen.to(self.ema_count.dtype), 1 - self.ema_decay)
         self.ema_sum.lerp_(sums, 1 - self.ema_decay)
+        # sum over count is the mean; Laplace smoothing keeps codes finite that nothing chooses
         total = self.ema_count.sum()
         count = (self.ema_count + 1e-5) / (total + self.codebook_size * 1e-5) * total
         self.codebook.copy_(self.ema_sum / count[:, None])
 
+    @torch.no_grad()
     def _replace(self, where: Tensor, vectors: Tensor):
         """Codes where (K,) is True become random encoder outputs. No branch on a value: the device never waits."""
         repeats = -(-self.codebook_size // len(vectors))                      # few vectors: some are taken repeatedly
         order = torch.cat([torch.randperm(len(vectors), device=vectors.device) for _ in range(repeats)])
         candidates = vectors[order[:self.codebook_size]].to(self.codebook.dtype)
-        _copy_from_first_process(candidates)
+        if _many_processes():
+            dist.broadcast(candidates, src=0)                                 # each had drawn its own
         self.codebook.copy_(torch.where(where[:, None], candidates, self.codebook))
         self.idle.masked_fill_(where, 0)
+        # a running mean would go back to where the old code was: forget it
         if self.ema_decay is not None:
             self.ema_count.masked_fill_(where, 1.0)
             self.ema_sum.copy_(torch.where(where[:, None], candidates, self.ema_sum))
 
-    # ------------------------------------------------------------------ how the codebook is used
-
     def perplexity(self, indices: Tensor | None = None) -> float:
         """exp(entropy) of the code frequencies: K if all codes are used alike, 1 if only one is.
 
-        Of the given indices, or of all training batches since `reset_usage()`. NaN if there were none.
+        Of the given indices, or of all training batches since `usage` was last zeroed. NaN if there were none.
         """
         p = self._counts(indices).double()
         p = p / p.sum()
         return torch.exp(-torch.xlogy(p, p).sum()).item()
 
     def used_fraction(self, indices: Tensor | None = None) -> float:
-        """Fraction of the codes that occur at least once, in the given indices or in training since `reset_usage()`."""
+        """Fraction of the codes that occur at least once, in the given indices or, as above, in training."""
         return (self._counts(indices) > 0).double().mean().item()
-
-    def reset_usage(self):
-        """Begin a new count, for instance after each log record."""
-        self.usage.zero_()
 
     def _counts(self, indices: Tensor | None) -> Tensor:
         if indices is None:
             return self.usage.cpu()
         return torch.bincount(indices.flatten().cpu(), minlength=self.codebook_size)
-
-    def extra_repr(self) -> str:
-        return (f"codebook_size={self.codebook_size}, dim={self.dim}, commitment_weight={self.commitment_weight}, "
-                f"ema_decay={self.ema_decay}, restart_after={self.restart_after}, init={self.init!r}")
 
 
 class VQBottleneck(nn.Module):
@@ -181,11 +168,7 @@ class VQBottleneck(nn.Module):
 
     def __init__(self, quantizer: VectorQuantizer):
         super().__init__()
-        self.quantizer = quantizer
-
-    @property
-    def latent_channels(self) -> int:
-        return self.quantizer.dim
+        self.quantizer, self.latent_channels = quantizer, quantizer.dim
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """h (B,C,h,w) -> quantised z (B,C,h,w), loss ()"""
@@ -219,11 +202,5 @@ def _without_autocast(device_type: str):
         return nullcontext()                                                  # older torch: no autocast on this device
 
 
-def _sum_over_processes(x: Tensor):
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(x)
-
-
-def _copy_from_first_process(x: Tensor):
-    if dist.is_available() and dist.is_initialized():
-        dist.broadcast(x, src=0)
+def _many_processes() -> bool:
+    return dist.is_available() and dist.is_initialized()

