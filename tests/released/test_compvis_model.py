@@ -308,9 +308,10 @@ def test_files_that_will_not_do(tmp_path):
         (tmp_path / "bad.yaml").write_text(content) if content else None
         with pytest.raises(ValueError, match="no YAML file"):
             from_compvis(tmp_path / "bad.yaml", path)
-    (tmp_path / "garbage.ckpt").write_bytes(b"garbage")
-    with pytest.raises(ValueError, match="no file of weights, or a damaged one"):
-        from_compvis(config, tmp_path / "garbage.ckpt")
+    for garbage in (b"garbage", b""):
+        (tmp_path / "garbage.ckpt").write_bytes(garbage)
+        with pytest.raises(ValueError, match="no file of weights, or a damaged one"):
+            from_compvis(config, tmp_path / "garbage.ckpt")
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ValueError, match="damaged|foreign"):
         from_compvis(config, path)

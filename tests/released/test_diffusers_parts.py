@@ -268,7 +268,7 @@ def test_first_stages_beyond_ours_are_refused(tmp_path):
     diffusers.AutoencoderKL(**STAGE).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     for change, message in (({"use_quant_conv": False}, "use_quant_conv"), ({"shift_factor": 0.1}, "shift_factor"),
-                            ({"out_channels": 4}, "gives back"), ({"up_block_types": ["Up"] * 3}, "block types"),
+                            ({"out_channels": 4}, "out_channels"), ({"up_block_types": ["Up"] * 3}, "up_block_types"),
                             ({"_class_name": "AutoencoderDC"}, "AutoencoderDC"),
                             ({"latent_channels": 5}, "wrong shape")):
         (tmp_path / "config.json").write_text(json.dumps({**config, **change}))

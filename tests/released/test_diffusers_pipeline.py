@@ -14,6 +14,7 @@ from ldm_mini.latent_diffusion import LatentDiffusion
 from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
 from ldm_mini.released.conditioners import Labels
 from ldm_mini.released.diffusers_pipeline import from_diffusers, to_diffusers
+from ldm_mini.released.sizes import run_info
 from ldm_mini.schedule import NoiseSchedule, cosine_betas, scaled_linear_betas
 from ldm_mini.unet import UNet, UNetConfig
 
@@ -103,6 +104,7 @@ def test_it_is_kept_like_every_model(tmp_path):
 
 def test_stable_diffusion_goes_back(tmp_path):
     pipe = stable_diffusion(tmp_path / "sd")
+    assert list(run_info(tmp_path / "sd")["parts"]) == ["first stage", "network", "conditioner"]
     to_diffusers(from_diffusers(tmp_path / "sd"), tmp_path / "back")
     back = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "back")
     back.set_progress_bar_config(disable=True)
