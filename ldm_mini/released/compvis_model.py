@@ -17,7 +17,7 @@ from .conditioners import BERT, CLIP, ClassTable, ClipText, RescaledMap, TextEnc
 from .names import COMPVIS_BETAS, betas_of, require, translate
 from .reading import fit, on_meta, read_weights
 
-PARTS = ("model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model.")
+PREFIXES = ("model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model.")
 CONSTANTS = {"alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
              "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "betas",
              "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
@@ -45,9 +45,9 @@ def from_compvis(yaml_path, ckpt_path, dtype: torch.dtype | None = None, tokeniz
     if kind != "LatentDiffusion":
         raise CheckpointError(f"{yaml_path} describes a {kind}; known are LatentDiffusion, VQModel and AutoencoderKL.")
     # one file holds all networks, each behind its prefix, and the constants of training
-    if unknown := sorted(name for name in weights if not name.startswith(PARTS) and name not in CONSTANTS):
+    if unknown := sorted(name for name in weights if not name.startswith(PREFIXES) and name not in CONSTANTS):
         raise CheckpointError(f"{ckpt_path} holds what no latent diffusion model has: {unknown}.")
-    unet, averages, stage, condition = (_below(weights, part) for part in PARTS)
+    unet, averages, stage, condition = (_below(weights, part) for part in PREFIXES)
     autoencoder = autoencoder_from_compvis(params["first_stage_config"]["params"], stage, dtype)
     net = _net(params["unet_config"]["params"], unet, averages, dtype)
     conditioner = _conditioner(params, autoencoder, condition, dtype, tokenizer)

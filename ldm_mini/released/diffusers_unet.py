@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ..attention import AttentionBlock, SpatialTransformer
+from ..attention import AttentionBlock, SpatialTransformer, head_layout
 from ..blocks import ResBlock
 from ..files import CheckpointError
 from ..unet import UNet, UNetConfig
@@ -98,6 +98,8 @@ def _heads(config: dict, widths: list[int], attended: list[int]) -> dict:
     if "cross_attention_dim" not in config and given is not None:
         return {"num_heads": None, "head_dim": given}
     counts = list(given) if isinstance(given, (list, tuple)) else [given or 1] * len(widths)
+    for i in attended:
+        head_layout(widths[i], counts[i])                       # refuses what cannot be split
     # one number or one width for all says it most briefly; levels without attention need not agree
     for levels in (range(len(widths)), attended):
         numbers, head_dims = {counts[i] for i in levels}, {widths[i] / counts[i] for i in levels}
