@@ -10,19 +10,23 @@ from ..concat_conditioners import InpaintConditioner, LowResConditioner
 from ..cond import Conditioner
 from ..files import CheckpointError
 from ..latent_diffusion import LatentDiffusion
-from ..schedule import NoiseSchedule, cosine_betas, linear_betas, scaled_linear_betas
+from ..schedule import NoiseSchedule
 from ..unet import UNet
 from .compvis import autoencoder_from_compvis, unet_config_from_compvis, unet_names
 from .conditioners import BERT, CLIP, ClassTable, ClipText, RescaledMap, TextEncoder, Words
+from .names import COMPVIS_BETAS, betas_of, require, translate
 from .reading import fit, on_meta, read_weights
 
-PARTS = ("model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model.")
+PREFIXES = ("model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model.")
 CONSTANTS = {"alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
              "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "betas",
              "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
              "lvlb_weights", "logvar", "cond_ids", "scale_factor"}
-BETAS = {"linear": scaled_linear_betas, "sqrt_linear": linear_betas}            # their names, our functions
-IMAGENET = 1000                                                                 # classes; one more row means "none"
+# {kind of condition: how it reaches the U-Net} of all released models, by concatenation or by attention
+CONDITIONS = {"__is_first_stage__": "concat", "Identity": "concat", "SpatialRescaler": "concat",
+              "ClassEmbedder": "crossattn", "BERTEmbedder": "crossattn", "TransformerEmbedder": "crossattn",
+              "FrozenCLIPEmbedder": "crossattn"}
+IMAGENET = 1000                                                 # classes; one more row means "none"
 
 
 def from_compvis(yaml_path, ckpt_path, dtype: torch.dtype | None = None, tokenizer=None):
@@ -34,35 +38,36 @@ def from_compvis(yaml_path, ckpt_path, dtype: torch.dtype | None = None, tokeniz
     Hub, when the first caption comes. Batches: "class", "caption", "semantic", "lowres", or "image" and "mask".
     Raises CheckpointError, a ValueError, that lists whatever is unknown, missing or of another shape.
     """
-    model = _read_yaml(yaml_path)
-    params, kind = model["params"], model["target"].rpartition(".")[2]
+    kind, params = _read_yaml(yaml_path)
     weights = read_weights(ckpt_path)
     if kind in ("VQModel", "VQModelInterface", "AutoencoderKL"):
         return autoencoder_from_compvis(params, weights, dtype)
     if kind != "LatentDiffusion":
         raise CheckpointError(f"{yaml_path} describes a {kind}; known are LatentDiffusion, VQModel and AutoencoderKL.")
-    parts = {part: _below(weights, part) for part in PARTS}
-    if unknown := sorted(name for name in weights if not name.startswith(PARTS) and name not in CONSTANTS):
+    # one file holds all networks, each behind its prefix, and the constants of training
+    if unknown := sorted(name for name in weights if not name.startswith(PREFIXES) and name not in CONSTANTS):
         raise CheckpointError(f"{ckpt_path} holds what no latent diffusion model has: {unknown}.")
-    autoencoder = autoencoder_from_compvis(params["first_stage_config"]["params"], parts["first_stage_model."], dtype)
-    net = _net(params["unet_config"]["params"], parts["model.diffusion_model."], parts["model_ema."], dtype)
-    conditioner = _conditioner(params, autoencoder, parts["cond_stage_model."], dtype, tokenizer)
+    unet, averages, stage, condition = (_below(weights, part) for part in PREFIXES)
+    autoencoder = autoencoder_from_compvis(params["first_stage_config"]["params"], stage, dtype)
+    net = _net(params["unet_config"]["params"], unet, averages, dtype)
+    conditioner = _conditioner(params, autoencoder, condition, dtype, tokenizer)
     # what a model without a condition's opposite ("", no class) cannot do is guidance, for which p_uncond=0 stands
     with_null = (isinstance(conditioner, Words) and conditioner.tokenizer is not None
                  or isinstance(conditioner, ClassTable) and conditioner.has_null)
-    ldm = LatentDiffusion(
+    # YAML files count in latents, we count in pixels
+    side = params["image_size"] * autoencoder.config.downsample_factor if "image_size" in params else None
+    return LatentDiffusion(
         autoencoder, net, _schedule(params, weights), conditioner, prediction=params.get("parameterization", "eps"),
-        p_uncond=0.1 if with_null else 0.0, scale_factor=_scale_factor(params, weights),
-        image_size=params["image_size"] * autoencoder.config.downsample_factor if "image_size" in params else None)
-    return ldm.eval()
+        p_uncond=0.1 if with_null else 0.0, scale_factor=_scale_factor(params, weights), image_size=side).eval()
 
 
-def _read_yaml(path) -> dict:
+def _read_yaml(path) -> tuple[str, dict]:
+    """The class that a YAML file describes, without its package, and its parameters."""
     import yaml
 
     try:
         model = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["model"]
-        return {"target": str(model["target"]), "params": dict(model["params"])}
+        return str(model["target"]).rpartition(".")[2], dict(model["params"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is no YAML file that describes a model ({type(error).__name__}: {error})."
                               ) from None
@@ -85,13 +90,8 @@ def _net(params: dict, weights: dict, averages: dict, dtype) -> UNet:
 
 def _schedule(params: dict, weights: dict) -> NoiseSchedule:
     """From the YAML file, unless the checkpoint's own betas say otherwise: the released code believes those."""
-    kind, steps = params.get("beta_schedule", "linear"), params.get("timesteps", 1000)
-    if kind == "cosine":
-        betas = cosine_betas(steps)
-    elif kind in BETAS:
-        betas = BETAS[kind](steps, params.get("linear_start", 1e-4), params.get("linear_end", 2e-2))
-    else:
-        raise CheckpointError(f"beta_schedule {kind!r} occurs in no released model; known are {[*BETAS, 'cosine']}.")
+    betas = betas_of(COMPVIS_BETAS, params.get("beta_schedule", "linear"), params.get("timesteps", 1000),
+                     params.get("linear_start", 1e-4), params.get("linear_end", 2e-2))
     stored = weights.get("betas")
     if stored is not None and not (stored.shape == betas.shape and torch.allclose(stored.double(), betas, rtol=1e-3)):
         betas = stored.double()
@@ -115,12 +115,9 @@ def _conditioner(params: dict, autoencoder: Autoencoder, weights: dict, dtype, t
     options = {} if isinstance(config, str) else config.get("params") or {}
     if kind == "__is_unconditional__":
         return None
-    wants = {"__is_first_stage__": "concat", "Identity": "concat", "SpatialRescaler": "concat",
-             "ClassEmbedder": "crossattn", "BERTEmbedder": "crossattn", "TransformerEmbedder": "crossattn",
-             "FrozenCLIPEmbedder": "crossattn"}
-    if kind not in wants or params.get("conditioning_key") not in (None, wants[kind]):
+    if kind not in CONDITIONS or params.get("conditioning_key") not in (None, CONDITIONS[kind]):
         raise CheckpointError(f"no released model has the condition {kind} by conditioning_key="
-                              f"{params.get('conditioning_key')}; known are {wants}.")
+                              f"{params.get('conditioning_key')}; known are {CONDITIONS}.")
     if kind == "__is_first_stage__":                            # its weights are stored a second time: not needed
         return InpaintConditioner(autoencoder.config.latent_channels, factor)
     if kind == "Identity":
@@ -137,12 +134,10 @@ def _conditioner(params: dict, autoencoder: Autoencoder, weights: dict, dtype, t
 
 
 def _rescaler(options: dict, weights: dict, dtype) -> RescaledMap:
-    if options.get("method", "bilinear") != "bilinear" or options.get("multiplier", 0.5) != 0.5:
-        raise CheckpointError(f"SpatialRescaler halves, bilinearly, in the released models; here {options}.")
-    bias = options.get("bias", False)
-    rescaler = on_meta(RescaledMap, options["in_channels"], options["out_channels"], options.get("n_stages", 1), bias)
-    kinds = ("weight", "bias") if bias else ("weight",)
-    return fit(rescaler, {f"mix.{kind}": f"channel_mapper.{kind}" for kind in kinds}, weights, dtype=dtype)
+    require("SpatialRescaler", options, {"method": ("bilinear",), "multiplier": (0.5,)})
+    rescaler = on_meta(RescaledMap, options["in_channels"], options["out_channels"], options.get("n_stages", 1),
+                       options.get("bias", False))
+    return fit(rescaler, translate(rescaler, {"mix": "channel_mapper"}), weights, dtype=dtype)
 
 
 def _text_encoder(kind: str, options: dict, weights: dict, dtype, tokenizer, key: str) -> TextEncoder:
@@ -150,17 +145,15 @@ def _text_encoder(kind: str, options: dict, weights: dict, dtype, tokenizer, key
     encoder = on_meta(TextEncoder, options["n_embed"], options["n_layer"], options.get("vocab_size", 30522),
                       options.get("max_seq_len", 77), (tokenizer or BERT) if captions else tokenizer,
                       "caption" if captions else key)
-    names = {"words.weight": "token_emb.weight", "positions.weight": "pos_emb.emb.weight", "norm.weight": "norm.weight",
-             "norm.bias": "norm.bias"}
+    places = {"words": "token_emb", "positions": "pos_emb.emb", "norm": "norm"}
+    # attention and MLP take turns in one list there, each behind its norm
     for i in range(encoder.layers):
-        attention, mlp = (f"attn_layers.layers.{2 * i + part}" for part in (0, 1))
-        places = {"norm1": f"{attention}.0", "attn": f"{attention}.1", "norm2": f"{mlp}.0", "mlp.0": f"{mlp}.1.net.0.0",
-                  "mlp.2": f"{mlp}.1.net.2"}
-        names |= {f"blocks.{i}.{here}.{rest}": f"{there}.{rest}" for here, there in places.items()
-                  for rest in encoder.blocks[i].get_submodule(here).state_dict()}
+        block, attention, mlp = f"blocks.{i}", *(f"attn_layers.layers.{2 * i + part}" for part in (0, 1))
+        places |= {f"{block}.norm1": f"{attention}.0", f"{block}.attn": f"{attention}.1", f"{block}.norm2": f"{mlp}.0",
+                   f"{block}.mlp.0": f"{mlp}.1.net.0.0", f"{block}.mlp.2": f"{mlp}.1.net.2"}
     # a head that predicts words is stored too, and never used
     weights = {name: value for name, value in _below(weights, "transformer.").items() if "to_logits." not in name}
-    return fit(encoder, names, weights, dtype=dtype)
+    return fit(encoder, translate(encoder, places), weights, dtype=dtype)
 
 
 def clip_from_weights(weights: dict[str, Tensor], tokenizer=CLIP, dtype=None, config: dict | None = None) -> ClipText:
@@ -168,6 +161,7 @@ def clip_from_weights(weights: dict[str, Tensor], tokenizer=CLIP, dtype=None, co
     plain = {name.removeprefix("text_model."): value for name, value in weights.items()
              if not name.endswith("position_ids")}
     if config is None:
+        # which sizes the weights have
         words, layer = "embeddings.token_embedding.weight", "encoder.layers.0.mlp.fc1.weight"
         if missing := [name for name in (words, "embeddings.position_embedding.weight", layer) if name not in plain]:
             raise CheckpointError(f"these are no weights of a CLIP text encoder: {missing} missing.")

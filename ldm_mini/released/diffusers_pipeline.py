@@ -6,16 +6,16 @@ import torch
 from torch import nn
 
 from ..dit import DiT
-from ..files import CheckpointError, read_json, save_safetensors, write_json
+from ..files import read_json, save_safetensors, write_json
 from ..latent_diffusion import LatentDiffusion
 from ..quantizer import VQBottleneck
-from ..schedule import NoiseSchedule, cosine_betas, linear_betas, scaled_linear_betas
+from ..schedule import NoiseSchedule
 from .compvis_model import clip_from_weights
 from .conditioners import ClipText, Labels
-from .diffusers_parts import autoencoder_from_diffusers, describe, save_diffusers, unet_from_diffusers
+from .diffusers_parts import DIFFUSERS, autoencoder_from_diffusers, describe, save_diffusers, unet_from_diffusers
+from .names import DIFFUSERS_BETAS, betas_of, require
 from .reading import read_folder
 
-BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas}
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
 
@@ -28,19 +28,19 @@ def from_diffusers(folder, dtype: torch.dtype | None = None, tokenizer=None) -> 
     """
     folder = Path(folder)
     parts = read_json(folder / "model_index.json")
+    # the two networks, and what their configs say about the pictures
     net, autoencoder = unet_from_diffusers(folder, dtype), autoencoder_from_diffusers(folder, dtype)
     stage = read_json(folder / ("vae" if "vae" in parts else "vqvae") / "config.json")
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    side = read_json(folder / ("unet" if "unet" in parts else "transformer") / "config.json").get("sample_size")
+    # the condition: captions through CLIP, or classes that a DiT embeds itself
     conditioner = None
     if parts.get("text_encoder", [None])[0] is not None:
         config, weights = read_folder(folder / "text_encoder")
-        if (kind := config.get("architectures", ["CLIPTextModel"])) != ["CLIPTextModel"]:
-            raise CheckpointError(f"{folder} reads its captions by {kind}; known is CLIPTextModel.")
+        require("text encoder", config, {"architectures": (["CLIPTextModel"],)})
         conditioner = clip_from_weights(weights, tokenizer or str(folder / "tokenizer"), dtype, config)
     elif isinstance(net, DiT):
         conditioner = Labels(net.config.num_classes)
-    part = read_json(folder / ("unet" if "unet" in parts else "transformer") / "config.json")
-    side = part.get("sample_size")
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     return LatentDiffusion(
         autoencoder, net, _schedule(scheduler), conditioner, p_uncond=0.0 if conditioner is None else 0.1,
         prediction=PREDICTIONS[scheduler.get("prediction_type", "epsilon")],
@@ -49,16 +49,12 @@ def from_diffusers(folder, dtype: torch.dtype | None = None, tokenizer=None) -> 
 
 
 def _schedule(config: dict) -> NoiseSchedule:
-    steps, kind = config.get("num_train_timesteps", 1000), config.get("beta_schedule", "linear")
-    if config.get("rescale_betas_zero_snr", False):
-        raise CheckpointError("rescale_betas_zero_snr: a schedule with no signal at its end, which ours does not have.")
+    require("schedule", config, {"rescale_betas_zero_snr": (False,)})       # no signal at all at its end
     if config.get("trained_betas") is not None:
         return NoiseSchedule(config["trained_betas"])
-    if kind == "squaredcos_cap_v2":
-        return NoiseSchedule(cosine_betas(steps))
-    if kind not in BETAS:
-        raise CheckpointError(f"beta_schedule {kind!r} is unknown; known are {[*BETAS, 'squaredcos_cap_v2']}.")
-    return NoiseSchedule(BETAS[kind](steps, config.get("beta_start", 1e-4), config.get("beta_end", 0.02)))
+    return NoiseSchedule(betas_of(DIFFUSERS_BETAS, config.get("beta_schedule", "linear"),
+                                  config.get("num_train_timesteps", 1000), config.get("beta_start", 1e-4),
+                                  config.get("beta_end", 0.02)))
 
 
 def to_diffusers(model: nn.Module, folder) -> Path:
@@ -72,36 +68,37 @@ def to_diffusers(model: nn.Module, folder) -> Path:
         return save_diffusers(model, folder)
     folder, stage, net = Path(folder), model.autoencoder, model.net
     if stage is None:
-        raise ValueError("to_diffusers: diffusers has no pipeline for a LatentDiffusion without a first stage; give "
-                         "its net alone.")
-    describe(net), describe(stage)                              # refuses before a file is written
+        raise ValueError("to_diffusers: diffusers has no LatentDiffusion without a first stage; give its net alone.")
+    kind, text = "transformer" if isinstance(net, DiT) else "unet", isinstance(model.conditioner, ClipText)
+    alone = model.conditioner is None and kind == "unet"
+    stage_name = "vqvae" if alone or isinstance(stage.bottleneck, VQBottleneck) else "vae"
+    # refuses before a file is written
+    classes = {kind: describe(net)[0]["_class_name"], "scheduler": "DDIMScheduler",
+               stage_name: describe(stage)[0]["_class_name"]}
+    # the parts
     side = None if model.image_size is None else model.image_size[0]
-    kind = "transformer" if isinstance(net, DiT) else "unet"
-    vq, text = isinstance(stage.bottleneck, VQBottleneck), isinstance(model.conditioner, ClipText)
-    stage_name = "vqvae" if vq or (model.conditioner is None and kind == "unet") else "vae"
     save_diffusers(net, folder / kind, side and side // stage.config.downsample_factor)
     save_diffusers(stage, folder / stage_name, side, model.scale_factor.item())
     write_json(_made(folder / "scheduler") / "scheduler_config.json", _scheduler_config(model))
-    classes = {kind: read_json(folder / kind / "config.json")["_class_name"], "scheduler": "DDIMScheduler",
-               stage_name: read_json(folder / stage_name / "config.json")["_class_name"]}
     index = {name: ["diffusers", found] for name, found in classes.items()}
     if text:
         _save_clip(model.conditioner, folder)
         index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
                   "safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
-    if text and stage_name == "vae" or model.conditioner is None and kind == "unet":
+    # a pipeline of them, where diffusers has one
+    if alone or text and stage_name == "vae":
         name = "StableDiffusionPipeline" if text else "LDMPipeline"
-        write_json(folder / "model_index.json", {"_class_name": name, "_diffusers_version": "0.31.0", **index})
+        write_json(folder / "model_index.json", {"_class_name": name, "_diffusers_version": DIFFUSERS, **index})
     return folder
 
 
 def _scheduler_config(model: LatentDiffusion) -> dict:
     """A DDIMScheduler that takes the timesteps of our samplers."""
-    config, names = dict(model.schedule.config), {ours: theirs for theirs, ours in PREDICTIONS.items()}
-    known = config["kind"] in BETAS
-    betas = (dict(beta_schedule=config["kind"], beta_start=config["start"], beta_end=config["end"]) if known else
-             dict(trained_betas=model.schedule.betas.tolist()))
-    return {"_class_name": "DDIMScheduler", "_diffusers_version": "0.31.0", "clip_sample": False,
+    config, names = model.schedule.config, {ours: theirs for theirs, ours in PREDICTIONS.items()}
+    # where both have a schedule of this name, it is the same one
+    betas = (dict(beta_schedule=config["kind"], beta_start=config["start"], beta_end=config["end"])
+             if config["kind"] in DIFFUSERS_BETAS else dict(trained_betas=model.schedule.betas.tolist()))
+    return {"_class_name": "DDIMScheduler", "_diffusers_version": DIFFUSERS, "clip_sample": False,
             "num_train_timesteps": model.schedule.num_steps, "prediction_type": names[model.prediction],
             "set_alpha_to_one": True, "timestep_spacing": "trailing", "steps_offset": 1, **betas}
 

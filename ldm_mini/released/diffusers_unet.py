@@ -2,10 +2,12 @@
 
 from torch import Tensor
 
-from ..attention import AttentionBlock, SpatialTransformer
+from ..attention import AttentionBlock, SpatialTransformer, head_layout
 from ..blocks import ResBlock
+from ..files import CheckpointError
 from ..unet import UNet, UNetConfig
-from .reading import fit, heads_of, on_meta, translate
+from .names import TRANSFORMER_WORDS, require, translate
+from .reading import fit, on_meta
 
 # What leaves no trace in the weights but changes the output: only these values are ours, the first of them by default.
 FIXED = {"act_fn": ("silu", "swish"), "norm_eps": (1e-5,), "flip_sin_to_cos": (True,), "freq_shift": (0,),
@@ -17,23 +19,16 @@ FIXED = {"act_fn": ("silu", "swish"), "norm_eps": (1e-5,), "flip_sin_to_cos": (T
          "add_attention": (True,), "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D"),
          "class_embed_type": (None, "simple_projection"), "num_class_embeds": (None,),
          "resnet_time_scale_shift": ("default", "scale_shift"), "conv_in_kernel": (3,), "conv_out_kernel": (3,)}
-ATTENDED = {"DownBlock2D": False, "ResnetDownsampleBlock2D": False, "AttnDownBlock2D": True,
-            "CrossAttnDownBlock2D": True}
-UPWARD = {"DownBlock2D": "UpBlock2D", "ResnetDownsampleBlock2D": "ResnetUpsampleBlock2D",
-          "AttnDownBlock2D": "AttnUpBlock2D", "CrossAttnDownBlock2D": "CrossAttnUpBlock2D"}
-WORDS = {
-    ResBlock: {"time_proj": "time_emb_proj", "shortcut": "conv_shortcut"},
-    AttentionBlock: {"norm": "group_norm", "attn.to_out": "to_out.0", "attn.to_q": "to_q", "attn.to_k": "to_k",
-                     "attn.to_v": "to_v"},
-    SpatialTransformer: {"blocks": "transformer_blocks", "self_attn": "attn1", "cross_attn": "attn2",
-                         "to_out": "to_out.0", "ff.proj": "ff.net.0.proj", "ff.out": "ff.net.2"},
-}
+ATTENTION_WORDS = {"norm": "group_norm", "attn.to_out": "to_out.0", "attn.to_q": "to_q", "attn.to_k": "to_k",
+                   "attn.to_v": "to_v"}
+WORDS = {ResBlock: {"time_proj": "time_emb_proj", "shortcut": "conv_shortcut"}, AttentionBlock: ATTENTION_WORDS,
+         SpatialTransformer: TRANSFORMER_WORDS}
 
 
 def unet_from_diffusers_state(config: dict, state: dict[str, Tensor], dtype=None) -> UNet:
     """A U-Net with the weights of a UNet2DConditionModel or UNet2DModel: its `config` and its `state_dict()`.
 
-    Raises ValueError that lists every missing, unknown or ill-shaped name.
+    Raises CheckpointError, a ValueError, that lists what is unknown, missing or of another shape.
     """
     net = on_meta(UNet, unet_config_from_diffusers(config))
     return fit(net, diffusers_keys(net), state, dtype=dtype)
@@ -46,26 +41,22 @@ def unet_to_diffusers_state(net: UNet) -> dict[str, Tensor]:
 
 
 def unet_config_from_diffusers(config: dict) -> UNetConfig:
-    """Our config for that of diffusers. Raises ValueError for what our U-Net does not express."""
-    if bad := {name: config[name] for name, values in FIXED.items() if config.get(name, values[0]) not in values}:
-        raise ValueError(f"unet_config_from_diffusers: {bad} differ from what our U-Net computes: "
-                         f"{ {name: FIXED[name] for name in bad} }.")
-    widths, attended = list(config["block_out_channels"]), _attended(config)
-    levels = tuple(level for level, yes in enumerate(attended) if yes)
+    """Our config for that of diffusers. Raises CheckpointError, a ValueError, for what our U-Net does not express."""
     context, groups = _one(config, "cross_attention_dim", None), config.get("norm_num_groups", 32)
-    scale_shift = config.get("resnet_time_scale_shift") == "scale_shift"
-    if context is None and config.get("attn_norm_num_groups") not in (groups, None):
-        raise ValueError(f"unet_config_from_diffusers: attn_norm_num_groups={config['attn_norm_num_groups']}, "
-                         f"norm_num_groups={groups}: our U-Net has the same groups everywhere.")
+    same_groups = {"attn_norm_num_groups": (groups, None)} if context is None else {}
+    require("U-Net", config, FIXED | same_groups)
+    widths, (attended, resized_by_blocks) = list(config["block_out_channels"]), _levels(config)
+    levels = tuple(level for level, yes in enumerate(attended) if yes)
+    # more inputs than outputs: a condition is joined to the noisy latent
     inputs, outputs = config["in_channels"], config["out_channels"]
     return UNetConfig(
         in_channels=min(inputs, outputs), out_channels=outputs, concat_channels=max(inputs - outputs, 0),
         channels=widths[0], channel_mults=multiples(widths),
         num_res_blocks=_one(config, "layers_per_block", 2), attn_levels=levels, context_dim=context,
         transformer_depth=_one(config, "transformer_layers_per_block", 1), groups=groups,
-        vector_dim=config.get("projection_class_embeddings_input_dim"), scale_shift=scale_shift,
-        resblock_updown=_resized_by_blocks(config), dropout=config.get("dropout", 0.0),
-        **_heads(config, widths, {*levels, len(widths) - 1}))
+        vector_dim=config.get("projection_class_embeddings_input_dim"), dropout=config.get("dropout", 0.0),
+        scale_shift=config.get("resnet_time_scale_shift") == "scale_shift", resblock_updown=resized_by_blocks,
+        **_heads(config, widths, sorted({*levels, len(widths) - 1})))
 
 
 def multiples(widths: list[int]) -> tuple:
@@ -73,63 +64,60 @@ def multiples(widths: list[int]) -> tuple:
     return tuple(width / widths[0] if width % widths[0] else width // widths[0] for width in widths)
 
 
-def _attended(config: dict) -> list[bool]:
-    """Per level, whether it has attention; the way up must be the mirror of the way down."""
-    down = config["down_block_types"]
-    if bad := sorted(set(down) - set(ATTENDED)):
-        raise ValueError(f"unet_config_from_diffusers: block types {bad} are unknown; not {sorted(ATTENDED)}.")
-    mirrored = [UPWARD[kind] for kind in reversed(down)]
-    resnet = ("ResnetUpsampleBlock2D", "UpBlock2D")             # the same where nothing is resized
-    for theirs, ours in zip(config.get("up_block_types", mirrored), mirrored, strict=True):
-        if theirs != ours and not {theirs, ours} <= set(resnet):
-            raise ValueError(f"unet_config_from_diffusers: up_block_types {list(config['up_block_types'])} are not the "
-                             f"mirror of the way down, {mirrored}.")
-    kinds = {kind for kind in down if ATTENDED[kind]}
-    if len(kinds) > 1 or (kinds == {"AttnDownBlock2D"}) and config.get("cross_attention_dim") is not None:
-        raise ValueError(f"unet_config_from_diffusers: attention of the kinds {sorted(kinds)} with cross_attention_dim="
-                         f"{config.get('cross_attention_dim')}: ours all read the context, or there is none.")
-    return [ATTENDED[kind] for kind in down]
+def _levels(config: dict) -> tuple[list[bool], bool]:
+    """Per level, whether it has attention; and whether residual blocks change the size (BigGAN style), or convolutions.
+
+    "ResnetDownsampleBlock2D" says so by itself, "AttnDownBlock2D" by the config's downsample_type.
+    """
+    down = list(config["down_block_types"])
+    types = down + list(config.get("up_block_types", [kind.replace("Down", "Up") for kind in reversed(down)]))
+    by_config = {"AttnDownBlock2D": config.get("downsample_type"), "AttnUpBlock2D": config.get("upsample_type")}
+    # the last level of either way has nothing to resize
+    resized = {(by_config.get(kind) or kind).lower().startswith("resnet")
+               for kind in types[:len(down) - 1] + types[len(down):-1]}
+    # but for that, the block types follow from where there is attention
+    attended = ["Attn" in kind for kind in down]
+    ours = sum(_block_types(attended, config.get("cross_attention_dim") is not None), [])
+    plain = [kind.replace("ResnetDownsample", "Down").replace("ResnetUpsample", "Up") for kind in types]
+    if plain != ours or len(resized) > 1:
+        raise CheckpointError(f"ours has no U-Net of the block types {types}: with this attention it would be {ours}, "
+                              "the way up a mirror of the way down; or the size changes partly by residual blocks.")
+    return attended, resized == {True}
 
 
-def _resized_by_blocks(config: dict) -> bool:
-    """Whether residual blocks change the size (BigGAN style); all of them must, or none."""
-    down, up = config["down_block_types"][:-1], config.get("up_block_types", [])[:-1]
-    by_type = {"ResnetDownsampleBlock2D": True, "ResnetUpsampleBlock2D": True,
-               "AttnDownBlock2D": config.get("downsample_type", "conv") == "resnet",
-               "AttnUpBlock2D": config.get("upsample_type", "conv") == "resnet"}
-    kinds = {by_type.get(kind, False) for kind in (*down, *up)}
-    if len(kinds) > 1:
-        raise ValueError(f"unet_config_from_diffusers: {list(down)} and {list(up)} change the size partly by residual "
-                         "blocks, partly by convolutions; ours all do the same.")
-    return kinds == {True}
+def _block_types(attended: list[bool], conditional: bool, resblock_updown: bool = False) -> tuple[list, list]:
+    """Of the levels on the way down, and on the way up."""
+    attention = "CrossAttn{}Block2D" if conditional else "Attn{}Block2D"
+    kinds = [attention if yes else "Resnet{}sampleBlock2D" if resblock_updown else "{}Block2D" for yes in attended]
+    return [kind.format("Down") for kind in kinds], [kind.format("Up") for kind in reversed(kinds)]
 
 
-def _heads(config: dict, widths: list[int], levels) -> dict:
+def _heads(config: dict, widths: list[int], attended: list[int]) -> dict:
     """num_heads and head_dim. "attention_head_dim" is a number of heads in one class, their width in the other."""
     given = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
-    if "cross_attention_dim" in config:
-        counts = [given] * len(widths) if isinstance(given, int) else list(given)
-        if bad := [widths[i] for i in levels if widths[i] % counts[i]]:
-            raise ValueError(f"unet_config_from_diffusers: widths {bad} cannot be split into {counts} heads.")
-    else:
-        if bad := [widths[i] for i in levels if given is not None and widths[i] % given]:
-            raise ValueError(f"unet_config_from_diffusers: widths {bad} cannot be split into heads of {given}.")
-        if given is not None:
-            return {"num_heads": None, "head_dim": given}
-        counts = [1] * len(widths)
-    attended = sorted(levels)                                   # what is said of other levels matters only to be brief
-    brief = heads_of(counts, widths), heads_of([counts[i] for i in attended], [widths[i] for i in attended])
-    return next((said for said in brief if not isinstance(said["num_heads"], tuple)), brief[0])
+    if "cross_attention_dim" not in config and given is not None:
+        return {"num_heads": None, "head_dim": given}
+    counts = list(given) if isinstance(given, (list, tuple)) else [given or 1] * len(widths)
+    for i in attended:
+        head_layout(widths[i], counts[i])                       # refuses what cannot be split
+    # one number or one width for all says it most briefly; levels without attention need not agree
+    for levels in (range(len(widths)), attended):
+        numbers, head_dims = {counts[i] for i in levels}, {widths[i] / counts[i] for i in levels}
+        if len(numbers) == 1:
+            return {"num_heads": numbers.pop()}
+        if len(head_dims) == 1 and min(head_dims).is_integer():
+            return {"num_heads": None, "head_dim": int(head_dims.pop())}
+    return {"num_heads": tuple(counts)}
 
 
 def _one(config: dict, name: str, default):
     """A value that may be given once for all levels, or once per level."""
     value = config.get(name, default)
-    if isinstance(value, (list, tuple)):
-        if len(set(value)) > 1 or isinstance(value[0], (list, tuple)):
-            raise ValueError(f"unet_config_from_diffusers: {name}={value} differs between levels; ours does not.")
-        return value[0]
-    return value
+    if not isinstance(value, (list, tuple)):
+        return value
+    if len(set(value)) > 1 or isinstance(value[0], (list, tuple)):
+        raise CheckpointError(f"{name}={value} differs between the levels of this U-Net; ours does not.")
+    return value[0]
 
 
 # ------------------------------------------------------------------------------------------------------------ and back
@@ -144,17 +132,15 @@ def unet_config_to_diffusers(config: UNetConfig, sample_size: int | None = None)
     """Keyword arguments of the `diffusers_class(config)` that computes what UNet(config) does."""
     c, conditional = config, config.context_dim is not None
     if c.channel_mults[0] != 1 or (conditional and c.resblock_updown) or (not conditional and c.vector_dim is not None):
-        raise ValueError("unet_config_to_diffusers: channel_mults must begin with 1, and diffusers has no network with "
-                         f"context_dim and resblock_updown, nor one with vector_dim and no context_dim; got {c}.")
-    attended = [level in c.attn_levels for level in range(len(c.channel_mults))]
-    plain = "ResnetDownsampleBlock2D" if c.resblock_updown else "DownBlock2D"
-    down = [("CrossAttnDownBlock2D" if conditional else "AttnDownBlock2D") if a else plain for a in attended]
+        raise ValueError("to_diffusers: channel_mults must begin with 1; no U-Net of diffusers has context_dim and "
+                         f"resblock_updown, or vector_dim without context_dim; got {c}.")
+    down, up = _block_types([i in c.attn_levels for i in range(len(c.widths))], conditional, c.resblock_updown)
     common = dict(
         sample_size=sample_size, in_channels=c.in_channels + c.concat_channels,
         out_channels=c.out_channels or c.in_channels, block_out_channels=tuple(c.widths),
-        layers_per_block=c.num_res_blocks, norm_num_groups=c.groups, dropout=c.dropout,
-        down_block_types=tuple(down), up_block_types=tuple(UPWARD[kind] for kind in reversed(down)),
-        resnet_time_scale_shift="scale_shift" if c.scale_shift else "default")
+        layers_per_block=c.num_res_blocks, norm_num_groups=c.groups, dropout=c.dropout, down_block_types=tuple(down),
+        up_block_types=tuple(up), resnet_time_scale_shift="scale_shift" if c.scale_shift else "default")
+    # the one class has a number of heads per level, the other one width of heads for all
     counts = [c.heads(i)["num_heads"] or width // c.head_dim for i, width in enumerate(c.widths)]
     if conditional:
         return common | dict(
@@ -165,8 +151,8 @@ def unet_config_to_diffusers(config: UNetConfig, sample_size: int | None = None)
     levels = sorted({*c.attn_levels, len(c.widths) - 1})
     head_dims = {c.widths[i] // counts[i] for i in levels}
     if len(head_dims) > 1 and {counts[i] for i in levels} != {1}:
-        raise ValueError(f"unet_config_to_diffusers: UNet2DModel has one width of heads at all levels (or one head), "
-                         f"not {[counts[i] for i in levels]} heads at the widths {[c.widths[i] for i in levels]}.")
+        raise ValueError(f"to_diffusers: UNet2DModel has one width of heads at all levels (or one head), not {counts} "
+                         f"heads at the widths {c.widths}.")
     resize = "resnet" if c.resblock_updown else "conv"
     return common | dict(attention_head_dim=min(head_dims) if len(head_dims) == 1 else None, downsample_type=resize,
                          upsample_type=resize, attn_norm_num_groups=c.groups)
@@ -180,6 +166,7 @@ def diffusers_keys(net: UNet) -> dict[str, str]:
               "middle.2": "mid_block.resnets.1"}
     if net.vector_proj is not None:
         places["vector_proj"] = "class_embedding"
+    # both ways are one list of steps here, and levels of lists there; the way down begins with the stem
     for path, steps, stem in (("down", net.down, 1), ("up", net.up, 0)):
         for i, step in list(enumerate(steps))[stem:]:
             level, j = divmod(i - stem, net.config.num_res_blocks + 1)

@@ -10,9 +10,8 @@ are downsampling factors; those that never occur (semantic synthesis, super-reso
 import re
 
 from ..autoencoder import Autoencoder, AutoencoderConfig
-from ..kl import KLBottleneck
-from ..quantizer import VectorQuantizer, VQBottleneck
 from ..unet import UNet, UNetConfig
+from .first_stages import published
 
 # name: downsampling factor, latent channels, multipliers, levels with attention, attention in the middle, codes (or KL)
 FIRST_STAGES = {
@@ -66,11 +65,8 @@ def autoencoder_preset(name: str) -> Autoencoder:
     """A released first stage with fresh weights; a U-Net's name gives the one that U-Net was trained with."""
     found = _find(name, [*FIRST_STAGES, *UNETS])
     factor, channels, mults, levels, mid_attn, codes = FIRST_STAGES[FIRST_STAGE_OF.get(found, found)]
-    config = AutoencoderConfig(downsample_factor=factor, latent_channels=channels, channel_mults=mults,
-                               attn_levels=levels, mid_attn=mid_attn)
-    if codes is None:
-        return Autoencoder(config, KLBottleneck(channels))
-    return Autoencoder(config, VQBottleneck(VectorQuantizer(codes, channels, restart_after=None, init="uniform")))
+    return published(AutoencoderConfig(downsample_factor=factor, latent_channels=channels, channel_mults=mults,
+                                       attn_levels=levels, mid_attn=mid_attn), codes)
 
 
 def unet_preset(name: str) -> UNet:

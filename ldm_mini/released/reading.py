@@ -7,6 +7,7 @@ are views of the file: memory holds the weights once, and only those that were l
 import pickletools
 import zipfile
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -46,11 +47,13 @@ def fit(module: nn.Module, names: dict, tensors: dict[str, Tensor], constants: d
                 shapes.append(f"{name}: {tuple(tensors[name].shape)} instead of {wanted}{tuple(own[key].shape)}")
             else:
                 found[key] = value if dtype is None else value.to(dtype)
+    # whoever has another model sees all that is wrong at once
     known = {name for name, _ in sources.values()}
     missing, unknown = sorted(known - set(tensors)), sorted(set(tensors) - known)
     if missing or unknown or shapes:
-        raise CheckpointError(f"the weights do not fit this {type(module).__name__}.\n"
-                              f"missing: {missing}\nunknown: {unknown}\nwrong shape: {list(dict.fromkeys(shapes))}")
+        raise CheckpointError(f"the weights do not fit this {type(module).__name__}.\nmissing: {missing}\n"
+                              f"unknown: {unknown}\nwrong shape: {list(dict.fromkeys(shapes))}")
+    # the tensors themselves become the weights: no copy
     module.load_state_dict(found, assign=True)
     return module.eval()
 
@@ -66,88 +69,48 @@ def _shaped(value: Tensor, part, shape: torch.Size) -> Tensor | None:
     return value.reshape(shape) if same else None
 
 
-def translate(module: nn.Module, places: dict[str, str], inside: dict[type, dict[str, str]]) -> dict[str, str]:
-    """{key of the module: name elsewhere}. places: {path of a layer: its path there}; inside: the words that differ
-    within the layers of a class."""
-    names = {}
-    for here, there in places.items():
-        layer = module.get_submodule(here)
-        for key in layer.state_dict():
-            name = f".{key}"
-            for ours, theirs in inside.get(type(layer), {}).items():
-                name = name.replace(f".{ours}.", f".{theirs}.")
-            names[f"{here}.{key}"] = there + name
-    return names
-
-
-def heads_of(counts, widths) -> dict:
-    """UNetConfig's num_heads and head_dim for so many heads at levels of these widths, as briefly as it can be said."""
-    head_dims = {width / count for count, width in zip(counts, widths, strict=True)}
-    if len(set(counts)) == 1:
-        return {"num_heads": counts[0]}
-    if len(head_dims) == 1 and min(head_dims).is_integer():
-        return {"num_heads": None, "head_dim": int(min(head_dims))}
-    return {"num_heads": tuple(counts)}
-
-
 # -------------------------------------------------------------------------------------------------------------- files
 
 
 def read_weights(path) -> dict[str, Tensor]:
-    """{name: CPU tensor} of a .safetensors file, or of a .ckpt, .bin or .pt file: its "state_dict" if it has one.
+    """The state dict in a file of weights (.safetensors, or a pickle: .ckpt, .pt, .bin), as CPU tensors, memory-mapped.
 
-    Pickled files are read with torch's `weights_only`; Lightning's own objects in them are passed over.
+    Of a pickle only tensors and plain values are read; Lightning's objects are passed over.
     Raises CheckpointError if the file is missing, damaged, or wants to run code.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist.")
-    if path.suffix == ".safetensors":
-        try:
-            return safetensors.torch.load_file(path)
-        except safetensors.SafetensorError as error:
-            raise CheckpointError(f"{path} is truncated or damaged ({error}). Fetch it again.") from None
-    zipped = zipfile.is_zipfile(path)
-    classes = _classes(path) if zipped else set()
     try:
-        with _passed_over([name for name in classes if name.startswith(INERT)]):
-            content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
+        content = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
     except UnpicklingError:
-        with path.open("rb") as file:
-            if not zipped and file.read(1) != b"\x80":                          # how every pickle begins
-                raise CheckpointError(f"{path} is no file of weights, or a damaged one. Fetch it again.") from None
-        foreign = sorted(name for name in classes if not name.startswith(("torch.", "collections.", *INERT)))
-        found = f": {foreign}" if foreign else ""
-        raise CheckpointError(f"{path} holds more than weights, and reading that could run foreign code{found}. "
-                              "Where you trust it, load it with torch.load(..., weights_only=False) and save its "
-                              "state_dict as safetensors.") from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or damaged ({str(error).splitlines()[0]}). Fetch it again."
-                              ) from None
+        foreign = sorted(name for name in _classes(path) if not name.startswith(("torch.", "collections.", *INERT)))
+        raise CheckpointError(f"{path} holds more than weights, and reading that could run foreign code: "
+                              f"{', '.join(foreign) or 'of no name'}. Where you trust it, load it with torch.load(..., "
+                              "weights_only=False) and save its state_dict as safetensors.") from None
+    except (safetensors.SafetensorError, RuntimeError, EOFError, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path} is no file of weights, or a damaged one ({reason}). Fetch it again.") from None
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path} holds no state_dict of tensors.")
     return dict(content)
 
 
-def read_folder(folder) -> tuple[dict, dict[str, Tensor]]:
-    """(config, {name: CPU tensor}) of one part as diffusers' `save_pretrained` writes it: whole, sharded or pickled."""
-    folder = Path(folder)
-    config = read_json(folder / "config.json")
-    for stem in DIFFUSERS_FILES:
-        for suffix in (".safetensors", ".bin"):
-            for variant in ("", ".fp16", ".non_ema"):
-                index = folder / f"{stem}{suffix}.index{variant}.json"
-                if index.is_file():
-                    files = sorted(set(read_json(index)["weight_map"].values()))
-                    return config, {name: v for file in files for name, v in read_weights(folder / file).items()}
-                if (folder / f"{stem}{variant}{suffix}").is_file():
-                    return config, read_weights(folder / f"{stem}{variant}{suffix}")
-    raise CheckpointError(f"{folder} has a config.json but no {DIFFUSERS_FILES[0]}.safetensors or the like.")
+def _unpickle(path: Path):
+    """What a pickle holds, without running any code of it."""
+    zipped = zipfile.is_zipfile(path)
+    with path.open("rb") as file:
+        if not zipped and file.read(1) != b"\x80":              # how every pickle begins
+            raise EOFError("no pickle begins like this")
+    with _passed_over([name for name in _classes(path) if name.startswith(INERT)]):
+        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
 
 
 def _classes(path) -> set[str]:
-    """The names of all classes and functions that a pickled checkpoint refers to; nothing of it is executed."""
+    """The names of all classes and functions that a zipped pickle refers to; nothing of it is executed."""
+    if not zipfile.is_zipfile(path):                            # older files: torch looks through them alone
+        return set()
     with zipfile.ZipFile(path) as archive:
         inside = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
         code = b"" if inside is None else archive.read(inside)
@@ -170,3 +133,17 @@ def _passed_over(names):
 class _Nothing:
     def __init__(self, *args, **options):
         pass
+
+
+def read_folder(folder) -> tuple[dict, dict[str, Tensor]]:
+    """(config, {name: CPU tensor}) of one part as diffusers' `save_pretrained` writes it: whole, sharded or pickled."""
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    for stem, suffix, variant in product(DIFFUSERS_FILES, (".safetensors", ".bin"), ("", ".fp16", ".non_ema")):
+        index = folder / f"{stem}{suffix}.index{variant}.json"
+        if index.is_file():
+            files = sorted(set(read_json(index)["weight_map"].values()))
+            return config, {name: v for file in files for name, v in read_weights(folder / file).items()}
+        if (folder / f"{stem}{variant}{suffix}").is_file():
+            return config, read_weights(folder / f"{stem}{variant}{suffix}")
+    raise CheckpointError(f"{folder} has a config.json but no {DIFFUSERS_FILES[0]}.safetensors or the like.")

@@ -5,16 +5,17 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import hub
 from ..autoencoder import Autoencoder, Decoder, Encoder
 from ..cond import Cond
-from ..dit import DiT, DiTConfig
+from ..dit import DiT
 from ..files import CheckpointError, read_json
 from ..unet import UNet
 from .conditioners import ClipText
-from .diffusers_parts import autoencoder_of_diffusers
+from .diffusers_parts import autoencoder_of_diffusers, dit_config_from_diffusers
 from .diffusers_unet import unet_config_from_diffusers
 from .presets import (
     FIRST_STAGE_OF,
@@ -37,16 +38,13 @@ def run_info(name_or_folder, size: int | None = None) -> dict:
     """
     networks, image_size = find_networks(name_or_folder)
     preset = find_preset(str(name_or_folder)) if not Path(name_or_folder).is_dir() else None
-    tokens = TOKENS.get(preset, _tokens(networks.get("conditioner")))
-    if size is not None or image_size is None:
-        image_size = size or 256
+    # what it is measured on: a picture of this side, so many words
+    tokens, size = TOKENS.get(preset, _tokens(networks.get("conditioner"))), size or image_size or 256
     factor = networks["first stage"].config.downsample_factor if "first stage" in networks else 1
-    if image_size % factor:
-        raise ValueError(f"info: a picture of {image_size} pixels cannot be divided by the first stage's {factor}.")
     named = f"{preset} with {FIRST_STAGE_OF[preset]}" if preset in UNETS else str(name_or_folder)
-    report = {"name": named, "image_size": image_size, "parts": {}}
-    for title, network in networks.items():
-        report["parts"][title] = measure(network, image_size // (factor if title == "network" else 1), tokens)
+    report = {"name": named, "image_size": size, "parts": {
+        title: measure(network, size // factor if title == "network" else size, tokens)
+        for title, network in networks.items()}}
     print(table(report))
     return report
 
@@ -95,11 +93,8 @@ def _of_diffusers(folder: Path) -> tuple[dict[str, nn.Module], int | None]:
         elif name.startswith("UNet2D"):
             found["network"], latent = on_meta(UNet, unet_config_from_diffusers(config)), config.get("sample_size")
         elif "num_embeds_ada_norm" in config:
-            width = config["attention_head_dim"] * config["num_attention_heads"]
-            found["network"], latent = on_meta(DiT, DiTConfig(
-                in_channels=config["in_channels"], out_channels=config.get("out_channels"), width=width,
-                patch_size=config["patch_size"], depth=config["num_layers"], num_heads=config["num_attention_heads"],
-                input_size=config["sample_size"], num_classes=config["num_embeds_ada_norm"])), config["sample_size"]
+            found["network"] = on_meta(DiT, dit_config_from_diffusers(config))
+            latent = config["sample_size"]
     if (folder / "text_encoder" / hub.CONFIG).is_file():
         found["conditioner"] = on_meta(ClipText, read_json(folder / "text_encoder" / hub.CONFIG))
     if not found:
@@ -122,32 +117,25 @@ def measure(network: nn.Module, side: int, tokens: int = 77) -> dict:
 
     {"kind", "parameters", "flops", "input", "tokens", "rows": [name, kind, output shape, FLOPs, parameters] of a part}
     """
-    counter, ran, hooks = FlopCounterMode(display=False), {}, []
+    parts, shapes = dict(_parts(network)), {}
+    names = {part: name for name, part in parts.items()}
 
-    def before(name):
-        def hook(module, args):
-            ran[name] = [None, counter.get_total_flops()]
-        return hook
+    def remember(module, args, output):
+        if module in names:
+            shapes[names[module]] = tuple((output if isinstance(output, Tensor) else output[0]).shape)[1:]
 
-    def after(name):
-        def hook(module, args, output):
-            shape = output.shape if isinstance(output, Tensor) else output[0].shape
-            ran[name] = [tuple(shape)[1:], counter.get_total_flops() - ran[name][1]]
-        return hook
-
-    parts = dict(_parts(network))
-    for name, part in parts.items():
-        hooks += [part.register_forward_pre_hook(before(name)), part.register_forward_hook(after(name))]
-    with torch.device("meta"), torch.no_grad(), counter:
+    # run it once: torch counts FLOPs module by module
+    counter = FlopCounterMode(display=False)
+    with register_module_forward_hook(remember), torch.device("meta"), torch.no_grad(), counter:
         shape = _run(network.eval(), side, tokens)
-    for hook in hooks:
-        hook.remove()
-    in_order = [*ran, *(name for name in parts if name not in ran)]
-    reads = getattr(getattr(network, "config", None), "context_dim", None) is not None
-    return {"kind": type(network).__name__, "parameters": _size(network), "flops": counter.get_total_flops(),
-            "input": shape, "tokens": tokens if reads else None,
-            "rows": [[name, _kind(parts[name]), *ran.get(name, [(), None]), _size(parts[name])]
-                     for name in in_order]}
+    flops = {name: sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}
+    kind, reads = type(network).__name__, getattr(getattr(network, "config", None), "context_dim", None) is not None
+    # in the order they ran; what did not run is only counted
+    rows = [[name, _kind(parts[name]), output, flops.get(f"{kind}.{name}", 0), _size(parts[name])]
+            for name, output in shapes.items()]
+    rows += [[name, _kind(part), (), None, _size(part)] for name, part in parts.items() if name not in shapes]
+    return {"kind": kind, "parameters": _size(network), "flops": counter.get_total_flops(), "input": shape,
+            "tokens": tokens if reads else None, "rows": rows}
 
 
 def _parts(module: nn.Module, prefix: str = ""):
@@ -161,19 +149,18 @@ def _parts(module: nn.Module, prefix: str = ""):
 
 def _run(network: nn.Module, side: int, tokens: int) -> tuple | None:
     """Once through, with one picture or latent of this side; the shape of the input. A conditioner is not run."""
-    if isinstance(network, Autoencoder):
-        x = torch.zeros(1, network.config.in_channels, side, side)
-        network(x)
-        return tuple(x.shape)[1:]
-    if not hasattr(network, "config"):
+    if not isinstance(network, (Autoencoder, UNet, DiT)):
         return None
     c = network.config
-    x, t = torch.zeros(1, c.in_channels + c.concat_channels, side, side), torch.zeros(1, dtype=torch.int64)
-    context_dim, vector_dim = getattr(c, "context_dim", None), c.vector_dim
-    vector = None if vector_dim is None else torch.zeros(1, vector_dim)
-    if getattr(c, "num_classes", None) is not None:
-        vector = torch.zeros(1, dtype=torch.int64)
-    network(x, t, Cond(context=None if context_dim is None else torch.zeros(1, tokens, context_dim), vector=vector))
+    x = torch.zeros(1, c.in_channels + getattr(c, "concat_channels", 0), side, side)
+    if isinstance(network, Autoencoder):
+        network(x)
+    else:
+        context_dim, classes = getattr(c, "context_dim", None), getattr(c, "num_classes", None)
+        vector = None if c.vector_dim is None else torch.zeros(1, c.vector_dim)
+        network(x, torch.zeros(1, dtype=torch.int64), Cond(
+            context=None if context_dim is None else torch.zeros(1, tokens, context_dim),
+            vector=vector if classes is None else torch.zeros(1, dtype=torch.int64)))
     return tuple(x.shape)[1:]
 
 

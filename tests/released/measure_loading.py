@@ -1,7 +1,6 @@
 """How much memory it takes to load Stable Diffusion v1 in half precision.
 
-    python tests/released/measure_loading.py [folder]
-
+Run `python tests/released/measure_loading.py [folder]`.
 Writes a folder of its exact shape with random weights (2.1 GB, deleted afterwards; or give a real one), loads it in a
 process of its own, and prints the peak of that process' resident memory. No test: it takes about a minute.
 """
@@ -30,7 +29,7 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
 import torch
 import transformers.models.clip.modeling_clip
-from ldm_mini.pretrained import from_diffusers
+from ldm_mini.released import from_diffusers
 before, start = peak(), time.monotonic()
 ldm = from_diffusers(sys.argv[1])
 loaded, seconds = peak(), time.monotonic() - start

@@ -38,6 +38,15 @@ def awake(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+def refused(load, folder, *changes):
+    """Every (change of the folder's config, message) makes `load` refuse the folder."""
+    config = json.loads((folder / "config.json").read_text())
+    for change, message in changes:
+        (folder / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(ValueError, match=message):
+            load(folder)
+
+
 # -------------------------------------------------------------------------------------------------------------- U-Nets
 
 SMALL = dict(sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1,
@@ -80,37 +89,26 @@ UNCONDITIONAL = {
 
 
 @pytest.mark.parametrize("std", [1.0, 1e-3])
-@pytest.mark.parametrize("kind", CONDITIONAL)
-def test_conditional_unets(kind, std, tmp_path):
+@pytest.mark.parametrize("kind, conditional", [*((kind, True) for kind in CONDITIONAL),
+                                               *((kind, False) for kind in UNCONDITIONAL)])
+def test_unets(kind, conditional, std, tmp_path):
     """Every block type and way of conditioning; inputs of deviation 1e-3 make the epsilons of the norms visible."""
-    options = {**SMALL, **CONDITIONAL[kind]}
-    theirs = awake(diffusers.UNet2DConditionModel(**options))
-    theirs.save_pretrained(tmp_path)
-    ours = unet_from_diffusers(tmp_path)
-    x, context = std * torch.randn(2, options["in_channels"], 8, 8), torch.randn(2, 5, 24)
-    mask = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
-    vector = torch.randn(2, 20) if kind == "vector" else None
-    with torch.no_grad():
-        for m in (None, mask):
-            expected = theirs(x, T, context, class_labels=vector, encoder_attention_mask=m).sample
-            assert expected.std() > 0.05
-            assert_close(ours(x, T, Cond(context=context, mask=m, vector=vector)), expected, **CLOSE)
-        if options["in_channels"] > 4:
-            joined = ours(x[:, :4], T, Cond(concat=x[:, 4:], context=context, mask=mask))
-            assert_close(joined, expected, **CLOSE)
-
-
-@pytest.mark.parametrize("std", [1.0, 1e-3])
-@pytest.mark.parametrize("kind", UNCONDITIONAL)
-def test_unconditional_unets(kind, std, tmp_path):
-    options = {**SMALL, **UNCONDITIONAL[kind]}
-    theirs = awake(diffusers.UNet2DModel(**options))
+    options = {**SMALL, **(CONDITIONAL if conditional else UNCONDITIONAL)[kind]}
+    theirs = awake((diffusers.UNet2DConditionModel if conditional else diffusers.UNet2DModel)(**options))
     theirs.save_pretrained(tmp_path)
     ours, x = unet_from_diffusers(tmp_path), std * torch.randn(2, options["in_channels"], 8, 8)
+    context = torch.randn(2, 5, 24) if conditional else None
+    vector = torch.randn(2, 20) if kind == "vector" else None
+    mask = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
     with torch.no_grad():
-        expected = theirs(x, T).sample
-        assert expected.std() > 0.05
-        assert_close(ours(x, T, Cond()), expected, **CLOSE)
+        for m in (None, mask) if conditional else (None,):
+            more = dict(encoder_hidden_states=context, encoder_attention_mask=m) if conditional else {}
+            expected = theirs(x, T, class_labels=vector, **more).sample
+            assert expected.std() > 0.05
+            assert_close(ours(x, T, Cond(context=context, mask=m, vector=vector)), expected, **CLOSE)
+        if conditional and options["in_channels"] > 4:
+            joined = ours(x[:, :4], T, Cond(concat=x[:, 4:], context=context, mask=mask))
+            assert_close(joined, expected, **CLOSE)
 
 
 BACK = {
@@ -188,12 +186,8 @@ def test_what_does_not_fit_is_listed(tmp_path):
         unet_from_diffusers(tmp_path)
     for named in ("missing: ['conv_in.bias']", "unknown: ['spam']", "conv_out.bias: (9,) instead of (4,)"):
         assert named in str(error.value)
-    config = json.loads((tmp_path / "config.json").read_text())
-    for change, message in (({"_class_name": "Flux"}, "Flux"), ({"norm_eps": 1e-6}, "norm_eps"),
-                            ({"add_attention": False}, "add_attention"), ({"upsample_type": "resnet"}, "partly")):
-        (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
-        with pytest.raises(ValueError, match=message):
-            unet_from_diffusers(tmp_path)
+    refused(unet_from_diffusers, tmp_path, ({"_class_name": "Flux"}, "Flux"), ({"norm_eps": 1e-6}, "norm_eps"),
+            ({"add_attention": False}, "add_attention"), ({"upsample_type": "resnet"}, "partly"))
     (tmp_path / WEIGHTS).write_bytes(b"12")
     with pytest.raises(ValueError, match="damaged"):
         unet_from_diffusers(tmp_path)
@@ -266,14 +260,10 @@ def test_our_first_stages_open_there_and_come_back(kind, tmp_path):
 
 def test_first_stages_beyond_ours_are_refused(tmp_path):
     diffusers.AutoencoderKL(**STAGE).save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    for change, message in (({"use_quant_conv": False}, "use_quant_conv"), ({"shift_factor": 0.1}, "shift_factor"),
-                            ({"out_channels": 4}, "gives back"), ({"up_block_types": ["Up"] * 3}, "block types"),
-                            ({"_class_name": "AutoencoderDC"}, "AutoencoderDC"),
-                            ({"latent_channels": 5}, "wrong shape")):
-        (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
-        with pytest.raises(ValueError, match=message):
-            autoencoder_from_diffusers(tmp_path)
+    refused(autoencoder_from_diffusers, tmp_path, ({"use_quant_conv": False}, "use_quant_conv"),
+            ({"shift_factor": 0.1}, "shift_factor"), ({"out_channels": 4}, "out_channels"),
+            ({"up_block_types": ["Up"] * 3}, "up_block_types"), ({"_class_name": "AutoencoderDC"}, "AutoencoderDC"),
+            ({"latent_channels": 5}, "wrong shape"))
 
 
 # ---------------------------------------------------------------------------------------------------------------- DiTs
@@ -329,9 +319,5 @@ def test_our_dits_open_there_and_come_back(own, tmp_path):
 
 def test_dits_beyond_ours_are_refused(tmp_path):
     dit(True).save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    for change, message in (({"activation_fn": "geglu"}, "activation_fn"), ({"norm_type": "ada_norm"}, "norm_type"),
-                            ({"num_layers": 2}, "unknown: .*transformer_blocks.2")):
-        (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
-        with pytest.raises(ValueError, match=message):
-            unet_from_diffusers(tmp_path)
+    refused(unet_from_diffusers, tmp_path, ({"activation_fn": "geglu"}, "activation_fn"),
+            ({"norm_type": "ada_norm"}, "norm_type"), ({"num_layers": 2}, "unknown: .*transformer_blocks.2"))

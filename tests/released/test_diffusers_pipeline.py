@@ -14,6 +14,8 @@ from ldm_mini.latent_diffusion import LatentDiffusion
 from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
 from ldm_mini.released.conditioners import Labels
 from ldm_mini.released.diffusers_pipeline import from_diffusers, to_diffusers
+from ldm_mini.released.names import COMPVIS_BETAS, DIFFUSERS_BETAS, betas_of
+from ldm_mini.released.sizes import run_info
 from ldm_mini.schedule import NoiseSchedule, cosine_betas, scaled_linear_betas
 from ldm_mini.unet import UNet, UNetConfig
 
@@ -103,6 +105,7 @@ def test_it_is_kept_like_every_model(tmp_path):
 
 def test_stable_diffusion_goes_back(tmp_path):
     pipe = stable_diffusion(tmp_path / "sd")
+    assert list(run_info(tmp_path / "sd")["parts"]) == ["first stage", "network", "conditioner"]
     to_diffusers(from_diffusers(tmp_path / "sd"), tmp_path / "back")
     back = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "back")
     back.set_progress_bar_config(disable=True)
@@ -150,6 +153,16 @@ def test_a_dit_pipeline(tmp_path):
     assert_close(ours.permute(0, 2, 3, 1) / 2 + 0.5, torch.from_numpy(theirs), atol=2e-4, rtol=0)
     kept = LatentDiffusion.from_pretrained(ldm.save_pretrained(tmp_path / "kept"))
     assert_close(kept.sample({"class": [1, 4]}, **ask), ldm.sample({"class": [1, 4]}, **ask), atol=0, rtol=0)
+
+
+def test_one_word_for_two_schedules():
+    """CompVis' "linear" is diffusers' "scaled_linear"."""
+    ask = dict(beta_start=0.001, beta_end=0.02)
+    theirs = {word: diffusers.DDIMScheduler(beta_schedule=word, **ask).betas for word in DIFFUSERS_BETAS}
+    for word, betas in theirs.items():
+        assert_close(betas_of(DIFFUSERS_BETAS, word, 1000, *ask.values()).float(), betas)
+    for word, same in (("linear", "scaled_linear"), ("sqrt_linear", "linear"), ("cosine", "squaredcos_cap_v2")):
+        assert_close(betas_of(COMPVIS_BETAS, word, 1000, *ask.values()).float(), theirs[same])
 
 
 def test_what_is_unknown_is_refused(tmp_path):

@@ -5,6 +5,7 @@ import torch
 
 from ldm_mini.attention import AttentionBlock, SpatialTransformer
 from ldm_mini.blocks import ResBlock
+from ldm_mini.released.compvis import unet_config_from_compvis
 from ldm_mini.released.presets import (
     FIRST_STAGE_OF,
     FIRST_STAGES,
@@ -104,23 +105,24 @@ def first_stage_size(mults, resolutions, z, codes=None, attended=True):
 
 # ----------------------------------------------------------------- what the YAML files say, and what was ever published
 
-YAML_UNETS = {
-    "celeba256": dict(ch=224, mults=(1, 2, 3, 4), factors=(8, 4, 2), i=3, o=3),
-    "ffhq256": dict(ch=224, mults=(1, 2, 3, 4), factors=(8, 4, 2), i=3, o=3),
-    "lsun_beds256": dict(ch=224, mults=(1, 2, 3, 4), factors=(8, 4, 2), i=3, o=3),
-    "lsun_churches256": dict(ch=192, mults=(1, 2, 2, 4, 4), factors=(1, 2, 4, 8), i=4, o=4, scale_shift=True,
-                             updown=True),
-    "cin256": dict(ch=256, mults=(1, 2, 4), factors=(4, 2, 1), i=4, o=4, context=512),
-    "cin256-v2": dict(ch=192, mults=(1, 2, 3, 5), factors=(8, 4, 2), i=3, o=3, context=512),
-    "txt2img-1p4B": dict(ch=320, mults=(1, 2, 4, 4), factors=(4, 2, 1), i=4, o=4, context=1280),
-    "text2img256": dict(ch=192, mults=(1, 2, 3, 5), factors=(8, 4, 2), i=3, o=3, context=640),
-    "layout2img-openimages256": dict(ch=128, mults=(1, 2, 3, 4), factors=(8, 4, 2), i=3, o=3, context=512, depth=3),
-    "semantic_synthesis256": dict(ch=128, mults=(1, 4, 8), factors=(32, 16, 8), i=6, o=3),
-    "semantic_synthesis512": dict(ch=128, mults=(1, 4, 8), factors=(32, 16, 8), i=6, o=3),
-    "inpainting_big": dict(ch=256, mults=(1, 2, 3, 4), factors=(8, 4, 2), i=7, o=3, updown=True),
-    "bsr_sr": dict(ch=160, mults=(1, 2, 2, 4), factors=(16, 8), i=6, o=3),
-    "rdm768": dict(ch=448, mults=(1, 2, 3, 4), factors=(4, 2, 1), i=16, o=16, context=768),
-    "sd-v1": dict(ch=320, mults=(1, 2, 4, 4), factors=(4, 2, 1), i=4, o=4, context=768),
+WIDE, EIGHT = dict(num_head_channels=32), dict(num_heads=8)
+CELEBA = dict(ch=224, mults=(1, 2, 3, 4), factors=(8, 4, 2), i=3, o=3), WIDE
+SEMANTIC = dict(ch=128, mults=(1, 4, 8), factors=(32, 16, 8), i=6, o=3), EIGHT
+YAML_UNETS = {                                  # sizes, heads
+    "celeba256": CELEBA, "ffhq256": CELEBA, "lsun_beds256": CELEBA,
+    "lsun_churches256": (dict(ch=192, mults=(1, 2, 2, 4, 4), factors=(1, 2, 4, 8), i=4, o=4, scale_shift=True,
+                              updown=True), EIGHT),
+    "cin256": (dict(ch=256, mults=(1, 2, 4), factors=(4, 2, 1), i=4, o=4, context=512), WIDE),
+    "cin256-v2": (dict(ch=192, mults=(1, 2, 3, 5), factors=(8, 4, 2), i=3, o=3, context=512), dict(num_heads=1)),
+    "txt2img-1p4B": (dict(ch=320, mults=(1, 2, 4, 4), factors=(4, 2, 1), i=4, o=4, context=1280), EIGHT),
+    "text2img256": (dict(ch=192, mults=(1, 2, 3, 5), factors=(8, 4, 2), i=3, o=3, context=640), WIDE),
+    "layout2img-openimages256": (dict(ch=128, mults=(1, 2, 3, 4), factors=(8, 4, 2), i=3, o=3, context=512, depth=3),
+                                 WIDE),
+    "semantic_synthesis256": SEMANTIC, "semantic_synthesis512": SEMANTIC,
+    "inpainting_big": (dict(ch=256, mults=(1, 2, 3, 4), factors=(8, 4, 2), i=7, o=3, updown=True), EIGHT),
+    "bsr_sr": (dict(ch=160, mults=(1, 2, 2, 4), factors=(16, 8), i=6, o=3), WIDE),
+    "rdm768": (dict(ch=448, mults=(1, 2, 3, 4), factors=(4, 2, 1), i=16, o=16, context=768), WIDE),
+    "sd-v1": (dict(ch=320, mults=(1, 2, 4, 4), factors=(4, 2, 1), i=4, o=4, context=768), EIGHT),
 }
 YAML_FIRST_STAGES = {
     "vq-f4": dict(mults=(1, 2, 4), resolutions=(), z=3, codes=8192),
@@ -140,9 +142,21 @@ PUBLISHED = {"celeba256": 274_056_163, "sd-v1": 859_520_964, "cin256-v2": 400.92
 def test_unets_have_the_published_size(name):
     with torch.device("meta"):
         net = unet_preset(name)
-    assert size(net) == unet_size(**YAML_UNETS[name])
+    assert size(net) == unet_size(**YAML_UNETS[name][0])
     published = PUBLISHED.get(name, size(net))
     assert size(net) == published if isinstance(published, int) else round(size(net) / 1e6, 2) == published
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_the_yaml_files_give_the_presets(name):
+    short, heads = YAML_UNETS[name]
+    names = dict(ch="model_channels", mults="channel_mult", factors="attention_resolutions", i="in_channels",
+                 o="out_channels", context="context_dim", depth="transformer_depth", updown="resblock_updown",
+                 scale_shift="use_scale_shift_norm")
+    params = {names[key]: list(value) if isinstance(value, tuple) else value for key, value in short.items()}
+    with_text = {"use_spatial_transformer": True, "legacy": False} if "context" in short else {}
+    assert unet_config_from_compvis({**params, **heads, **with_text, "num_res_blocks": 2, "image_size": 64,
+                                     "use_checkpoint": True}) == UNETS[name]
 
 
 @pytest.mark.parametrize("name", FIRST_STAGES)

@@ -46,7 +46,7 @@ def test_presets_know_their_size_and_their_tokens():
     assert list(run_info("vq-f16")["parts"]) == ["first stage"]
     small, large = (run_info("vq-f4-noattn", size)["parts"]["first stage"]["flops"] for size in (64, 128))
     assert 3.9 < large / small < 4.2
-    with pytest.raises(ValueError, match="divided"):
+    with pytest.raises(ValueError, match="multiples of 8"):
         run_info("kl-f8", 100)
 
 
