@@ -1,11 +1,8 @@
-"""Where the objects of a scene stand, in units of 1/256: things of the sky in the sky, things of the ground on it.
+"""Where the objects of a scene stand, in units of 1/256: things of the sky in the sky, things of the ground on it."""
 
-Layer 0: imports vocabulary, draws, backgrounds only.
-"""
-
-from .backgrounds import GROUND_TOP, UNIT
+from .backgrounds import GROUND_TOP
 from .draws import Draws
-from .vocabulary import PLACE_KIND, PLACES
+from .vocabulary import PLACE_KIND, PLACES, UNIT
 
 
 def line(draws: Draws, sizes) -> list:

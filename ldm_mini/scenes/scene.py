@@ -3,16 +3,14 @@
     scene = random_scene(seed, config)      # what is where, in units of 1/256 of the picture; no pixels yet
     sample = render(scene, config)          # image, boxes, semantic map, low-resolution image, inpainting mask: numpy
     sample = compose(seed, config)          # both steps, with all keys of a training batch
-
-Layer 0: imports vocabulary, draws, captions, sprites, backgrounds, layout, masks, one way only.
 """
 
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from ..scenes import captions, layout, masks
-from .backgrounds import LOOKS, UNIT, VARIANTS, paint
+from . import captions, layout, masks
+from .backgrounds import LOOKS, VARIANTS, paint
 from .draws import Draws
 from .sprites import noun_stamp, put
 from .vocabulary import (
@@ -30,6 +28,7 @@ from .vocabulary import (
     STUFF,
     STYLE_INDEX,
     STYLES,
+    UNIT,
     heldout_relation,
 )
 
@@ -253,11 +252,6 @@ def compose(seed: int, config: SceneConfig = SceneConfig()) -> dict:
     return {**render(scene, config), **facts(scene), "scene": scene}
 
 
-def scene_objects(scene: Scene) -> list:
-    """[(noun, color, (x, y) centre in [0, 1]), ...], what `captions.agreement` compares a description with."""
-    return [(o.noun, o.color, (o.x / UNIT, o.y / UNIT)) for o in scene.objects]
-
-
 # Sixteen nouns of simple, distinct shape: what a CPU learns to draw in an hour.
 TINY_NOUNS = ("apple", "star", "fish", "car", "heart", "balloon", "umbrella", "mushroom", "dog", "cat", "owl", "tree",
               "house", "rocket", "cake", "sun")
@@ -267,11 +261,14 @@ TINY_SCENES = SceneConfig(nouns=TINY_NOUNS, styles=("fluent_flat",), max_objects
 # The same with one thing in the middle or two in fixed places. Where things stand anywhere, the tiny network knew
 # backgrounds, but not yet what each noun looks like, after 80,000 pictures.
 CENTRED_SCENES = replace(TINY_SCENES, centred=True, p_same=0.05)
-
-
 # Seconds on any machine, nothing worth looking at: to see a run from beginning to end, and for tests.
 MICRO_SCENES = SceneConfig(size=32, nouns=("apple", "star", "car"), styles=("fluent_flat",), max_objects=1,
                            looks=("flat",), places=False, centred=True)
+
+
+def scenes_to_test(config: SceneConfig, task: str, split: str = "val") -> SceneConfig:
+    """The scenes of a split that a task is tried on: with one object each where the condition is a class."""
+    return replace(config, split=split, **({"min_objects": 1, "max_objects": 1} if task == "class" else {}))
 
 
 def scenes_of(stored: dict) -> SceneConfig:
