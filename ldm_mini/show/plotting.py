@@ -37,7 +37,7 @@ def save_grid(images, path, columns: int | None = None) -> Path:
     else the grid is about twice as wide as high unless `columns` says how wide.
     """
     # torchvision takes seconds to import: not before it is needed
-    from torchvision.utils import save_image
+    from torchvision.utils import make_grid, save_image
 
     if not isinstance(images, torch.Tensor):
         columns = columns or len(images[0])
@@ -45,7 +45,9 @@ def save_grid(images, path, columns: int | None = None) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = columns or math.ceil(math.sqrt(2 * len(images)))
-    save_image(images.float(), path, nrow=columns, pad_value=1, normalize=True, value_range=(-1, 1))
+    grid = make_grid(images.float(), columns, padding=2, pad_value=1, normalize=True, value_range=(-1, 1))
+    # make_grid also frames the whole, unless it is a single picture
+    save_image(grid[:, 2:-2, 2:-2] if len(images) > 1 else grid, path)
     return path
 
 

@@ -31,9 +31,10 @@ def test_to_uint8_range_and_grey():
 def saved(images, folder, **options):
     """The tiles of the grid (rows, columns, 4, 4, 3) that `save_grid` writes, without the white lines between them."""
     sheet = np.asarray(Image.open(plotting.save_grid(images, folder / "new" / "grid.png", **options)))
-    rows, columns = (side // 6 for side in sheet.shape[:2])
-    assert sheet.shape == (6 * rows + 2, 6 * columns + 2, 3) and (sheet[:2] == 255).all() and (sheet[6:8] == 255).all()
-    return sheet[2:, 2:].reshape(rows, 6, columns, 6, 3).swapaxes(1, 2)[:, :, :4, :4]
+    sheet = np.pad(sheet, [(0, 2), (0, 2), (0, 0)], constant_values=255)
+    tiles = sheet.reshape(sheet.shape[0] // 6, 6, sheet.shape[1] // 6, 6, 3).swapaxes(1, 2)
+    assert (tiles[:, :, 4:] == 255).all() and (tiles[:, :, :, 4:] == 255).all()
+    return tiles[:, :, :4, :4]
 
 
 def test_grid_places_tiles_and_keeps_pixels(tmp_path):
@@ -41,6 +42,7 @@ def test_grid_places_tiles_and_keeps_pixels(tmp_path):
     assert tiles.shape[:2] == (2, 4) and (tiles == tiles[:, :, :1, :1]).all()
     assert tiles[..., 0, 0, 0].tolist() == [[0, 128, 191, 0], [64, 255, 255, 255]]      # white where there is none
     assert saved(levels(-1.0, 0.0, 1.0), tmp_path, columns=2).shape[:2] == (2, 2)
+    assert saved(levels(0.0), tmp_path).shape[:2] == (1, 1)
 
 
 def test_grid_of_rows(tmp_path):
