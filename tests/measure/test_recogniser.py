@@ -152,8 +152,6 @@ def test_training_resumes_where_it_stopped():
     assert last["progress"] == 1
     for a, b in zip(whole.state_dict().values(), parts.state_dict().values()):
         torch.testing.assert_close(a, b)
-    with pytest.raises(ValueError, match="steps"):
-        next(train_recogniser(parts, batches))
 
 
 def test_degrade_keeps_content_and_range():
