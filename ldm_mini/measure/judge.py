@@ -140,6 +140,7 @@ class SemanticReader:
 
     def fit(self, batches, steps: int = 300, seed: int = 0) -> "SemanticReader":
         """Learn from batches of real scenes, deterministically."""
+        # every cell of every scene is an example: its features, and its stuff or "some thing"
         x, y = [], []
         for batch in batches:
             x.append(self._features(batch["image"]).movedim(1, -1).flatten(0, 2))
@@ -162,6 +163,7 @@ class SemanticReader:
         found = self.recogniser.detect(pictures) if found is None else found
         logits = torch.cat([self._logits(self._features(p).movedim(1, -1)) for p in pictures.split(64)])
         classes = logits.argmax(-1)
+        # a cell of some thing gets the name of the nearest thing that was found
         names = torch.stack([_nearest_noun(scene["objects"]) for scene in found]).to(classes.device)
         return torch.where(classes == THING, names, classes)
 

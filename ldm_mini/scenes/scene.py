@@ -140,20 +140,24 @@ def _choose(draws: Draws, config: SceneConfig, count: int):
     """One try at a scene of `count` objects; None if the choices do not fit together."""
     strict = config.split in ("train", "val")
     pool = config.nouns or NOUNS
+    # what: things all alike, or all different
     same = count > 1 and (len(pool) < count or draws.chance(config.p_same))
     nouns = [draws.choice(pool)] * count if same else draws.sample(pool, count)
+    # before what: nothing that hides one of them, nothing held out
     places = [p for p in PLACES if not (strict and any(HELDOUT_PLACE[n] == p for n in nouns))] if config.places else []
     plain = PLAIN if config.plain_backgrounds else ()
     options = (places or plain) if not plain or draws.chance(config.p_place) else plain
     options = [b for b in options if not any(n in CLASHES[b] for n in nouns)]
     if not options:
         return None
+    # a colour for what may have one, never that of its background
     background, colors = draws.choice(options), []
     for noun in nouns:
         palette = [c for c in COLORS if c not in CLASHES[background] and not (strict and c in HELDOUT_COLORS[noun])] \
             if noun in RECOLORABLE else [None]
         colors.append(draws.choice(palette))
     colors = [colors[0]] * count if same else colors
+    # how large and where: all must fit side by side
     low, high = SIZES[count] if not config.centred else {1: (136, 152), 2: (96, 104), 3: (72, 80)}[count]
     sizes = [draws.between(low // 8, high // 8) * 8 for _ in nouns]
     while sum(sizes) > UNIT - 16 and count > 1:
@@ -163,6 +167,7 @@ def _choose(draws: Draws, config: SceneConfig, count: int):
                     for noun, color, size, (x, y) in zip(nouns, colors, sizes, points))
     if layout.crowded(objects):
         return None
+    # in the order in which a caption names them
     order = _order(*objects) if count == 2 else None
     relation = (order[0] if order else None) if count == 2 else plan if count == 3 else None
     objects = tuple(sorted(objects, key=lambda o: o.y if relation == "column" else o.x)) if relation else objects
@@ -222,6 +227,7 @@ def render(scene: Scene, config: SceneConfig = SceneConfig()) -> dict:
     size = config.size
     image, semantic = paint(scene.background, scene.look, scene.variant, size)
     boxes = np.zeros((MAX_OBJECTS, 4), np.float32)
+    # who stands lower is nearer, and painted later
     for index in sorted(range(len(scene.objects)), key=lambda i: scene.objects[i].y + scene.objects[i].size // 2):
         o = scene.objects[index]
         stamp = noun_stamp(scene.style, o.noun, o.color, max(2, (o.size * size + UNIT // 2) // UNIT), o.flip, size)
@@ -230,6 +236,7 @@ def render(scene: Scene, config: SceneConfig = SceneConfig()) -> dict:
         there, here = put(image, stamp, x, y)
         semantic[there][stamp.solid[here]] = len(STUFF) + NOUN_INDEX[o.noun]
         boxes[index] = max(x + x0, 0), max(y + y0, 0), min(x + x1, size), min(y + y1, size)
+    # means of 4 x 4 pixels, rounded, in whole numbers
     blocks = image.reshape(size // LOWRES_FACTOR, LOWRES_FACTOR, size // LOWRES_FACTOR, LOWRES_FACTOR * 3)
     rows = blocks.sum(1, dtype=np.uint16).reshape(size // LOWRES_FACTOR, size // LOWRES_FACTOR, LOWRES_FACTOR, 3)
     lowres = ((rows.sum(2, dtype=np.uint16) + LOWRES_FACTOR ** 2 // 2) // LOWRES_FACTOR ** 2).astype(np.uint8)
