@@ -1,38 +1,35 @@
 """Train the recogniser that `data/weights/recogniser.safetensors` holds, on one CPU thread, and measure it.
 
-    python data/build/train_recogniser.py --minutes 40 --state /tmp/recogniser      # may be stopped and started again
+    python data/build/train_recogniser.py --minutes 40 --state runs/recogniser      # may be stopped and started again
     python data/build/train_recogniser.py --measure data/weights/recogniser.safetensors
     python data/checksums.py
 
-Whole vocabulary, all combinations (split "all"), a fifth of the scenes centred. The learning rate follows the clock, so
-a run on another machine sees another number of scenes. Then put the file in its place and the table into its card.
+Writes STATE/recogniser.safetensors and prints a table: put the file in its place and the table into its card. Whole
+vocabulary, all combinations (split "all"), a fifth of the scenes centred. The learning rate follows the clock, so a run
+on another machine sees another number of scenes.
 """
 
 import argparse
 import json
-import sys
+import math
 import time
+from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import math
-from collections.abc import Iterable, Iterator
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm_mini import distortions  # noqa: E402
-from ldm_mini.distortions import degrade
+from ldm_mini.distortions import coarse_cosines, degrade, gaussian_blur, resample
+from ldm_mini.measure.judge import others
 from ldm_mini.measure.recogniser import Recogniser, _at, _boxes
-from ldm_mini.measure.scoring import score_captions, score_scenes  # noqa: E402
-from ldm_mini.scenes.data import ENDLESS, EmojiScenes, collate  # noqa: E402
-from ldm_mini.scenes.scene import SceneConfig  # noqa: E402
+from ldm_mini.measure.scoring import score_captions, score_scenes
+from ldm_mini.scenes import TINY_NOUNS, SceneConfig, scene_batches
 from ldm_mini.training import state as checkpoint
 
 BATCH = 32
+NEW = 10_000_000                # seeds from here on were never trained on
 
 
 def heat_target(labels: Tensor, boxes: Tensor, num_nouns: int, side: int) -> tuple[Tensor, Tensor]:
@@ -73,13 +70,11 @@ def recognition_loss(net: Recogniser, batch: dict) -> tuple[Tensor, dict]:
 
 def train_recogniser(net: Recogniser, batches: Iterable, steps: int | None = None, minutes: float | None = None,
                      lr: float = 2e-3, optimizer=None, start: float = 0.0, augment=degrade) -> Iterator[dict]:
-    """Train on `batches` (dicts) until `steps` or `minutes` have passed; yields {"step", "progress", "loss", parts}.
+    """Train on `batches` until `steps` or else `minutes` have passed; yields {"step", "progress", "loss", parts}.
 
     AdamW with warm-up and cosine over progress in [0, 1]. To resume, pass the restored `optimizer` and the last
     `progress` as `start`.
     """
-    if (steps is None) == (minutes is None):
-        raise ValueError("train_recogniser: give either `steps` or `minutes`.")
     optimizer = recogniser_optimizer(net, lr) if optimizer is None else optimizer
     began, progress, batches = time.monotonic(), start, iter(batches)
     net.train().to(memory_format=torch.channels_last)
@@ -106,17 +101,11 @@ def recogniser_optimizer(net: Recogniser, lr: float = 2e-3) -> torch.optim.AdamW
                               {"params": [p for p in net.parameters() if p.ndim < 2], "weight_decay": 0.0}], lr=lr)
 
 
-def batch_of(config, seeds) -> dict:
-    """The scenes of these seeds."""
-    data = EmojiScenes(config, ENDLESS)
-    return collate([data[seed] for seed in seeds])
-
-
 def stream(step: int = 0):
     """Batches of never repeated scenes, from a step on."""
     configs = [SceneConfig(split="all", centred=i == 4, p_same=0.2) for i in range(5)]
     for i in count(step):
-        yield batch_of(configs[i % 5], range(i * BATCH, (i + 1) * BATCH))
+        yield next(scene_batches(configs[i % 5], BATCH, i * BATCH, BATCH))
 
 
 def train(minutes: float, state: Path) -> Recogniser:
@@ -150,28 +139,22 @@ def train(minutes: float, state: Path) -> Recogniser:
 
 def measure(net: Recogniser, n: int = 1000, threshold: float = 0.3) -> dict:
     """{condition: scores} on scenes that no training of at most ten million scenes has seen."""
-    start, tables = 10_000_000, {}
-    small = ("apple", "star", "fish", "car", "heart", "balloon", "umbrella", "mushroom", "dog", "cat", "owl", "tree",
-             "house", "rocket", "cake", "sun")
-    batch = batch_of(SceneConfig(split="all"), range(start, start + n))
-    captions, image = batch["caption"], batch["image"]
-    views = {"real scenes": image, "blurred (sigma 0.85)": distortions.gaussian_blur(image, 0.85),
-             "32 px and back": distortions.resample(image, 32),
-             "cosines rounded (step 0.2)": distortions.coarse_cosines(image, 0.2)}
-    for name, view in views.items():
-        found = net.detect(view, threshold)
-        tables[name] = {**score_scenes(found, batch), "caption_exact": score_captions(found, captions)["exact"]}
-    found = net.detect(image, threshold)
-    other = {k: v.roll(1, 0) for k, v in batch.items() if k != "caption"}
-    tables["of another scene"] = {**score_scenes(found, other),
-                                  "caption_exact": score_captions(found, captions[1:] + captions[:1])["exact"]}
-    subsets = {"16 nouns, 1-2 objects": {"nouns": small, "max_objects": 2}, "one object": {"max_objects": 1},
+    def scores(images, batch) -> dict:
+        found = net.detect(images, threshold)
+        return {**score_scenes(found, batch), "caption_exact": score_captions(found, batch["caption"])["exact"]}
+
+    batch = next(scene_batches(SceneConfig(split="all"), n, NEW, n))
+    image = batch["image"]
+    views = {"real scenes": image, "blurred (sigma 0.85)": gaussian_blur(image, 0.85),
+             "32 px and back": resample(image, 32), "cosines rounded (step 0.2)": coarse_cosines(image, 0.2)}
+    tables = {name: scores(view, batch) for name, view in views.items()}
+    tables["of another scene"] = scores(image, others(batch))
+    subsets = {"16 nouns, 1-2 objects": {"nouns": TINY_NOUNS, "max_objects": 2}, "one object": {"max_objects": 1},
                "two objects": {"min_objects": 2, "max_objects": 2}, "three objects": {"min_objects": 3},
                "held-out combinations": {"split": "heldout"}, "centred": {"centred": True}, "128 px": {"size": 128}}
     for name, options in subsets.items():
-        batch = batch_of(SceneConfig(**{"split": "all", **options}), range(start, start + n // 2))
-        found = net.detect(batch["image"], threshold)
-        tables[name] = {**score_scenes(found, batch), "caption_exact": score_captions(found, batch["caption"])["exact"]}
+        batch = next(scene_batches(SceneConfig(**{"split": "all", **options}), n // 2, NEW, n // 2))
+        tables[name] = scores(batch["image"], batch)
     return tables
 
 

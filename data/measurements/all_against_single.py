@@ -9,9 +9,7 @@ first stage, the best that can be reached. About 12 minutes for 128 scenes, "all
 thread; the results go to `all_against_single.json`.
 """
 
-import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,28 +17,13 @@ import torch
 from ldm_mini.files import write_json
 from ldm_mini.hub import find, read_config
 from ldm_mini.latent_diffusion import LatentDiffusion
-from ldm_mini.measure import Recogniser
-from ldm_mini.measure import judge as measures
-from ldm_mini.perceptual import PerceptualLoss
-from ldm_mini.scenes import EmojiScenes, collate, scenes_of
+from ldm_mini.measure import Judge
+from ldm_mini.measure.judge import after_first_stage
+from ldm_mini.scenes import scene_batches, scenes_of, scenes_to_test, together
 from ldm_mini.tasks import TASKS, sample_task
 
 MEASURED = [task for task in TASKS if task != "unconditional"]
-SPLITS, STEPS, BATCH = ("val", "heldout"), 20, 32
-READ = 1024                                     # real scenes that the reader of semantic maps learns from
-
-
-def scenes(config, task: str, split: str, count: int) -> list[dict]:
-    """Batches of a task's scenes."""
-    one = {"min_objects": 1, "max_objects": 1} if task == "class" else {}
-    data = EmojiScenes(replace(config, split=split, **one), count)
-    return [collate([data[i] for i in range(k, min(k + BATCH, count))]) for k in range(0, count, BATCH)]
-
-
-def together(batches: list[dict]) -> dict:
-    """Several batches as one."""
-    return {key: torch.cat([b[key] for b in batches]) if torch.is_tensor(batches[0][key]) else
-            [item for b in batches for item in b[key]] for key in batches[0]}
+SPLITS, STEPS = ("val", "heldout"), 20
 
 
 def main(*models: str, count: int = 128) -> None:
@@ -48,12 +31,9 @@ def main(*models: str, count: int = 128) -> None:
     folders = dict(model.split("=", 1) for model in models)
     first = next(iter(folders.values()))
     config = scenes_of(read_config(find(first), "LatentDiffusion"))
-    recogniser = Recogniser.load()
-    real = EmojiScenes(replace(config, split="train"), READ, 1_000_000)
-    reader = measures.SemanticReader(recogniser).fit(
-        collate([real[i] for i in range(k, k + BATCH)]) for k in range(0, READ, BATCH))
-    judge, found = measures.Judge(recogniser, PerceptualLoss(), reader), {}
-    draws = {(task, split): scenes(config, task, split, count) for task in MEASURED for split in SPLITS}
+    judge, found = Judge.of_scenes(config), {}
+    draws = {(task, split): list(scene_batches(scenes_to_test(config, task, split), count))
+             for task in MEASURED for split in SPLITS}
 
     def keep(column: str, task: str, split: str, pictures) -> None:
         scores = judge.score(task, pictures, together(draws[task, split]))
@@ -64,7 +44,7 @@ def main(*models: str, count: int = 128) -> None:
             "scenes": count, "steps": STEPS, "guidance": {name: TASKS[name].guidance_scale for name in MEASURED},
             "models": found, "trained_steps": trained})
 
-    trained = {name: json.loads((find(folder) / "config.json").read_text(encoding="utf-8"))["card"].get("steps")
+    trained = {name: read_config(find(folder), "LatentDiffusion")["card"].get("steps")
                for name, folder in folders.items()}
     for name, folder in folders.items():
         ldm = LatentDiffusion.from_pretrained(folder)
@@ -74,7 +54,7 @@ def main(*models: str, count: int = 128) -> None:
                 drawn = [sample_task(ldm, task, batch, steps=STEPS, generator=source) for batch in draws[task, split]]
                 keep("one each" if name in MEASURED else name, task, split, torch.cat(drawn))
     for (task, split), batches in draws.items():
-        keep("true scenes", task, split, measures.after_first_stage(ldm, task, together(batches)))
+        keep("true scenes", task, split, after_first_stage(ldm, task, together(batches)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,14 @@
 """How fast: our U-Net against diffusers' with the same shape and weights, and the data against the network it feeds.
 
     python data/measurements/bench.py [--device auto|cpu|cuda] [--rounds 15] [--threads N]
+
+On a CPU also what busy neighbours cost. About a minute, and three for the neighbours; prints tables, writes nothing.
 """
 
+import os
+import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +31,16 @@ SIZES = {
     "gpu": (UNetConfig(in_channels=4, channels=128, channel_mults=(1, 2, 4), num_res_blocks=2, attn_levels=(1, 2),
                        head_dim=32, groups=8, context_dim=256), 256),
 }
+SPIN_COUNTS = (None, "20000")                  # GOMP_SPINCOUNT: how long a waiting thread keeps its core; None = unset
+DRAWING = """\
+import time
+from ldm_mini.latent_diffusion import LatentDiffusion
+ldm = LatentDiffusion.from_pretrained("emoji-scenes")
+for steps in (1, 5, 5, 5):
+    began = time.perf_counter()
+    ldm.sample({"caption": ["a red apple"] * 16}, steps=steps, seed=0)
+    print(time.perf_counter() - began)
+"""
 LATENT, TOKENS, GUIDANCE = 16, 20, 4.0                                          # 16x16 latents; 20 tokens per caption
 
 
@@ -152,6 +168,35 @@ def bench_feeding(step_seconds: float, batch: int, scenes: int) -> dict | None:
     return {"scenes_per_second": made, "step_images_per_second": wanted, "workers": max(1, -int(-wanted // made))}
 
 
+def bench_neighbours(neighbours=(0, 2)) -> dict:
+    """{(spin count, busy processes beside): median seconds to draw 16 pictures with the shipped model, loading apart}.
+
+    Each in a process of its own: OpenMP reads its settings when torch is loaded.
+    """
+    seconds = {}
+    for count in neighbours:
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+        try:
+            for spin in SPIN_COUNTS:
+                settings = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+                settings |= {} if spin is None else {"GOMP_SPINCOUNT": spin}
+                printed = subprocess.check_output([sys.executable, "-c", DRAWING], env=settings, text=True)
+                seconds[spin, count] = statistics.median(map(float, printed.split()[1:]))   # the first warms up
+        finally:
+            for process in busy:
+                process.kill()
+    return seconds
+
+
+def neighbours_table(seconds: dict) -> str:
+    """Times as multiples of the first, as markdown."""
+    first, *_ = seconds.values()
+    lines = [f"16 pictures of the shipped model in 5 steps, drawing only; 1 = {first:.1f} s", "",
+             "| GOMP_SPINCOUNT | quiet | beside two busy processes |", "|---|---|---|"]
+    return "\n".join(lines + [f"| {spin or 'unset'} | {seconds[spin, 0] / first:.2f} | {seconds[spin, 2] / first:.2f} |"
+                              for spin in SPIN_COUNTS])
+
+
 def table(report: dict) -> str:
     """The report as markdown."""
     version, threads = diffusers_version(), report["threads"]
@@ -200,12 +245,14 @@ def _millions(net) -> str:
 
 
 def main(device: str = "auto", rounds: int = 15, threads: int | None = None) -> None:
-    """Time our U-Net against diffusers' of the same shape and weights, and the data against both."""
+    """Time our U-Net against diffusers' of the same shape and weights, the data against both, and busy neighbours."""
     if threads is not None:
         torch.set_num_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     run_bench(device, rounds=rounds)
+    if device == "cpu":
+        print("", neighbours_table(bench_neighbours()), sep="\n")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from ldm_mini.kl import KLBottleneck, weight_for_means
 from ldm_mini.measure import psnr
 from ldm_mini.perceptual import PerceptualLoss
 from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
-from ldm_mini.scenes import TINY_NOUNS, EmojiScenes, SceneConfig, collate
+from ldm_mini.scenes import TINY_NOUNS, SceneConfig, scene_batches
 from ldm_mini.train import TrainState, train_autoencoder
 
 HERE = Path(__file__).resolve().parent
@@ -40,7 +40,7 @@ SHAPES = {2: (2, 2, (1,)), 4: (3, 4, (1,)), 8: (4, 4, (1, 2)), 16: (8, 4, (1, 2,
 
 def pictures(count: int, start: int) -> torch.Tensor:
     """Scenes drawn once, (count,3,32,32)."""
-    return collate([EmojiScenes(SCENES, count, start)[i] for i in range(count)])["image"]
+    return next(scene_batches(SCENES, count, start, count))["image"]
 
 
 def batches(images, seed: int):

@@ -18,7 +18,7 @@ import math
 from pathlib import Path
 
 import torch
-from pixel_against_latent import BATCH, Judge, batches, diffusion_model, pictures
+from pixel_against_latent import BATCH, ClassJudge, batches, diffusion_model, pictures
 
 from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_mini.diffusion import diffusion_loss
@@ -115,7 +115,7 @@ def train(way: str, weight: float, data: dict, steps: int, seed: int):
 
 
 @torch.no_grad()
-def measure(autoencoder, ldm, judge: Judge, new: dict) -> dict:
+def measure(autoencoder, ldm, judge: ClassJudge, new: dict) -> dict:
     """What became of latents, reconstructions and samples, on pictures that were not trained on.
 
     telling_variance: that between pictures, after scaling, mean over the values of a latent; constants do not count.
@@ -134,7 +134,7 @@ def measure(autoencoder, ldm, judge: Judge, new: dict) -> dict:
             **distances(judge, decoded, judge.sample(ldm))}
 
 
-def distances(judge: Judge, decoded, samples) -> dict:
+def distances(judge: ClassJudge, decoded, samples) -> dict:
     """Frechet distances: of reconstructions to pictures, of samples to pictures, of samples to reconstructions."""
     decoded, samples = judge.features(decoded), judge.features(samples)
     return {"decoded_to_real": frechet_distance(decoded, judge.real).item(),
@@ -150,7 +150,7 @@ def main():
     torch.set_num_threads(1)
     sizes = ((2048, 0), (1024, 10**6), (512, 2 * 10**6))
     data, real, new = (pictures(n, start, MICRO_SCENES) for n, start in sizes)
-    judge = Judge(real)
+    judge = ClassJudge(real)
     runs = {name: [] for name in WAYS}
     for seed in range(args.seeds):
         for name, (way, weight) in WAYS.items():

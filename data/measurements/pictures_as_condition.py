@@ -16,8 +16,8 @@ from ldm_mini.concat_conditioners import paste
 from ldm_mini.files import write_json
 from ldm_mini.hub import find, read_config
 from ldm_mini.latent_diffusion import LatentDiffusion
-from ldm_mini.measure import Recogniser, evaluate_diffusion, psnr
-from ldm_mini.measure import judge as measures
+from ldm_mini.measure import Judge, Recogniser, evaluate_diffusion, psnr
+from ldm_mini.measure.judge import after_first_stage, baseline
 from ldm_mini.perceptual import PerceptualLoss
 from ldm_mini.samplers import repaint
 from ldm_mini.scenes import scenes_of
@@ -45,7 +45,7 @@ def answers(ldm, config, num: int = 32) -> dict:
     drawn = torch.stack([sample_task(ldm, "superres", batch, steps=STEPS, seed=seed) for seed in range(ANSWERS)])
     counts = (1, 2, 4, 8)
     means = [drawn[:k].mean(0) for k in counts]
-    enlarged = measures.baseline("superres", batch)[1]
+    enlarged = baseline("superres", batch)[1]
     return {"answers": list(counts), "num": num,
             "psnr": [psnr(mean, batch["image"]).mean().item() for mean in means],
             "perceptual": [distance(mean, batch["image"]).mean().item() for mean in means],
@@ -56,7 +56,7 @@ def answers(ldm, config, num: int = 32) -> dict:
 def holes(ldm, config, recogniser) -> dict:
     """{way to fill a hole: its measures}: one colour, replacement with a model that knows no holes, the trained one."""
     batch = scenes_for("inpaint", config, HOLES)
-    judge, filled = measures.Judge(recogniser, PerceptualLoss()), measures.baseline("inpaint", batch)[1]
+    judge, filled = Judge.of_scenes(config, ["inpaint"], recogniser=recogniser), baseline("inpaint", batch)[1]
     known, hole = ldm.encode(filled), F.max_pool2d(batch["mask"], ldm.autoencoder.config.downsample_factor) > 0.5
     nothing = {"caption": [""] * HOLES}
 
@@ -68,7 +68,7 @@ def holes(ldm, config, recogniser) -> dict:
     ways = {"mean colour": filled, "replacement, 100 steps": replaced(100, 1),
             "replacement, 20 steps, each 5 times": replaced(20, 5),
             "trained to, 20 steps": sample_task(ldm, "inpaint", batch, steps=STEPS, seed=0),
-            "first stage (ceiling)": measures.after_first_stage(ldm, "inpaint", batch)}
+            "first stage (ceiling)": after_first_stage(ldm, "inpaint", batch)}
     return {name: judge.score("inpaint", pictures, batch) for name, pictures in ways.items()}
 
 

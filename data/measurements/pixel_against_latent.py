@@ -1,6 +1,6 @@
 """Pixel against latent diffusion with equal parameters and equal training time, for notebook 09.
 
-    python data/measurements/pixel_against_latent.py     # about 20 minutes on one thread; writes the files beside it
+    python data/measurements/pixel_against_latent.py   # about 20 minutes on one thread; writes the files beside it
 
 Both models are class-conditional, with the same U-Net (but for the channels of its first and last layer), the same
 pictures, batch size, learning rate and EMA. Time is CPU time of one thread, so that other programs do not count. The
@@ -23,7 +23,7 @@ from ldm_mini.latent_diffusion import LatentDiffusion, latent_scale
 from ldm_mini.measure import Recogniser, frechet_distance, psnr
 from ldm_mini.perceptual import PerceptualLoss
 from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
-from ldm_mini.scenes import NOUN_INDEX, NOUNS, EmojiScenes, SceneConfig, collate
+from ldm_mini.scenes import NOUN_INDEX, NOUNS, SceneConfig, scene_batches
 from ldm_mini.schedule import NoiseSchedule, cosine_betas
 from ldm_mini.show import save_grid
 from ldm_mini.train import TrainState, train_autoencoder, train_diffusion
@@ -38,7 +38,7 @@ PICTURES, BATCH, SAMPLES, STEPS = 8192, 16, 256, 20
 
 def pictures(count: int, start: int, scenes: SceneConfig = SCENES) -> dict:
     """Scenes drawn once: image (count,3,32,32) and class (count,)."""
-    batch = collate([EmojiScenes(scenes, count, start)[i] for i in range(count)])
+    batch = next(scene_batches(scenes, count, start, count))
     return {"image": batch["image"], "class": batch["class"]}
 
 
@@ -98,7 +98,7 @@ def cost(ldm: LatentDiffusion, data: dict, rounds: int = 10) -> dict:
             "parameters": sum(p.numel() for p in ldm.net.parameters())}
 
 
-class Judge:
+class ClassJudge:
     """Frechet distance to real pictures, and how often the recogniser names the class that was asked for."""
 
     def __init__(self, real: dict):
@@ -124,7 +124,7 @@ class Judge:
                           for i, part in enumerate(self.classes.split(64))])
 
 
-def train(name: str, ldm: LatentDiffusion, data: dict, marks: list[float], judge: Judge, seed: int):
+def train(name: str, ldm: LatentDiffusion, data: dict, marks: list[float], judge: ClassJudge, seed: int):
     """Train until the last mark (CPU seconds); at every mark measure the averaged weights. -> records, last samples."""
     state, spent, records = TrainState(ldm, 1e-3, ema_decay=0.998, seed=seed), 0.0, []
     logs, marks, losses = train_diffusion(state, batches(data, seed), 10**9, warmup=100), list(marks), []
@@ -152,7 +152,7 @@ def main():
     torch.set_num_threads(1)
 
     data, real, other = (pictures(n, start) for n, start in ((PICTURES, 0), (1024, 10**6), (SAMPLES, 2 * 10**6)))
-    judge = Judge(real)
+    judge = ClassJudge(real)
     autoencoder, first_stage = train_first_stage(data, args.first_stage_steps, args.seed)
     start = time.process_time()
     cache = cache_latents(autoencoder, [data], PICTURES, keys=("class",))

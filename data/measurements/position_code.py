@@ -14,7 +14,7 @@ from reference_curves import run_cells  # noqa: E402
 
 from ldm_mini.files import write_json  # noqa: E402
 
-NOTEBOOK = Path(__file__).resolve().parents[1] / "13_does_attention_know_where.ipynb"
+NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "13_does_attention_know_where.ipynb"
 SEEDS = 4
 
 

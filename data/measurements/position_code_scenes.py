@@ -16,9 +16,9 @@ from torch import nn
 from ldm_mini.files import write_json
 from ldm_mini.hub import find, read_config
 from ldm_mini.latent_diffusion import LatentDiffusion
-from ldm_mini.measure import Recogniser
-from ldm_mini.measure import judge as measures
-from ldm_mini.scenes import EmojiScenes, collate, scene_stream, scenes_of
+from ldm_mini.measure import Judge
+from ldm_mini.scenes import scene_stream, scenes_of
+from ldm_mini.show import scenes_for
 from ldm_mini.tasks import sample_task
 from ldm_mini.train import TrainState, train_diffusion
 from ldm_mini.training import cache_latents
@@ -93,9 +93,7 @@ def main() -> None:
     first = LatentDiffusion.from_pretrained(MODEL).autoencoder
     cache = cache_latents(first, scene_stream(replace(config, split="train"), 64, seed=7), LATENTS,
                           keys=("labels", "boxes"))
-    data = EmojiScenes(replace(config, split="val"), PICTURES)
-    scenes = collate([data[i] for i in range(PICTURES)])
-    judge, rows = measures.Judge(Recogniser.load()), []
+    scenes, judge, rows = scenes_for("layout", config, PICTURES), Judge.of_scenes(config, ["layout"]), []
     for seed in range(1, options.seeds + 1):
         for variant, (circular, code) in VARIANTS.items():
             state = train(cache, circular, code, seed, options.steps)

@@ -5,6 +5,8 @@ very same cells run with other seeds, up to that call, whose records become `cur
 So a band always belongs to the training as it stands in the notebook. Made anew, one or all, by
 
     python data/measurements/reference_curves.py [03-vq ...] [--seeds 5]
+
+Each seed takes as long as the notebook up to that call, some minutes on one thread of a CPU.
 """
 
 import contextlib

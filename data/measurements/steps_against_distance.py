@@ -11,17 +11,16 @@ distance to 512 other real scenes (64 pictures against 112 features: compare row
 
 import json
 from collections import deque
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from ldm_mini.hub import CONFIG, find
+from ldm_mini.hub import find, read_config
 from ldm_mini.latent_diffusion import LatentDiffusion
 from ldm_mini.measure import Recogniser, frechet_distance, score_captions
 from ldm_mini.perceptual import PerceptualLoss
 from ldm_mini.samplers import SAMPLERS
-from ldm_mini.scenes import EmojiScenes, collate, scenes_of
+from ldm_mini.scenes import scene_batches, scenes_of, scenes_to_test
 
 OUT = Path(__file__).with_suffix(".json")
 NUM, FOLLOWED, BATCH, GUIDANCE, REFERENCE_STEPS = 64, 32, 16, 3.0, 200
@@ -47,13 +46,11 @@ def draw(ldm, captions, z_T, sampler, steps, spacing="trailing", guidance=GUIDAN
 @torch.no_grad()
 def main():
     ldm, recogniser, perceptual = LatentDiffusion.from_pretrained("emoji-scenes"), Recogniser.load(), PerceptualLoss()
-    scenes = scenes_of(json.loads((find("emoji-scenes") / CONFIG).read_text(encoding="utf-8")))
-    scenes = replace(scenes, split="val", min_objects=1, max_objects=1)
-    judge = PerceptualLoss("efficientnet").features
-    data, real = EmojiScenes(scenes, NUM), EmojiScenes(scenes, REAL, REAL_START)
-    captions = [data[i]["caption"] for i in range(NUM)]
-    features = torch.cat([judge(collate([real[i + j] for j in range(64)])["image"]) for i in range(0, REAL, 64)])
-    floor = frechet_distance(judge(collate([data[i] for i in range(NUM)])["image"]), features).item()
+    scenes = scenes_to_test(scenes_of(read_config(find("emoji-scenes"), "LatentDiffusion")), "class")
+    look, batch = PerceptualLoss("efficientnet").features, next(scene_batches(scenes, NUM, 0, NUM))
+    captions = batch["caption"]
+    features = torch.cat([look(real["image"]) for real in scene_batches(scenes, REAL, REAL_START, 64)])
+    floor = frechet_distance(look(batch["image"]), features).item()
     z_T = torch.randn(NUM, *ldm.latent_shape(ldm.image_size), generator=torch.Generator().manual_seed(0))
     limit = draw(ldm, captions[:FOLLOWED], z_T, "dpm", REFERENCE_STEPS)
     limit_images, rows = ldm.decode(limit).clamp(-1, 1), []
@@ -64,7 +61,7 @@ def main():
         rows.append({"sampler": sampler, "spacing": spacing, "steps": steps, "guidance": guidance, "num": num,
                      "exact": scores["exact"], "mean": images.mean().item()})
         if num == NUM:
-            rows[-1]["frechet"] = frechet_distance(judge(images), features).item()
+            rows[-1]["frechet"] = frechet_distance(look(images), features).item()
         if sampler != "ddpm" and guidance == GUIDANCE:
             rows[-1]["latent"] = (z[:FOLLOWED] - limit).square().flatten(1).mean(1).sqrt().mean().item()
             rows[-1]["perceptual"] = perceptual(images[:FOLLOWED], limit_images).mean().item()

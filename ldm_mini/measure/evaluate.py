@@ -18,18 +18,15 @@ from torch import Tensor
 from .. import hub
 from ..concat_conditioners import damage
 from ..latent_diffusion import LatentDiffusion
-from ..measure import judge as measures
-from ..measure import metrics
 from ..perceptual import PerceptualLoss
-from ..scenes.data import EmojiScenes, collate
-from ..scenes.scene import SceneConfig, random_scene, scenes_of
-from ..tasks import TASKS, check_possible, inputs, possible
+from ..scenes.data import scene_batches, together
+from ..scenes.scene import SceneConfig, random_scene, scenes_of, scenes_to_test
+from ..tasks import check_possible, find_task, inputs, possible
+from . import metrics
+from .judge import REAL, Judge, after_first_stage, baseline, others
 from .recogniser import Recogniser
 
-BATCH = 32
 REFERENCE = 512                      # real scenes that Frechet distances are taken to, at least
-REFERENCE_START = 1_000_000          # their seeds begin here, far from those of the prompts
-READ = 1024                          # real scenes that the reader of semantic maps learns from
 
 
 def evaluate_autoencoder(autoencoder, config: SceneConfig | None = None, n: int = 256, seed: int = 0) -> dict:
@@ -41,22 +38,22 @@ def evaluate_autoencoder(autoencoder, config: SceneConfig | None = None, n: int 
     config = config or SceneConfig(split="val")
     device = next(autoencoder.parameters()).device
     autoencoder.eval()
-    perceptual, judge = PerceptualLoss().to(device), _frechet_features(device)
+    perceptual, look = PerceptualLoss().to(device), _frechet_features(device)
     scores, indices, features = {"psnr": [], "ssim": [], "perceptual": []}, [], {"real": [], "rec": []}
     with torch.inference_mode():
-        for batch in _scenes(config, n, seed * n):
+        for batch in scene_batches(config, n, seed * n):
             x = batch["image"].to(device)
             z = autoencoder.encode(x)
             rec = autoencoder.decode(z).clamp(-1, 1)
             scores["psnr"].append(metrics.psnr(rec, x))
             scores["ssim"].append(metrics.ssim(rec, x))
             scores["perceptual"].append(perceptual(rec, x))
-            features["real"].append(judge(x))
-            features["rec"].append(judge(rec))
+            features["real"].append(look(x))
+            features["rec"].append(look(rec))
             if hasattr(autoencoder.bottleneck, "quantizer"):
                 indices.append(autoencoder.quantize(z)[1].cpu())
     real, rec = (torch.cat(features[name]) for name in ("real", "rec"))
-    other = _features_of(judge, config, n, REFERENCE_START + seed * n)
+    other = _features_of(look, config, n, REAL + seed * n)
     result = {"n": n, **{name: torch.cat(values).mean().item() for name, values in scores.items()},
               "perceptual_kind": perceptual.kind, "frechet": metrics.frechet_distance(rec, real).item(),
               "frechet_floor": metrics.frechet_distance(other, real).item()}
@@ -71,19 +68,16 @@ def evaluate_diffusion(ldm, config: SceneConfig = SceneConfig(), task: str = "te
                        recogniser: Recogniser | None = None) -> dict:
     """n pictures for the inputs of a task that n scenes give, on split "val", "heldout" or "train" of `config`.
 
-    -> {"model", "real", "decoded", "baseline", "shuffled": the task's `measures` of the samples; of the true scenes
+    -> {"model", "real", "decoded", "baseline", "shuffled": what `Judge` says of the samples; of the true scenes
     (the ceiling), also after the first stage if there is one (what it leaves of the ceiling); of what needs no model,
     if there is such a thing; of the samples against each other's scenes (the floor)}, for "superres" also "degraded"
     and "degraded_baseline", from inputs damaged as in training (judged by the undamaged), "frechet" of the samples to
     other real scenes with "frechet_floor" for the scenes themselves, "precision", "recall", "seconds_per_image".
     guidance_scale: None = the task's own. Equal seeds give equal samples. `config`: what the model was trained on.
     """
-    if task not in TASKS:
-        raise ValueError(f"evaluate_diffusion: task must be one of {tuple(TASKS)}, got {task!r}.")
-    guidance_scale = TASKS[task].guidance_scale if guidance_scale is None else guidance_scale
-    config = replace(config, split=split, **({"min_objects": 1, "max_objects": 1} if task == "class" else {}))
-    recogniser = (Recogniser.load() if recogniser is None else recogniser).to(ldm.device)
-    judge, features = _judge(task, recogniser, config, ldm.device), _frechet_features(ldm.device)
+    guidance_scale = find_task(task).guidance_scale if guidance_scale is None else guidance_scale
+    config = scenes_to_test(config, task, split)
+    judge, look = Judge.of_scenes(config, [task], ldm.device, recogniser), _frechet_features(ldm.device)
     generator, samples, batches, seconds = torch.Generator().manual_seed(seed), [], [], 0.0
 
     def draw(batch: dict) -> Tensor:
@@ -91,24 +85,24 @@ def evaluate_diffusion(ldm, config: SceneConfig = SceneConfig(), task: str = "te
         return ldm.sample(given, **({} if given else {"num": len(batch["image"])}), steps=steps,
                           guidance_scale=guidance_scale, generator=generator).cpu()
 
-    for batch in _scenes(config, n, seed * n, keys=None):
+    for batch in scene_batches(config, n, seed * n):
         began = time.perf_counter()
         samples.append(draw(batch))
         seconds += time.perf_counter() - began
         batches.append(batch)
-    samples, batch = torch.cat(samples), _together(batches)
-    pictures = {"model": samples, "real": batch["image"], "decoded": measures.after_first_stage(ldm, task, batch)}
-    name, pictures["baseline"] = measures.baseline(task, batch) or (None, None)
+    samples, batch = torch.cat(samples), together(batches)
+    pictures = {"model": samples, "real": batch["image"], "decoded": after_first_stage(ldm, task, batch)}
+    name, pictures["baseline"] = baseline(task, batch) or (None, None)
     if task == "superres":
         source = torch.Generator().manual_seed(seed)
         worse = [{**part, "lowres": damage(part["lowres"], source)} for part in batches]
         pictures["degraded"] = torch.cat([draw(part) for part in worse])
-        pictures["degraded_baseline"] = measures.baseline(task, _together(worse))[1]
+        pictures["degraded_baseline"] = baseline(task, together(worse))[1]
     scores = {row: judge.score(task, images.to(ldm.device), batch) for row, images in pictures.items()
               if images is not None}
-    scores["shuffled"] = judge.score(task, samples.to(ldm.device), measures.others(batch))
-    model, real = features(samples), features(batch["image"])
-    reference = _features_of(features, config, max(n, REFERENCE), REFERENCE_START + seed * n)
+    scores["shuffled"] = judge.score(task, samples.to(ldm.device), others(batch))
+    model, real = look(samples), look(batch["image"])
+    reference = _features_of(look, config, max(n, REFERENCE), REAL + seed * n)
     return {"task": task, "split": split, "n": n, "steps": steps, "guidance_scale": guidance_scale, "seed": seed,
             **scores, **({"baseline_name": name} if name else {}),
             "frechet": metrics.frechet_distance(model, reference).item(),
@@ -195,20 +189,6 @@ def _tasks(ldm, task: str | None) -> list[str]:
     return [task]
 
 
-def _judge(task: str, recogniser: Recogniser, config: SceneConfig, device) -> measures.Judge:
-    reader = None
-    if task == "semantic":
-        real = _scenes(replace(config, split="train"), READ, REFERENCE_START, keys=None)
-        reader = measures.SemanticReader(recogniser).fit(real)
-    perceptual = PerceptualLoss().to(device) if task in ("superres", "inpaint") else None
-    return measures.Judge(recogniser, perceptual, reader)
-
-
-def _together(batches: list[dict]) -> dict:
-    return {key: torch.cat([b[key] for b in batches]) if isinstance(batches[0][key], Tensor) else
-            [item for b in batches for item in b[key]] for key in batches[0]}
-
-
 def _number(value) -> str:
     return "-" if value is None else f"{value:.3f}"
 
@@ -219,14 +199,6 @@ def _possible(config: SceneConfig) -> bool:
         return all(random_scene(seed, config) for seed in range(16))
     except ValueError:
         return False
-
-
-def _scenes(config: SceneConfig, n: int, start: int, keys=("image",)):
-    """Batches of the scenes with seeds start ... start + n - 1, some of their keys or (None) all."""
-    data = EmojiScenes(config, n, start)
-    for i in range(0, n, BATCH):
-        batch = collate([data[j] for j in range(i, min(i + BATCH, n))])
-        yield {key: batch[key] for key in keys or batch}
 
 
 def _frechet_features(device):
@@ -240,6 +212,6 @@ def _frechet_features(device):
     return features
 
 
-def _features_of(judge, config: SceneConfig, n: int, start: int) -> Tensor:
+def _features_of(look, config: SceneConfig, n: int, start: int) -> Tensor:
     """(n, D) features of real scenes."""
-    return torch.cat([judge(batch["image"]) for batch in _scenes(config, n, start)])
+    return torch.cat([look(batch["image"]) for batch in scene_batches(config, n, start)])

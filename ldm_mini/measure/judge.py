@@ -15,8 +15,12 @@ from torch import Tensor
 
 from ..concat_conditioners import paste
 from ..cond import batch_size
-from ..measure import metrics
+from ..perceptual import PerceptualLoss
+from ..scenes.data import scene_batches
+from ..scenes.scene import SceneConfig, scenes_to_test
 from ..scenes.vocabulary import NOUNS, SEMANTIC, STUFF
+from ..tasks import TASKS
+from . import metrics
 from .recogniser import Recogniser
 from .scoring import score_captions, score_scenes
 
@@ -28,6 +32,8 @@ SCENE_SCORES = {
 }
 THING = len(STUFF)                                              # of the reader's classes: some object or other
 UNKNOWN = len(SEMANTIC)                                         # a thing that the recogniser cannot name
+READ = 1024                                                     # real scenes that the reader of maps learns from
+REAL = 1_000_000                                                # their seeds begin here, far from those of the prompts
 CELLS = 16                                                      # of the recogniser's heat map: stride 4 at 64 pixels
 
 
@@ -36,6 +42,18 @@ class Judge:
 
     def __init__(self, recogniser: Recogniser, perceptual=None, reader: "SemanticReader | None" = None):
         self.recogniser, self.perceptual, self.reader = recogniser, perceptual, reader
+
+    @classmethod
+    def of_scenes(cls, config: SceneConfig, tasks=tuple(TASKS), device="cpu", recogniser=None) -> "Judge":
+        """A judge who has all that these tasks need, its reader fitted to training scenes of `config`."""
+        recogniser = (Recogniser.load() if recogniser is None else recogniser).to(device)
+        judge = cls(recogniser)
+        if {"superres", "inpaint"} & set(tasks):
+            judge.perceptual = PerceptualLoss().to(device)
+        if "semantic" in tasks:
+            real = scene_batches(scenes_to_test(config, "semantic", "train"), READ, REAL)
+            judge.reader = SemanticReader(recogniser).fit(real)
+        return judge
 
     def score(self, task: str, pictures: Tensor, batch: dict) -> dict:
         """pictures (B,3,H,W) for the task's inputs in a batch of scenes -> {measure: mean over pictures}."""
@@ -51,8 +69,7 @@ class Judge:
         truth = batch["image"].to(pictures)
         if task == "semantic":
             read = self.reader.read(pictures, found).cpu()
-            scores = metrics.mean_iou(read, cells_of(batch["semantic"].cpu()), UNKNOWN + 1)
-            return {"miou": scores["miou"], "pixel_accuracy": scores["pixel_accuracy"]}
+            return metrics.mean_iou(read, cells_of(batch["semantic"].cpu()), UNKNOWN + 1)
         if task == "superres":
             return {"psnr": _mean(metrics.psnr(pictures, truth)), "perceptual": self._distance(pictures, truth),
                     "consistency": _mean(metrics.low_resolution_consistency(pictures, batch["lowres"].to(pictures)))}
@@ -123,6 +140,7 @@ class SemanticReader:
 
     def fit(self, batches, steps: int = 300, seed: int = 0) -> "SemanticReader":
         """Learn from batches of real scenes, deterministically."""
+        # every cell of every scene is an example: its features, and its stuff or "some thing"
         x, y = [], []
         for batch in batches:
             x.append(self._features(batch["image"]).movedim(1, -1).flatten(0, 2))
@@ -145,6 +163,7 @@ class SemanticReader:
         found = self.recogniser.detect(pictures) if found is None else found
         logits = torch.cat([self._logits(self._features(p).movedim(1, -1)) for p in pictures.split(64)])
         classes = logits.argmax(-1)
+        # a cell of some thing gets the name of the nearest thing that was found
         names = torch.stack([_nearest_noun(scene["objects"]) for scene in found]).to(classes.device)
         return torch.where(classes == THING, names, classes)
 

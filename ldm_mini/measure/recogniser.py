@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from ..files import CheckpointError, data_path, load_safetensors, save_safetensors
 
-STRIDE = 4                                                                   # pixels per cell of the heat map
-
 
 @dataclass(frozen=True)
 class RecogniserConfig:

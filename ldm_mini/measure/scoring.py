@@ -10,7 +10,8 @@ from ..scenes.captions import ARRANGEMENTS, Description, parse_caption, position
 from ..scenes.vocabulary import BACKGROUNDS, COLORS, NOUNS, STYLES
 from .metrics import mean_box_iou
 
-NAMES = {"colors": "color"}
+CLAIMS = {"count": "count_accuracy", "colors": "color_accuracy", "relation": "relation_accuracy",
+          "position": "position_accuracy", "background": "background_accuracy", "style": "style_accuracy"}
 
 
 def truth(batch: dict) -> list[dict]:
@@ -45,9 +46,8 @@ def score_scenes(detections: list[dict], scenes, tolerance: float = 8 / 64) -> d
     style_accuracy, count_accuracy; exact (all nouns, colours, centres within `tolerance`, the count, the background).
     """
     scenes = truth(scenes) if isinstance(scenes, dict) else scenes
-    _same_length(detections, scenes, "scenes")
     tally = _Tally()
-    for found, true in zip(detections, scenes):
+    for found, true in zip(detections, scenes, strict=True):
         wanted = true["objects"]
         matched = match(found["objects"], wanted)
         hits = [(m, w) for m, w in zip(matched, wanted) if m is not None]
@@ -75,9 +75,8 @@ def score_captions(detections: list[dict], captions: list[str]) -> dict:
     named colours, on the named nouns), relation_accuracy (objects missing = wrong), position_accuracy,
     background_accuracy, style_accuracy, exact (every claim holds). ValueError for a caption outside the grammar.
     """
-    _same_length(detections, captions, "captions")
     tally = _Tally()
-    for found, caption in zip(detections, captions):
+    for found, caption in zip(detections, captions, strict=True):
         said = parse_caption(caption)
         if not caption.strip():
             continue
@@ -87,8 +86,8 @@ def score_captions(detections: list[dict], captions: list[str]) -> dict:
         hits = sum(min(wanted.count(noun), seen.count(noun)) for noun in set(wanted))
         tally.add("object_recall", [i < hits for i in range(len(wanted))])
         tally.add("object_precision", [i < hits for i in range(len(seen))])
-        for claim in ("count", "colors", "relation", "position", "background", "style"):
-            tally.add(f"{NAMES.get(claim, claim)}_accuracy", [claims[claim]] if claim in claims else [])
+        for claim, name in CLAIMS.items():
+            tally.add(name, [claims[claim]] if claim in claims else [])
         tally.add("exact", [all(claims.values())])
     return tally.means()
 
@@ -110,11 +109,6 @@ def _side(a, b, true_a, true_b) -> bool:
     """Whether b lies on the same side of a as in truth, along the axis on which the true centres differ more."""
     axis = int(abs(true_b[1] - true_a[1]) > abs(true_b[0] - true_a[0]))
     return (b[axis] - a[axis]) * (true_b[axis] - true_a[axis]) > 0
-
-
-def _same_length(detections, others, name: str) -> None:
-    if len(detections) != len(others):
-        raise ValueError(f"{len(detections)} detections for {len(others)} {name}: one each is needed.")
 
 
 def relation_holds(relation: str, centres) -> bool:

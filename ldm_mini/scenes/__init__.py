@@ -1,9 +1,9 @@
-"""Emoji Scenes, the data set: what a picture shows is known exactly. Files, each importing only from those before it:
+"""Emoji Scenes, the data set: what a picture shows is known exactly. To read in this order:
 vocabulary, draws; captions, sprites, backgrounds, masks; layout; scene; data, own_pictures.
 """
 
 from .captions import Description, parse_caption
-from .data import EmojiScenes, SceneLoader, collate, scene_stream, to_tensor
+from .data import EmojiScenes, collate, scene_batches, scene_stream, to_tensor, together
 from .own_pictures import ImageFolderDataset
 from .scene import (
     CENTRED_SCENES,
@@ -17,6 +17,7 @@ from .scene import (
     random_scene,
     render,
     scenes_of,
+    scenes_to_test,
 )
 from .vocabulary import (
     BACKGROUNDS,
@@ -34,6 +35,6 @@ from .vocabulary import (
 __all__ = [
     "BACKGROUNDS", "CENTRED_SCENES", "COLORS", "Description", "EmojiScenes", "HELDOUT_COLORS", "ImageFolderDataset",
     "LOWRES_FACTOR", "MICRO_SCENES", "NOUNS", "NOUN_INDEX", "PLAIN", "RECOLORABLE", "SEMANTIC", "STUFF", "STYLES",
-    "SceneConfig", "SceneLoader", "TINY_NOUNS", "TINY_SCENES", "collate", "compose", "is_heldout", "parse_caption",
-    "random_scene", "render", "scene_stream", "scenes_of", "to_tensor",
+    "SceneConfig", "TINY_NOUNS", "TINY_SCENES", "collate", "compose", "is_heldout", "parse_caption", "random_scene",
+    "render", "scene_batches", "scene_stream", "scenes_of", "scenes_to_test", "to_tensor", "together",
 ]

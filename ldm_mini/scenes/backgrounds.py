@@ -1,7 +1,7 @@
 """Backgrounds of Emoji Scenes: ten colours in seven looks, and six painted places, each in many variants.
 
-Layer 0: imports draws and vocabulary only. All positions are in units of 1/256 of the picture, so a variant looks the
-same at every size. Arithmetic is + - * / and square roots on rounded sine tables: every machine paints the same pixels.
+All positions are in units of 1/256 of the picture, so a variant looks the same at every size. Arithmetic is + - * / and
+square roots on rounded sine tables: every machine paints the same pixels.
 """
 
 from functools import lru_cache
@@ -10,9 +10,8 @@ import numpy as np
 from PIL import Image
 
 from .draws import Draws
-from .vocabulary import BACKGROUND_INDEX, PLAIN, STUFF
+from .vocabulary import BACKGROUND_INDEX, PLAIN, STUFF, UNIT
 
-UNIT = 256
 LOOKS = ("flat", "gradient", "glow", "stripes", "diagonal", "dots", "clouds")
 VARIANTS = 64  # of every look and place
 BASE = {"red": (214, 82, 80), "orange": (226, 150, 76), "yellow": (228, 204, 88), "green": (106, 178, 106),

@@ -3,9 +3,8 @@
     write(Description((("apple", "red"), ("dog", None)), relation="left", background="blue"))
         -> "a red apple to the left of a dog on a blue background"
     parse_caption("a red apple to the left of a dog on a blue background") -> the same Description
-    agreement(description, objects, ...) -> which of its claims hold for objects found in a picture
 
-Layer 0: imports vocabulary only.
+`measure.scoring.agreement` says which of its claims hold for the objects found in a picture.
 """
 
 import re

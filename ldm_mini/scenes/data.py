@@ -35,33 +35,19 @@ def collate(items) -> dict:
     return {key: join([item[key] for item in items]) for key in items[0]}
 
 
-class _Seeded(Dataset):
-    """Items `start` to `start + length - 1` of an endless sequence, made from their number."""
+class EmojiScenes(Dataset):
+    """Scenes with the seeds start ... start + length - 1 as items of tensors (`scene.compose` gives the arrays)."""
 
-    def __init__(self, length: int, start: int = 0):
-        if length < 1 or start < 0:
-            raise ValueError(f"{type(self).__name__}: length={length} must be positive, start={start} not negative.")
-        self.length, self.start = length, start
+    def __init__(self, config: SceneConfig = SceneConfig(), length: int = EPOCH, start: int = 0):
+        self.config, self.length, self.start = config, length, start
 
     def __len__(self):
         return self.length
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict:
         if not -self.length <= index < self.length:
-            raise IndexError(f"{type(self).__name__}: index {index} of {self.length} items.")
-        return self.make(self.start + index % self.length)
-
-
-class EmojiScenes(_Seeded):
-    """Scenes with the seeds start ... start + length - 1 as items of tensors (`scenes.compose` gives the arrays)."""
-
-    def __init__(self, config: SceneConfig = SceneConfig(), length: int = EPOCH, start: int = 0):
-        super().__init__(length, start)
-        self.config = config
-
-    def make(self, seed: int) -> dict:
-        """The item of one seed."""
-        scene = compose(seed, self.config)
+            raise IndexError(f"EmojiScenes: index {index} of {self.length} items.")
+        scene = compose(self.start + index % self.length, self.config)
         del scene["scene"]
         return {**scene, "image": to_tensor(scene["image"]), "lowres": to_tensor(scene["lowres"]),
                 "semantic": torch.from_numpy(scene["semantic"]).long(),
@@ -69,40 +55,29 @@ class EmojiScenes(_Seeded):
                 **{key: torch.from_numpy(scene[key]) for key in ("boxes", "labels", "colors")}}
 
 
-class SceneLoader:
-    """An endless stream of batches that can be entered at any step: batch k always has the same items.
+def scene_batches(config: SceneConfig, num: int, start: int = 0, batch_size: int = 32):
+    """Batches of the scenes with the seeds start ... start + num - 1, to measure on; `together` makes them one."""
+    data = EmojiScenes(config, num, start)
+    for first in range(0, num, batch_size):
+        yield collate([data[i] for i in range(first, min(first + batch_size, num))])
 
-    data: a data set of `EmojiScenes` kind (random access by number); or a SceneConfig. On rank r of W, step k is the
-    items (k W + r) B ... + B - 1, counted from seed * 2**32, so different seeds and ranks never share one.
-    """
 
-    def __init__(self, data, batch_size: int, workers: int = 0, seed: int = 0, rank: int = 0, world_size: int = 1,
-                 pin_memory: bool = False):
-        if batch_size < 1 or workers < 0 or seed < 0 or not 0 <= rank < world_size:
-            raise ValueError(f"SceneLoader: batch_size={batch_size}, workers={workers}, seed={seed}, rank={rank} of "
-                             f"{world_size}; batch_size must be positive, none negative, rank below world_size.")
-        self.data = EmojiScenes(data, ENDLESS) if isinstance(data, SceneConfig) else data
-        self.batch_size, self.workers, self.pin_memory = batch_size, workers, pin_memory
-        self.seed, self.rank, self.world_size = seed, rank, world_size
-
-    def _indices(self, step: int) -> list:
-        first = (self.seed << 32) + (step * self.world_size + self.rank) * self.batch_size
-        return [index % len(self.data) for index in range(first, first + self.batch_size)]
-
-    def batch(self, step: int) -> dict:
-        """The batch of one step, made here and now."""
-        return collate([self.data[index] for index in self._indices(step)])
-
-    def batches(self, step: int = 0):
-        """Iterator over the batches of step, step + 1, ... without end."""
-        return iter(DataLoader(self.data, batch_sampler=map(self._indices, count(step)), num_workers=self.workers,
-                               prefetch_factor=4 if self.workers else None, collate_fn=collate,
-                               pin_memory=self.pin_memory))
-
-    __iter__ = batches
+def together(batches: list[dict]) -> dict:
+    """Several batches as one."""
+    return {key: torch.cat([b[key] for b in batches]) if isinstance(batches[0][key], torch.Tensor) else
+            [item for b in batches for item in b[key]] for key in batches[0]}
 
 
 def scene_stream(config: SceneConfig, batch_size: int, start_step: int = 0, num_workers: int = 0, rank: int = 0,
                  world_size: int = 1, seed: int = 0):
-    """Endless iterator over batches from `start_step` on, one part of `world_size` for this rank."""
-    return SceneLoader(config, batch_size, num_workers, seed, rank, world_size).batches(start_step)
+    """Endless iterator over batches to train on, which can be entered at any step: step k always has the same scenes.
+
+    On rank r of W these have the seeds (k W + r) B ... + B - 1, counted from seed * 2**32, so different `seed`s and
+    ranks never share one.
+    """
+    def seeds(step: int) -> list:
+        first = (seed << 32) + (step * world_size + rank) * batch_size
+        return [index % ENDLESS for index in range(first, first + batch_size)]
+
+    return iter(DataLoader(EmojiScenes(config, ENDLESS), batch_sampler=map(seeds, count(start_step)),
+                           num_workers=num_workers, prefetch_factor=4 if num_workers else None, collate_fn=collate))

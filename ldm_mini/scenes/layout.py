@@ -1,11 +1,8 @@
-"""Where the objects of a scene stand, in units of 1/256: things of the sky in the sky, things of the ground on it.
+"""Where the objects of a scene stand, in units of 1/256: things of the sky in the sky, things of the ground on it."""
 
-Layer 0: imports vocabulary, draws, backgrounds only.
-"""
-
-from .backgrounds import GROUND_TOP, UNIT
+from .backgrounds import GROUND_TOP
 from .draws import Draws
-from .vocabulary import PLACE_KIND, PLACES
+from .vocabulary import PLACE_KIND, PLACES, UNIT
 
 
 def line(draws: Draws, sizes) -> list:
@@ -44,12 +41,14 @@ def positions(draws: Draws, nouns, sizes, place, centred=False) -> tuple:
         anchors = {1: (128,), 2: (66, 190), 3: (46, 128, 210)}[count]
         points = [(a + draws.between(-6, 6), 128 + draws.between(-6, 6)) for a in anchors]
         return (points if plan == "row" else [(y, x) for x, y in points]), plan
+    # three things may also form a triangle: no row, no column
     if count == 3 and not on_land and draws.chance(.4):
         cells = draws.sample(((68, 68), (188, 68), (68, 188), (188, 188)), 3)
         return [(x + draws.between(-12, 12), y + draws.between(-12, 12)) for x, y in cells], None
     kinds = [PLACE_KIND.get(noun) for noun in nouns]
     if on_land and (count != 2 or kinds[0] in ("ground", "water") or kinds[-1] == "sky"):
         plan = "row"  # nothing of the ground above, nothing of the sky below
+    # a row: apart in x, and no step so steep that it would read as "above"
     if plan == "row":
         xs = line(draws, sizes)
         ys = [height(draws, nouns[0], place, sizes[0])]
@@ -57,6 +56,7 @@ def positions(draws: Draws, nouns, sizes, place, centred=False) -> tuple:
             reach = (xs[i] - xs[i - 1]) * (4 if count == 2 else 6) // 5
             ys.append(height(draws, nouns[i], place, sizes[i], ys[-1] - reach, ys[-1] + reach))
         return list(zip(xs, ys)), plan
+    # a column, the same upright; on land one flies and one stands
     if on_land:
         ys = [draws.between(sizes[0] // 2 + 4, sizes[0] // 2 + 20), 248 - sizes[1] // 2 - draws.between(0, 16)]
     else:

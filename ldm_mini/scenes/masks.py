@@ -1,4 +1,4 @@
-"""Holes for inpainting: boxes, brush strokes, whole objects. Layer 0: imports draws only.
+"""Holes for inpainting: boxes, brush strokes, whole objects.
 
 A mask is drawn first as a record of integers in units of 1/256, then painted at any size.
 """
@@ -7,8 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from .draws import Draws
-
-UNIT = 256
+from .vocabulary import UNIT
 
 
 def random_mask(draws: Draws, count: int) -> tuple:

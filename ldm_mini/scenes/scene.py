@@ -3,16 +3,14 @@
     scene = random_scene(seed, config)      # what is where, in units of 1/256 of the picture; no pixels yet
     sample = render(scene, config)          # image, boxes, semantic map, low-resolution image, inpainting mask: numpy
     sample = compose(seed, config)          # both steps, with all keys of a training batch
-
-Layer 0: imports vocabulary, draws, captions, sprites, backgrounds, layout, masks, one way only.
 """
 
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from ..scenes import captions, layout, masks
-from .backgrounds import LOOKS, UNIT, VARIANTS, paint
+from . import captions, layout, masks
+from .backgrounds import LOOKS, VARIANTS, paint
 from .draws import Draws
 from .sprites import noun_stamp, put
 from .vocabulary import (
@@ -30,6 +28,7 @@ from .vocabulary import (
     STUFF,
     STYLE_INDEX,
     STYLES,
+    UNIT,
     heldout_relation,
 )
 
@@ -141,20 +140,24 @@ def _choose(draws: Draws, config: SceneConfig, count: int):
     """One try at a scene of `count` objects; None if the choices do not fit together."""
     strict = config.split in ("train", "val")
     pool = config.nouns or NOUNS
+    # what: things all alike, or all different
     same = count > 1 and (len(pool) < count or draws.chance(config.p_same))
     nouns = [draws.choice(pool)] * count if same else draws.sample(pool, count)
+    # before what: nothing that hides one of them, nothing held out
     places = [p for p in PLACES if not (strict and any(HELDOUT_PLACE[n] == p for n in nouns))] if config.places else []
     plain = PLAIN if config.plain_backgrounds else ()
     options = (places or plain) if not plain or draws.chance(config.p_place) else plain
     options = [b for b in options if not any(n in CLASHES[b] for n in nouns)]
     if not options:
         return None
+    # a colour for what may have one, never that of its background
     background, colors = draws.choice(options), []
     for noun in nouns:
         palette = [c for c in COLORS if c not in CLASHES[background] and not (strict and c in HELDOUT_COLORS[noun])] \
             if noun in RECOLORABLE else [None]
         colors.append(draws.choice(palette))
     colors = [colors[0]] * count if same else colors
+    # how large and where: all must fit side by side
     low, high = SIZES[count] if not config.centred else {1: (136, 152), 2: (96, 104), 3: (72, 80)}[count]
     sizes = [draws.between(low // 8, high // 8) * 8 for _ in nouns]
     while sum(sizes) > UNIT - 16 and count > 1:
@@ -164,6 +167,7 @@ def _choose(draws: Draws, config: SceneConfig, count: int):
                     for noun, color, size, (x, y) in zip(nouns, colors, sizes, points))
     if layout.crowded(objects):
         return None
+    # in the order in which a caption names them
     order = _order(*objects) if count == 2 else None
     relation = (order[0] if order else None) if count == 2 else plan if count == 3 else None
     objects = tuple(sorted(objects, key=lambda o: o.y if relation == "column" else o.x)) if relation else objects
@@ -223,6 +227,7 @@ def render(scene: Scene, config: SceneConfig = SceneConfig()) -> dict:
     size = config.size
     image, semantic = paint(scene.background, scene.look, scene.variant, size)
     boxes = np.zeros((MAX_OBJECTS, 4), np.float32)
+    # who stands lower is nearer, and painted later
     for index in sorted(range(len(scene.objects)), key=lambda i: scene.objects[i].y + scene.objects[i].size // 2):
         o = scene.objects[index]
         stamp = noun_stamp(scene.style, o.noun, o.color, max(2, (o.size * size + UNIT // 2) // UNIT), o.flip, size)
@@ -231,6 +236,7 @@ def render(scene: Scene, config: SceneConfig = SceneConfig()) -> dict:
         there, here = put(image, stamp, x, y)
         semantic[there][stamp.solid[here]] = len(STUFF) + NOUN_INDEX[o.noun]
         boxes[index] = max(x + x0, 0), max(y + y0, 0), min(x + x1, size), min(y + y1, size)
+    # means of 4 x 4 pixels, rounded, in whole numbers
     blocks = image.reshape(size // LOWRES_FACTOR, LOWRES_FACTOR, size // LOWRES_FACTOR, LOWRES_FACTOR * 3)
     rows = blocks.sum(1, dtype=np.uint16).reshape(size // LOWRES_FACTOR, size // LOWRES_FACTOR, LOWRES_FACTOR, 3)
     lowres = ((rows.sum(2, dtype=np.uint16) + LOWRES_FACTOR ** 2 // 2) // LOWRES_FACTOR ** 2).astype(np.uint8)
@@ -253,11 +259,6 @@ def compose(seed: int, config: SceneConfig = SceneConfig()) -> dict:
     return {**render(scene, config), **facts(scene), "scene": scene}
 
 
-def scene_objects(scene: Scene) -> list:
-    """[(noun, color, (x, y) centre in [0, 1]), ...], what `captions.agreement` compares a description with."""
-    return [(o.noun, o.color, (o.x / UNIT, o.y / UNIT)) for o in scene.objects]
-
-
 # Sixteen nouns of simple, distinct shape: what a CPU learns to draw in an hour.
 TINY_NOUNS = ("apple", "star", "fish", "car", "heart", "balloon", "umbrella", "mushroom", "dog", "cat", "owl", "tree",
               "house", "rocket", "cake", "sun")
@@ -267,11 +268,14 @@ TINY_SCENES = SceneConfig(nouns=TINY_NOUNS, styles=("fluent_flat",), max_objects
 # The same with one thing in the middle or two in fixed places. Where things stand anywhere, the tiny network knew
 # backgrounds, but not yet what each noun looks like, after 80,000 pictures.
 CENTRED_SCENES = replace(TINY_SCENES, centred=True, p_same=0.05)
-
-
 # Seconds on any machine, nothing worth looking at: to see a run from beginning to end, and for tests.
 MICRO_SCENES = SceneConfig(size=32, nouns=("apple", "star", "car"), styles=("fluent_flat",), max_objects=1,
                            looks=("flat",), places=False, centred=True)
+
+
+def scenes_to_test(config: SceneConfig, task: str, split: str = "val") -> SceneConfig:
+    """The scenes of a split that a task is tried on: with one object each where the condition is a class."""
+    return replace(config, split=split, **({"min_objects": 1, "max_objects": 1} if task == "class" else {}))
 
 
 def scenes_of(stored: dict) -> SceneConfig:

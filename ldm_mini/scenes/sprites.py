@@ -1,6 +1,6 @@
-"""Sprites: cut from the sheets in `data/sprites`, resized, recoloured, given a soft shadow; all in integers at the end.
+"""Sprites: cut from the sheets in `data/sprites`, resized, recoloured, given a soft shadow.
 
-Layer 0: imports files and vocabulary only.
+All in integers at the end: every machine makes the same pixels.
 """
 
 from dataclasses import dataclass
@@ -12,10 +12,11 @@ from PIL import Image, ImageFilter
 from ..files import data_path
 from .vocabulary import NOUN_INDEX
 
-PALETTE = {  # colour: (hue in degrees, mean saturation, mean value) of a recoloured object
+HSV = {  # colour: (hue in degrees, mean saturation, mean value) of a recoloured object
     "red": (357, .84, .86), "orange": (27, .87, .96), "yellow": (49, .84, .98), "green": (128, .68, .66),
     "blue": (213, .76, .88), "purple": (268, .62, .74), "pink": (330, .44, .98),
 }
+SIDE, COLUMNS = 128, 8  # pixels of a picture in a sheet, and pictures in a row of it
 CACHED_STAMPS = 8192  # a scene vocabulary in 13 sizes is 9568 stamps, about 35 MB at 64 px and 130 MB at 128 px
 
 
@@ -29,23 +30,18 @@ class Stamp:
     box: tuple  # x0, y0, x1, y1 of the solid part in pixels of the stamp
 
 
-@lru_cache(maxsize=8)
-def _sheet(name: str) -> Image.Image:
-    with Image.open(data_path("sprites", f"{name}.png")) as image:
+@lru_cache(maxsize=4)
+def _sheet(style: str) -> Image.Image:
+    with Image.open(data_path("sprites", f"nouns_{style}.png")) as image:
         return image.convert("RGBA")
 
 
-@lru_cache(maxsize=1024)
-def _cell(sheet: str, index: int, side: int, columns: int) -> Image.Image:
-    """One picture of a sheet, cropped to what is visible."""
-    x, y = index % columns * side, index // columns * side
-    cell = _sheet(sheet).crop((x, y, x + side, y + side))
-    return cell.crop(cell.getchannel("A").point(lambda a: 255 * (a > 24)).getbbox())
-
-
+@lru_cache(maxsize=256)
 def noun_sprite(style: str, noun: str) -> Image.Image:
     """The 128 px picture of a noun, RGBA, cropped to what is visible."""
-    return _cell(f"nouns_{style}", NOUN_INDEX[noun], 128, 8)
+    x, y = NOUN_INDEX[noun] % COLUMNS * SIDE, NOUN_INDEX[noun] // COLUMNS * SIDE
+    cell = _sheet(style).crop((x, y, x + SIDE, y + SIDE))
+    return cell.crop(cell.getchannel("A").point(lambda a: 255 * (a > 24)).getbbox())
 
 
 def _hue_saturation_value(rgb: np.ndarray) -> tuple:
@@ -100,11 +96,11 @@ def _shift_mean(part, mean, target):
 
 
 def recolor(sprite: Image.Image, source: tuple, color: str) -> Image.Image:
-    """Move a sprite's main hue (`source`, from `main_color`), its mean saturation and value to a colour of PALETTE."""
+    """Move a sprite's main hue (`source`, from `main_color`), its mean saturation and value to a colour of HSV."""
     rgb, alpha = _pixels(sprite)
     hue, saturation, value = _hue_saturation_value(rgb)
     main, mean_saturation, mean_value, _ = source
-    target_hue, target_saturation, target_value = PALETTE[color]
+    target_hue, target_saturation, target_value = HSV[color]
     away = _turn(hue, main)
     belongs = np.clip((46 - np.abs(away)) / 12, 0, 1) * np.clip((saturation - .06) / .12, 0, 1)
     new = _rgb((target_hue + away * .25) % 360,
@@ -147,7 +143,7 @@ def make_stamp(sprite: Image.Image, flip: bool, canvas: int) -> Stamp:
 
 @lru_cache(maxsize=CACHED_STAMPS)
 def noun_stamp(style: str, noun: str, color, longest: int, flip: bool, canvas: int) -> Stamp:
-    """Stamp of a noun, in a colour of PALETTE or as drawn (None), its longest side `longest` pixels."""
+    """Stamp of a noun, in a colour of HSV or as drawn (None), its longest side `longest` pixels."""
     sprite = _resize(noun_sprite(style, noun), longest)
     return make_stamp(recolor(sprite, main_color(style, noun), color) if color else sprite, flip, canvas)
 

@@ -1,9 +1,6 @@
-"""What Emoji Scenes can show: the names behind every index of a batch, and which combinations are held out.
+"""What Emoji Scenes can show: the names behind every index of a batch, and which combinations are held out."""
 
-Layer 0, imports nothing. The composer, each file importing only from those before it:
-vocabulary, draws; captions, sprites, backgrounds, masks; layout, collage; scenes.
-"""
-
+UNIT = 256  # places and sizes in a picture are whole numbers of its 1/256: the same scene at every number of pixels
 STYLES = ("noto", "twemoji", "fluent_flat", "fluent_3d")
 NOUNS = (
     "car", "balloon", "umbrella", "shirt", "apple", "star", "fish", "butterfly", "guitar", "gift", "book", "heart",

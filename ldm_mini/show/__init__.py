@@ -8,7 +8,6 @@ from .plotting import (
     LINE_STYLES,
     PALETTE,
     draw_boxes,
-    image_grid,
     plot_curve,
     save_grid,
     show_images,
@@ -17,6 +16,6 @@ from .plotting import (
 )
 
 __all__ = [
-    "LINE_STYLES", "PALETTE", "draw_boxes", "image_grid", "plot_curve", "record_attention", "save_grid", "scenes_for",
-    "show_images", "show_inputs", "show_semantic", "to_uint8",
+    "LINE_STYLES", "PALETTE", "draw_boxes", "plot_curve", "record_attention", "save_grid", "scenes_for", "show_images",
+    "show_inputs", "show_semantic", "to_uint8",
 ]

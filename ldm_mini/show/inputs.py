@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..files import read_json
 from ..hub import CONFIG, find
-from ..scenes.data import EmojiScenes, collate, to_tensor
+from ..scenes.data import scene_batches, to_tensor
 from ..scenes.own_pictures import plain_item, read_square
-from ..scenes.scene import LOWRES_FACTOR, SceneConfig, scenes_of
+from ..scenes.scene import LOWRES_FACTOR, SceneConfig, scenes_of, scenes_to_test
 from ..scenes.vocabulary import NOUNS, SEMANTIC, STUFF
-from ..tasks import TASKS, check_possible, find_task, inputs, sample_task
+from ..tasks import TASKS, check_possible, inputs, sample_task
 from .plotting import class_colors
 
 FROM_FILES = ("superres", "semantic", "inpaint")
@@ -22,9 +22,7 @@ FROM_FILES = ("superres", "semantic", "inpaint")
 
 def scenes_for(task: str, config: SceneConfig, num: int, seed: int = 0) -> dict:
     """A batch of `num` scenes that no training saw; of one object each where the task is "class"."""
-    config = replace(config, split="val", **({"min_objects": 1, "max_objects": 1} if task == "class" else {}))
-    data = EmojiScenes(config, num, seed * num)
-    return collate([data[i] for i in range(num)])
+    return next(scene_batches(scenes_to_test(config, task), num, seed * num, batch_size=num))
 
 
 def batch_from_files(task: str, size: int, num: int, image=None, mask=None, seed: int = 0) -> dict:
@@ -33,7 +31,6 @@ def batch_from_files(task: str, size: int, num: int, image=None, mask=None, seed
     inpaint: a picture and a mask, white = hole (a random one unless given). superres: the small picture, brought to
     size / 4. semantic: a PNG whose pixel values are indices of vocabulary.SEMANTIC.
     """
-    find_task(task)
     if task not in FROM_FILES:
         raise ValueError(f"--image is for the tasks {', '.join(FROM_FILES)}; {task} reads no picture.")
     if mask is not None and task != "inpaint":
@@ -77,7 +74,6 @@ def showcase(ldm, task: str, batch: dict, words: dict | None = None, **options) 
     if words is None:
         samples = sample_task(ldm, task, batch, **options)
     else:
-        check_possible(ldm, task)
         if unread := sorted(words.keys() - set(ldm.conditioner.keys)):
             raise ValueError(f"this model reads no {unread[0]} beside its inputs; it reads {ldm.conditioner.keys}.")
         options.setdefault("guidance_scale", TASKS["text"].guidance_scale)

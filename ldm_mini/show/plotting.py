@@ -1,7 +1,7 @@
 """Pictures of pictures: grids, boxes, semantic maps, curves. Colours are told apart with any kind of colour vision.
 
-Grids are PIL images in which a pixel stays a square; the `show_*` and `plot_*` functions draw into matplotlib axes and
-return them, so a notebook decides when to `plt.show()`.
+The `show_*`, `draw_*` and `plot_*` functions draw into matplotlib axes and return them, so a notebook decides when to
+`plt.show()`.
 """
 
 import math
@@ -30,35 +30,24 @@ def to_uint8(images) -> np.ndarray:
     return pixels.expand(-1, -1, -1, 3).numpy()
 
 
-def image_grid(images, columns: int | None = None, scale: int = 1, pad: int = 2, background: int = 255):
-    """Images (B, C, H, W) in [-1, 1] side by side as one PIL image; default about twice as wide as high.
+def save_grid(images, path, columns: int | None = None) -> Path:
+    """Write images (B, C, H, W) in [-1, 1] side by side to a file, its folder made if needed; returns the path.
 
-    A list of equally large batches becomes one row per batch: originals above reconstructions, one row per step, ...
+    A list of equally large batches becomes one row per batch: originals above reconstructions, one row per step, ...;
+    else the grid is about twice as wide as high unless `columns` says how wide.
     """
-    from PIL import Image
+    # torchvision takes seconds to import: not before it is needed
+    from torchvision.utils import make_grid, save_image
 
-    if isinstance(images, (list, tuple)) and len(images) and torch.as_tensor(images[0]).ndim == 4:
-        columns = len(images[0]) if columns is None else columns
-        images = torch.cat([torch.as_tensor(batch).detach().float().cpu().expand(-1, 3, -1, -1) for batch in images])
-    elif isinstance(images, (list, tuple)):
-        images = torch.stack([torch.as_tensor(image) for image in images])
-    pixels = to_uint8(images)
-    count, height, width, _ = pixels.shape
-    columns = min(count, columns or math.ceil(math.sqrt(2 * count)))
-    rows = math.ceil(count / columns)
-    height, width = height * scale, width * scale
-    sheet = np.full((rows * (height + pad) - pad, columns * (width + pad) - pad, 3), background, np.uint8)
-    for i, tile in enumerate(pixels.repeat(scale, 1).repeat(scale, 2)):
-        y, x = i // columns * (height + pad), i % columns * (width + pad)
-        sheet[y:y + height, x:x + width] = tile
-    return Image.fromarray(sheet)
-
-
-def save_grid(images, path, **options) -> Path:
-    """Write `image_grid(images, **options)` to a file, its folder made if needed; returns the path."""
+    if not isinstance(images, torch.Tensor):
+        columns = columns or len(images[0])
+        images = torch.cat([batch.detach().float().cpu().expand(-1, 3, -1, -1) for batch in images])
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    image_grid(images, **options).save(path)
+    columns = columns or math.ceil(math.sqrt(2 * len(images)))
+    grid = make_grid(images.float(), columns, padding=2, pad_value=1, normalize=True, value_range=(-1, 1))
+    # make_grid also frames the whole, unless it is a single picture
+    save_image(grid[:, 2:-2, 2:-2] if len(images) > 1 else grid, path)
     return path
 
 
@@ -78,8 +67,6 @@ def show_images(images, titles=None, columns: int | None = None, size: float = 1
     if titles is not None and len(titles) != len(pixels):
         raise ValueError(f"show_images: {len(titles)} titles for {len(pixels)} images; give one each, "
                          "or one per column.")
-    if row_labels is not None and len(row_labels) != rows:
-        raise ValueError(f"show_images: {len(row_labels)} row_labels for {rows} rows; give one each.")
     texts = [_wrap(title, title_width) for title in titles or ()]
     lines = sum(max(text.count("\n") + bool(text) for text in texts[i:i + columns])
                 for i in range(0, len(texts), columns))
@@ -91,7 +78,7 @@ def show_images(images, titles=None, columns: int | None = None, size: float = 1
         _show(axis, image)
         if texts:
             axis.text(0.5, -0.04, texts[i], transform=axis.transAxes, ha="center", va="top", fontsize=7)
-    for axis, label in zip(axes[:, 0], row_labels or ()):
+    for axis, label in zip(axes[:, 0], row_labels, strict=True) if row_labels is not None else ():
         axis.text(-0.06, 0.5, label, transform=axis.transAxes, ha="right", va="center", fontsize=8)
     return figure
 

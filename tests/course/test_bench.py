@@ -74,6 +74,24 @@ def test_a_training_step_changes_the_weights_and_a_sampling_step_does_not():
     assert not torch.equal(net.conv_out.weight, before)
 
 
+def test_neighbours_are_there_and_gone_and_the_spin_count_is_set(monkeypatch):
+    started = []
+
+    class Busy(bench.subprocess.Popen):
+        def __init__(self, command, **options):
+            super().__init__(command, **options)
+            started.append(self) if command[-1] == "while True: pass" else None
+
+    monkeypatch.setattr(bench.subprocess, "Popen", Busy)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    drawing = "import os; print(9, *[{None: 4.0, '20000': 3.0}[os.environ.get('GOMP_SPINCOUNT')]] * 3)"
+    monkeypatch.setattr(bench, "DRAWING", drawing)
+    seconds = bench.bench_neighbours()
+    assert seconds == {(spin, count): 3.0 if spin else 4.0 for count in (0, 2) for spin in (None, "20000")}
+    assert len(started) == 2 and all(process.wait(10) for process in started)
+    assert bench.neighbours_table(seconds).splitlines()[-2:] == ["| unset | 1.00 | 1.00 |", "| 20000 | 0.75 | 0.75 |"]
+
+
 def test_the_sizes_it_offers_can_be_built():
     for config, batch in bench.SIZES.values():
         with torch.device("meta"):

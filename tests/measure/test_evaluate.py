@@ -70,7 +70,7 @@ def test_heldout_split_asks_for_heldout_scenes(recogniser):
     assert result["split"] == "heldout" and result["real"]["object_recall"] > 0.9
     with pytest.raises(KeyError):                                            # those captions are no others'
         evaluate.evaluate_diffusion(painter, SCENES, n=8, split="val", recogniser=recogniser)
-    with pytest.raises(ValueError, match="task must be"):
+    with pytest.raises(ValueError, match="there is no task"):
         evaluate.evaluate_diffusion(painter, SCENES, task="dreams", recogniser=recogniser)
 
 

@@ -7,13 +7,12 @@ from ldm_mini.distortions import gaussian_blur
 from ldm_mini.measure import judge as measures
 from ldm_mini.measure.recogniser import Recogniser
 from ldm_mini.perceptual import PerceptualLoss
-from ldm_mini.scenes.data import EmojiScenes, collate
+from ldm_mini.scenes.data import scene_batches
 from ldm_mini.scenes.scene import CENTRED_SCENES
 
 
 def scenes(n, start=0):
-    data = EmojiScenes(CENTRED_SCENES, n, start)
-    return collate([data[i] for i in range(n)])
+    return next(scene_batches(CENTRED_SCENES, n, start, n))
 
 
 @pytest.fixture(scope="module")

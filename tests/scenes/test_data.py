@@ -9,7 +9,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from ldm_mini.scenes import vocabulary as v
-from ldm_mini.scenes.data import EmojiScenes, SceneLoader, collate, scene_stream, to_tensor
+from ldm_mini.scenes.data import EmojiScenes, collate, scene_batches, scene_stream, to_tensor, together
 from ldm_mini.scenes.own_pictures import ImageFolderDataset
 from ldm_mini.scenes.scene import SceneConfig, compose
 from ldm_mini.show.plotting import to_uint8
@@ -63,8 +63,6 @@ def test_item_range():
     assert [item["seed"] for item in scenes] == [4, 5, 6]
     with pytest.raises(IndexError, match="index 3 of 3"):
         scenes[3]
-    with pytest.raises(ValueError, match="length=0"):
-        EmojiScenes(SMALL, length=0)
 
 
 def test_scenes_can_be_shuffled_as_they_are():
@@ -73,15 +71,21 @@ def test_scenes_can_be_shuffled_as_they_are():
 
 
 def test_batch_k_is_seeds_kb_to_kb_plus_b():
-    loader = SceneLoader(SMALL, 4)
-    assert [batch["seed"].tolist() for batch in islice(loader.batches(2), 2)] == [[8, 9, 10, 11], [12, 13, 14, 15]]
+    stream = scene_stream(SMALL, 4, start_step=2)
+    assert [batch["seed"].tolist() for batch in islice(stream, 2)] == [[8, 9, 10, 11], [12, 13, 14, 15]]
+
+
+def test_batches_to_measure_on_end_and_are_put_together():
+    batches = list(scene_batches(SMALL, 5, start=3, batch_size=2))
+    assert [batch["seed"].tolist() for batch in batches] == [[3, 4], [5, 6], [7]]
+    assert same(together(batches), collate([EmojiScenes(SMALL, start=3)[i] for i in range(5)]))
 
 
 def test_a_resumed_stream_continues_exactly():
     whole = list(islice(scene_stream(SMALL, 3), 5))
     again = list(islice(scene_stream(SMALL, 3, start_step=3), 2))
     assert all(same(a, b) for a, b in zip(whole[3:], again))
-    assert same(whole[3], SceneLoader(SMALL, 3).batch(3))
+    assert same(whole[3], next(scene_batches(SMALL, 3, start=9)))
     assert not same(whole[3], whole[4])
 
 
@@ -92,20 +96,14 @@ def test_workers_keep_the_order():
 
 def test_ranks_share_the_work_and_seeds_are_apart():
     ranks = [scene_stream(SMALL, 2, start_step=5, rank=rank, world_size=3) for rank in range(3)]
-    together = torch.cat([next(stream)["seed"] for stream in ranks])
-    assert together.tolist() == next(scene_stream(SMALL, 6, start_step=5))["seed"].tolist()
+    shared = torch.cat([next(stream)["seed"] for stream in ranks])
+    assert shared.tolist() == next(scene_stream(SMALL, 6, start_step=5))["seed"].tolist()
     assert next(scene_stream(SMALL, 2, seed=1))["seed"].tolist() == [2 ** 32, 2 ** 32 + 1]
 
 
-@pytest.mark.parametrize("bad", [{"batch_size": 0}, {"workers": -1}, {"rank": 2, "world_size": 2}, {"seed": -1}])
-def test_bad_loaders_are_refused(bad):
-    with pytest.raises(ValueError, match="SceneLoader"):
-        SceneLoader(SMALL, **{"batch_size": 2, **bad})
-
-
-def test_collate_needs_items():
+def test_a_batch_needs_items():
     with pytest.raises(ValueError, match="no items"):
-        collate([])
+        next(scene_stream(SMALL, 0))
 
 
 def test_pixels_there_and_back():
@@ -129,15 +127,6 @@ def test_folder_of_pictures(tmp_path):
         ["a blue thing", "a red thing"]
 
 
-@pytest.mark.parametrize("name, text", [
-    ("captions.csv", 'file,caption\na.png,"one, two"\nsub/b.png,three\n'),
-    ("captions.jsonl", '{"file": "a.png", "caption": "one, two"}\n\n{"file": "sub/b.png", "caption": "three"}\n')])
-def test_caption_tables(tmp_path, name, text):
-    save(tmp_path, "a.png"), save(tmp_path, "sub/b.png")
-    (tmp_path / name).write_text(text)
-    assert ImageFolderDataset(tmp_path, 16).captions == ["one, two", "three"]
-
-
 def test_middle_square_and_transparency(tmp_path):
     picture = Image.new("RGBA", (30, 10), (0, 0, 0, 0))
     picture.paste((255, 0, 0, 255), (10, 0, 20, 5))
@@ -147,24 +136,12 @@ def test_middle_square_and_transparency(tmp_path):
 
 
 def test_bad_folders_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="not a folder"):
-        ImageFolderDataset(tmp_path / "none")
-    with pytest.raises(ValueError, match="No pictures"):
-        ImageFolderDataset(tmp_path)
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(ValueError, match="No pictures"):
+            ImageFolderDataset(folder)
     save(tmp_path, "a.png"), save(tmp_path, "b.png")
     (tmp_path / "a.txt").write_text("first")
-    with pytest.raises(ValueError, match=r"1 of 2 pictures have no caption, the first is b\.png.*b\.txt"):
-        ImageFolderDataset(tmp_path)
-    table = tmp_path / "captions.csv"
-    table.write_text("file,caption\nb.png,second\nc.png,third\n")
-    with pytest.raises(ValueError, match=r"c\.png, which is not a picture"):
-        ImageFolderDataset(tmp_path)
-    table.write_text("name,text\nb.png,second\n")
-    with pytest.raises(ValueError, match="entry 1 has no fields"):
-        ImageFolderDataset(tmp_path)
-    table.unlink()
-    (tmp_path / "captions.jsonl").write_text("{oops\n")
-    with pytest.raises(ValueError, match="line 1 is not JSON"):
+    with pytest.raises(ValueError, match=r"1 of 2 pictures have no caption: write .*b\.txt"):
         ImageFolderDataset(tmp_path)
     with pytest.raises(ValueError, match="multiple of 4"):
         ImageFolderDataset(tmp_path, 30)
@@ -177,5 +154,3 @@ def test_an_unreadable_picture_is_named(tmp_path, damage):
     (tmp_path / "broken.png").write_bytes(damage((tmp_path / "broken.png").read_bytes()))
     with pytest.raises(ValueError, match=r"broken\.png.*Remove or replace"):
         ImageFolderDataset(tmp_path, 16)[0]
-
-

@@ -23,9 +23,8 @@ from ldm_mini.scenes.scene import (
     is_heldout,
     random_scene,
     render,
-    scene_objects,
 )
-from ldm_mini.scenes.sprites import PALETTE, main_color, noun_sprite, noun_stamp
+from ldm_mini.scenes.sprites import HSV, main_color, noun_sprite, noun_stamp
 
 MANY = 3000
 
@@ -106,7 +105,8 @@ def test_captions_are_true_and_read_back(p_paraphrase):
         description, pick = describe(scene, Draws(seed), p_paraphrase)
         assert parse_caption(write(description, pick)) == description
         description = parse_caption(scene.caption)
-        verdict = agreement(description, scene_objects(scene), scene.background, scene.style)
+        objects = [(o.noun, o.color, (o.x / v.UNIT, o.y / v.UNIT)) for o in scene.objects]
+        verdict = agreement(description, objects, scene.background, scene.style)
         assert all(verdict.values()), (scene, verdict)
         assert verdict["count"]
         said.update(verdict, [description.relation])
@@ -246,7 +246,7 @@ def test_recoloured_sprites_have_the_colour(color):
             value, low = pixels.max(1), pixels.min(1)
             weight = value - low
             angle = np.arctan2(3 ** .5 * (pixels[:, 1] - pixels[:, 2]), 2 * pixels[:, 0] - pixels[:, 1] - pixels[:, 2])
-            near = np.cos(angle - np.radians(PALETTE[color][0])) > np.cos(np.radians(30))
+            near = np.cos(angle - np.radians(HSV[color][0])) > np.cos(np.radians(30))
             assert (weight * near).sum() > .5 * weight.sum(), (noun, style)
 
 
@@ -333,5 +333,3 @@ def test_impossible_scenes_are_refused():
     (.5, .5, "middle"), (.1, .5, "left"), (.5, .9, "bottom"), (.9, .1, "top right")])
 def test_position_names(x, y, name):
     assert position_name(x, y) == name
-
-

@@ -28,21 +28,26 @@ def test_to_uint8_range_and_grey():
     assert plotting.to_uint8(torch.zeros(1, 2, 2)).shape == (1, 2, 2, 3)
 
 
-def test_grid_places_tiles_and_padding():
-    sheet = np.asarray(plotting.image_grid(levels(-1.0, 0.0, 1.0), columns=2, scale=3, pad=1, background=77))
-    assert sheet.shape == (25, 25, 3)
-    assert (sheet[:12, :12] == 0).all() and (sheet[:12, 13:] == 128).all() and (sheet[13:, :12] == 255).all()
-    assert (sheet[12] == 77).all() and (sheet[13:, 13:] == 77).all()                 # gap and unused place
+def saved(images, folder, **options):
+    """The tiles of the grid (rows, columns, 4, 4, 3) that `save_grid` writes, without the white lines between them."""
+    sheet = np.asarray(Image.open(plotting.save_grid(images, folder / "new" / "grid.png", **options)))
+    sheet = np.pad(sheet, [(0, 2), (0, 2), (0, 0)], constant_values=255)
+    tiles = sheet.reshape(sheet.shape[0] // 6, 6, sheet.shape[1] // 6, 6, 3).swapaxes(1, 2)
+    assert (tiles[:, :, 4:] == 255).all() and (tiles[:, :, :, 4:] == 255).all()
+    return tiles[:, :, :4, :4]
 
 
-def test_grid_of_rows():
-    sheet = plotting.image_grid([levels(-1.0, -1.0, -1.0), levels(1.0, 1.0, 1.0)], pad=0)
-    assert sheet.size == (12, 8) and np.asarray(sheet)[:4].max() == 0 and np.asarray(sheet)[4:].min() == 255
+def test_grid_places_tiles_and_keeps_pixels(tmp_path):
+    tiles = saved(levels(-1.0, 0.0, 0.5, -7.0, -0.5), tmp_path)
+    assert tiles.shape[:2] == (2, 4) and (tiles == tiles[:, :, :1, :1]).all()
+    assert tiles[..., 0, 0, 0].tolist() == [[0, 128, 191, 0], [64, 255, 255, 255]]      # white where there is none
+    assert saved(levels(-1.0, 0.0, 1.0), tmp_path, columns=2).shape[:2] == (2, 2)
+    assert saved(levels(0.0), tmp_path).shape[:2] == (1, 1)
 
 
-def test_save_grid_makes_folders_and_keeps_pixels(tmp_path):
-    path = plotting.save_grid(levels(-1.0, 1.0), tmp_path / "new" / "grid.png", pad=0)
-    assert np.asarray(Image.open(path)).reshape(-1, 3).sum(0).tolist() == [16 * 255] * 3
+def test_grid_of_rows(tmp_path):
+    tiles = saved([levels(-1.0, -1.0, -1.0), torch.ones(3, 1, 4, 4)], tmp_path)         # the second row grey
+    assert tiles.shape[:2] == (2, 3) and tiles[0].max() == 0 and tiles[1].min() == 255
 
 
 def test_show_images_titles():
@@ -97,6 +102,7 @@ def test_curve_of_plain_numbers_and_how_much_lies_in_the_band():
 @pytest.mark.parametrize("call, message", [
     (lambda: plotting.to_uint8(torch.zeros(5, 4, 4)), "1 or 3 channels"),
     (lambda: plotting.show_images(levels(0.0), ["a", "b"]), "one each"),
+    (lambda: plotting.show_images(levels(0.0), row_labels=["a", "b"]), "zip"),
     (lambda: plotting.show_semantic(torch.zeros(2, 4, 4, dtype=torch.int64)), r"semantic\[i\]"),
     (lambda: plotting.plot_curve([{"step": 1}], "loss"), "no record"),
     (lambda: plotting.plot_curve([1.0], band="no-such"), "reference_curves.py no-such"),
