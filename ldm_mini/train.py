@@ -76,6 +76,7 @@ class TrainState:
         """What to call, once before each backward pass; with several processes, its gradients are their average."""
         if self.accelerator is None or self.accelerator.num_processes == 1:
             return model
+        # it hooks into one forward and the backward after it, hence "once"
         return self.accelerator.prepare_model(model)
 
     def autocast(self):
@@ -107,7 +108,7 @@ class TrainState:
         self.step = parts["step"]
         self.model.load_state_dict(parts["model"])
         self.optimizer.load_state_dict(parts["optimizer"])
-        # one average a step
+        # there was one average a step
         if self.ema is not None:
             self.ema.load_state_dict(parts["ema"], updates=self.step)
         if self.adversary is not None:
@@ -165,7 +166,8 @@ def first_stage_loss(x: Tensor, x_rec: Tensor, bottleneck_loss: Tensor, weights:
         terms["perceptual"] = perceptual(x, x_rec).mean()
         nll = nll + weights.perceptual_weight * terms["perceptual"]
     loss = nll + bottleneck_loss
-    # the critic must take it for real; lambda makes that pull on the decoder as strong as the reconstruction's
+    # ... and the critic should take it for real. Alone that would be free to draw anything: lambda lets it pull at the
+    # decoder just as hard as the reconstruction does
     if critic is not None:
         terms["g_loss"] = hinge_g_loss(critic(x_rec))
         terms["lambda"] = adaptive_weight(nll, terms["g_loss"], last_layer)
@@ -204,6 +206,7 @@ def train_autoencoder(state: TrainState, batches, steps: int, *, perceptual=None
     state.model.train()
     for batch in _until(state, batches, steps):
         x, factor = images_of(batch).to(state.device), lr_factor(state.step, steps, warmup, decay)
+        # the costly terms may wait until there is something to sharpen
         looks = weights.perceptual_weight and state.step >= weights.perceptual_start
         judged = adversary is not None and state.step >= weights.disc_start
         state.reseed()

@@ -65,6 +65,7 @@ class FirstStageRun:
         self.model.eval()
         with _averaged(self.state):
             z = self.model.encode(self.images)
+            # as the second stage's latents come back: quantised by the decoder's side
             x_rec = self.model.decode(z).clamp(-1, 1)
             measured = {"val_psnr": psnr(x_rec.cpu(), self.images.cpu()).mean().item()}
             if self.recipe.codebook_size is not None:
