@@ -29,26 +29,30 @@ Measure:
   python -m ldm_mini evaluate --task all           every task that it was trained for
   python -m ldm_mini info sd-v1                    parts, shapes, parameters, FLOPs of the paper's models, or of yours
 
-Every command explains its options with --help. Names of recipes: ldm_mini/recipes.py.
+Every command explains its options with --help. Names of recipes: ldm_mini/training/recipes.py.
 """
 
 
 TaskName = Literal["unconditional", "class", "text", "layout", "superres", "semantic", "inpaint"]
+Model = Annotated[str, arg(help="shipped weights by name, a folder that training wrote, or owner/name on the Hugging "
+                                "Face Hub.")]
+Guidance = Annotated[float | None, arg(help="how strictly to follow the condition; 1 = no guidance; the task's own "
+                                            "unless given.")]
+Device = Annotated[str, arg(help="auto, cpu, cuda or mps.")]
+Threads = Annotated[int | None, arg(help="CPU threads for torch; its own choice unless given.")]
 
 
 def train(stage: Positional[Literal["autoencoder", "diffusion"]], recipe: str = "tiny", out: Path | None = None,
-          task: TaskName | Literal["all"] | None = None, language: bool = False,
-          autoencoder: str | None = None, start_from: str | None = None, resume: bool = False,
-          minutes: float | None = None, steps: int | None = None,
-          batch_size: int | None = None, lr: float | None = None, latents: int | None = None, device: str = "auto",
-          compile: Literal["recipe", "on", "off"] = "recipe", workers: int | None = None, threads: int | None = None,
-          seed: int = 0, tensorboard: bool = False, log_every: int = 20, sample_every: int = 500,
-          save_every: int = 500) -> None:
+          task: TaskName | Literal["all"] | None = None, language: bool = False, autoencoder: str | None = None,
+          start_from: str | None = None, resume: bool = False, minutes: float | None = None, steps: int | None = None,
+          batch_size: int | None = None, lr: float | None = None, latents: int | None = None, device: Device = "auto",
+          compile: Literal["recipe", "on", "off"] = "recipe", workers: int | None = None, threads: Threads = None,
+          seed: int = 0, log_every: int = 20, sample_every: int = 500, save_every: int = 500) -> None:
     """Train one of the two stages; everything about the run is written to its folder while it runs.
 
     Args:
         stage: the first stage (autoencoder) or the second (diffusion on its latents).
-        recipe: name of a recipe in ldm_mini/recipes.py, such as tiny (a CPU) or base (a GPU).
+        recipe: name of a recipe in ldm_mini/training/recipes.py, such as tiny (a CPU) or base (a GPU).
         out: folder of the run; runs/STAGE-RECIPE unless given. A folder that holds something is never overwritten.
         task: for diffusion: the condition to learn, or all of them in one model; the recipe's own unless given.
         language: for diffusion: captions through a frozen language model with a small trained transformer on top, in
@@ -62,51 +66,43 @@ def train(stage: Positional[Literal["autoencoder", "diffusion"]], recipe: str = 
         batch_size: in place of the recipe's, per process.
         lr: in place of the recipe's.
         latents: number of scenes to encode for diffusion, in place of the recipe's.
-        device: auto, cpu, cuda or mps.
         compile: torch.compile the networks; what fails to compile runs eagerly. On a CPU it takes longer than it saves.
         workers: processes that compose scenes beside the training; 0 composes them in between. Some for a GPU, else 0.
-        threads: CPU threads for torch; its own choice unless given.
         seed: of the weights, the data and the noise.
-        tensorboard: also write TensorBoard files.
         log_every: steps between lines of log.jsonl.
         sample_every: steps between pictures and validation.
         save_every: steps between checkpoints.
     """
-    import torch
-
     from .training.launch import train_stage
     from .training.recipes import find_recipe, for_task
 
     for name, value in {"steps": steps, "batch-size": batch_size, "latents": latents, "log-every": log_every,
-                        "sample-every": sample_every, "save-every": save_every, "threads": threads}.items():
+                        "sample-every": sample_every, "save-every": save_every}.items():
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}.")
-    if threads is not None:
-        torch.set_num_threads(threads)
-    given = {"steps": steps, "batch_size": batch_size, "lr": lr, "latents": latents}
+    for name, value in {"task": task, "language": language, "latents": latents, "start-from": start_from}.items():
+        if value and stage == "autoencoder":
+            raise ValueError(f"--{name} is for diffusion; one first stage serves all tasks, with captions or without.")
     chosen = find_recipe(stage, recipe)
-    if task is not None and stage == "autoencoder":
-        raise ValueError("--task is for diffusion; one first stage serves all tasks.")
-    chosen = chosen if task is None else for_task(chosen, task)
+    if task is not None:
+        chosen = for_task(chosen, task)
+    if language and "text" not in chosen.parts:
+        raise ValueError("--language is for captions; this recipe or task has none.")
     if language:
-        if "text" not in getattr(chosen, "parts", ()):
-            raise ValueError("--language is for diffusion with captions; this recipe or task has none.")
         chosen = replace(chosen, parts=tuple("language" if part == "text" else part for part in chosen.parts))
-    if latents is not None and stage == "autoencoder":
-        raise ValueError("--latents is for diffusion; the autoencoder trains on images.")
+    given = {"steps": steps, "batch_size": batch_size, "lr": lr, "latents": latents}
     chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
     out = out or Path("runs") / "-".join(filter(None, (stage, recipe, task)))
-    train_stage(stage, chosen, out, autoencoder=autoencoder,
-                start_from=start_from, resume=resume, minutes=minutes, device=_device(device),
-                compile={"recipe": None, "on": True, "off": False}[compile], workers=workers, seed=seed,
-                tensorboard=tensorboard, log_every=log_every, sample_every=sample_every, save_every=save_every)
+    train_stage(stage, chosen, out, autoencoder=autoencoder, start_from=start_from, resume=resume, minutes=minutes,
+                device=_ready(device, threads), compile={"recipe": None, "on": True, "off": False}[compile],
+                workers=workers, seed=seed, log_every=log_every, sample_every=sample_every, save_every=save_every)
 
 
 def sample(captions: Positional[tuple[str, ...]] = (), *, task: TaskName | None = None, image: Path | None = None,
            mask: Path | None = None, size: int | None = None, out: Path = Path("grid.png"), num: int = 8,
-           steps: int = 20, guidance_scale: float | None = None, seed: int = 0, model: str = "emoji-scenes",
+           steps: int = 20, guidance_scale: Guidance = None, seed: int = 0, model: Model = "emoji-scenes",
            sampler: str = "dpm", class_name: Annotated[str | None, arg(name="class")] = None,
-           negative: str | None = None, device: str = "auto", threads: int | None = None) -> None:
+           negative: str | None = None, device: Device = "auto", threads: Threads = None) -> None:
     """Draw pictures for captions (in quotes), a class, or the inputs of a task, and save them as one grid.
 
     Args:
@@ -118,27 +114,19 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: TaskName | None 
         out: the PNG to write.
         num: number of pictures.
         steps: network evaluations per picture.
-        guidance_scale: how strictly to follow the condition; 1 = no guidance; the task's own unless given.
         seed: same seed, same pictures.
-        model: shipped weights by name, a folder that training wrote, or owner/name on the Hugging Face Hub.
         sampler: dpm, ddim or ddpm.
         class_name: one of the nouns, such as rocket.
         negative: a caption to steer away from.
-        device: auto, cpu, cuda or mps.
-        threads: CPU threads for torch; its own choice unless given.
     """
     began = time.monotonic()
-    import torch
-
     from .latent_diffusion import LatentDiffusion
     from .show.inputs import run_task
     from .show.plotting import save_grid
 
-    if num < 1:
-        raise ValueError(f"--num must be at least 1, got {num}.")
-    if threads is not None:
-        torch.set_num_threads(threads)
-    device = _device(device)
+    if num < max(1, len(captions)):
+        raise ValueError(f"--num {num} pictures are too few for {len(captions)} captions.")
+    device = _ready(device, threads)
     batch = _conditions(captions, class_name, num)
     ldm = LatentDiffusion.from_pretrained(model, device=device)
     _warn_unknown_words(ldm, captions)
@@ -166,30 +154,22 @@ def _with_bar(name: str, steps: int):
     return lambda *args, **options: tqdm(SAMPLERS[name](*args, **options), total=steps)
 
 
-def evaluate(model: str = "emoji-scenes", task: TaskName | Literal["all"] | None = None, *, num: int = 256,
-             steps: int = 20, guidance_scale: float | None = None, seed: int = 0, device: str = "auto",
-             threads: int | None = None, out: Path | None = None) -> None:
+def evaluate(model: Model = "emoji-scenes", task: TaskName | Literal["all"] | None = None, *, num: int = 256,
+             steps: int = 20, guidance_scale: Guidance = None, seed: int = 0, device: Device = "auto",
+             threads: Threads = None, out: Path | None = None) -> None:
     """Measure a model: does it draw what it is told, on seen and on held-out combinations; and its first stage.
 
     Args:
-        model: shipped weights by name, a folder that training wrote, or owner/name on the Hugging Face Hub.
         task: what to condition on; all that the model can do; or, unless given, captions.
         num: number of pictures per split.
         steps: network evaluations per picture.
-        guidance_scale: 1 = no guidance; the task's own unless given.
         seed: of scenes and noise.
-        device: auto, cpu, cuda or mps.
-        threads: CPU threads for torch; its own choice unless given.
         out: folder for evaluation.json and evaluation.md.
     """
-    import torch
-
     from .measure.evaluate import run_evaluate
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    run_evaluate(model, task, num=num, steps=steps, guidance_scale=guidance_scale, seed=seed, device=_device(device),
-                 out=out)
+    run_evaluate(model, task, num=num, steps=steps, guidance_scale=guidance_scale, seed=seed,
+                 device=_ready(device, threads), out=out)
 
 
 def info(model: Positional[str], *, size: int | None = None) -> None:
@@ -205,27 +185,25 @@ def info(model: Positional[str], *, size: int | None = None) -> None:
     run_info(model, size)
 
 
-def _device(name: str) -> str:
-    """The device that a name means on this machine."""
+def _ready(device: str, threads: int | None) -> str:
+    """Give torch its threads; returns the device that a name means on this machine."""
     import torch
 
+    if threads is not None:
+        torch.set_num_threads(threads)
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
+    if device == "auto":
         return next(kind for kind, is_here in here.items() if is_here)
-    if name not in here:
-        raise ValueError(f"--device must be auto, cpu, cuda or mps, got {name!r}.")
-    if not here[name]:
-        raise ValueError(f"--device {name}: torch finds no {'CUDA' if name == 'cuda' else 'Apple'} GPU here; "
+    if not here.get(device):
+        raise ValueError(f"--device {device}: torch finds no {'CUDA' if device == 'cuda' else device} GPU here; "
                          "leave it out, or give cpu.")
-    return name
+    return device
 
 
 def _conditions(captions, class_name, num: int) -> dict | None:
     """The batch to sample: the captions, each for its share of `num` pictures; and the class, if any."""
     batch = {}
     if captions:
-        if num < len(captions):
-            raise ValueError(f"--num {num} pictures are too few for {len(captions)} captions.")
         batch["caption"] = [captions[i * len(captions) // num] for i in range(num)]
     if class_name is not None:
         import torch
@@ -247,8 +225,18 @@ def _warn_unknown_words(ldm, captions) -> None:
                 print(f"note: the model knows no word {', '.join(unknown)}", file=sys.stderr)
 
 
+def calm_threads() -> None:
+    """Let threads that wait for work go to sleep soon: while they spin, on a busy machine, nobody else can work.
+
+    There, that costs 5 to 18 times. Each OpenMP reads its variable when torch is loaded, so call this before.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")            # GNU's, on Linux: a fifteenth of its own number
+    os.environ.setdefault("KMP_BLOCKTIME", "1")                 # LLVM's and Intel's, elsewhere: ms, in place of 200
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status. Mistakes of the user end in one line, not in a traceback."""
+    calm_threads()
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv in (["help"], ["--help"], ["-h"]):
         print(HELP)

@@ -3,15 +3,20 @@
 A loop is a generator: it yields a `Log` after every optimizer (and EMA) step, so whoever runs it owns the plots, the
 pauses and the end. All that a step changes is in the `TrainState`; with `seed` set, step k depends on (seed, k, rank)
 and the state alone, and a run that was killed continues as if nothing had happened.
+
+The step with two optimizers is built in notebook 05, the second stage in notebook 09.
 """
 
 import math
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from .discriminator import PatchDiscriminator, adaptive_weight, hinge_d_loss, hinge_g_loss
 from .ema import EMA
+from .files import check_names
 from .perceptual import PerceptualLoss
 
 
@@ -25,9 +30,10 @@ class Log:
         self.step, self._values = step, values
 
     def __getattr__(self, name: str) -> float:
-        if name.startswith("_") or name not in self._values:
-            raise AttributeError(f"this log has no {name!r}; it has {['step', *self._values]}")
-        return float(self._values[name])
+        values = vars(self).get("_values", {})
+        if name in values:
+            return float(values[name])
+        raise AttributeError(f"this log has no {name!r}; it has {['step', *values]}")
 
     def floats(self) -> dict:
         """All values, as a JSON-ready dict."""
@@ -38,7 +44,7 @@ class Log:
 
 
 class TrainState:
-    """A model with all that changes while it trains: weights, optimizer, averages, step, and its adversary if any.
+    """A model with all that changes while it trains: weights, optimizer, averages, step, and its adversary's.
 
     model:       on its device already, unless an accelerator moves it.
     lr:          the peak learning rate; the loops warm it up and let it decay.
@@ -48,42 +54,30 @@ class TrainState:
     seed:        makes step k draw its random numbers from (seed, k, rank); None = torch's generators as they are.
     bf16:        compute the forward pass in bfloat16 where that is safe (autocast); weights stay float32.
     accelerator: an `accelerate.Accelerator`, for several processes.
+    adversary:   of a first stage: the TrainState of its critic, which has a learning rate and an optimizer of its own.
+
+    `step` steps are done; `device` is where the model is, `rank` the number of this process.
     """
 
     def __init__(self, model: nn.Module, lr: float = 1e-3, *, betas=(0.9, 0.999), weight_decay: float = 0.01,
                  grad_clip: float | None = 1.0, ema_decay: float | None = None, seed: int | None = None,
-                 bf16: bool = False, accelerator=None):
-        if lr <= 0:
-            raise ValueError(f"TrainState: the learning rate must be positive, got {lr}.")
+                 bf16: bool = False, accelerator=None, adversary: "TrainState | None" = None):
         self.model = model if accelerator is None else model.to(accelerator.device)
+        self.device = next(model.parameters()).device
+        self.rank = 0 if accelerator is None else accelerator.process_index
         self.lr, self.grad_clip, self.seed, self.bf16, self.accelerator = lr, grad_clip, seed, bf16, accelerator
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        if not self.parameters:
-            raise ValueError("TrainState: the model has no trainable parameters; are they all frozen?")
         self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=betas, weight_decay=weight_decay,
                                            fused=self.device.type == "cuda")
         self.ema = None if ema_decay is None else EMA(model, ema_decay)
-        self.adversary: TrainState | None = None
-        self.step = 0
+        self.adversary, self.step = adversary, 0
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.parameters[0].device
-
-    @property
-    def rank(self) -> int:
-        """Number of this process, 0 when it is alone."""
-        return 0 if self.accelerator is None else self.accelerator.process_index
-
-    def wrap(self, objective: nn.Module) -> nn.Module:
-        """The objective; with several processes, one that averages their gradients.
-
-        DistributedDataParallel wraps a forward, so the objective must compute its whole loss in its own.
-        """
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """What to call, once before each backward pass; with several processes, its gradients are their average."""
         if self.accelerator is None or self.accelerator.num_processes == 1:
-            return objective
-        return self.accelerator.prepare_model(objective)
+            return model
+        # it hooks into one forward and the backward after it, hence "once"
+        return self.accelerator.prepare_model(model)
 
     def autocast(self):
         """Context of the forward pass: bfloat16 where asked for."""
@@ -95,6 +89,7 @@ class TrainState:
             group["lr"] = self.lr * factor
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        # measured always: a norm that grows is the first sign of a run that will fail
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.grad_clip or math.inf)
         self.optimizer.step()
         if self.ema is not None:
@@ -103,27 +98,19 @@ class TrainState:
         return {"lr": self.lr * factor, "grad_norm": grad_norm}
 
     def state_dict(self) -> dict:
-        """All of it, as parts for `checkpoint.save_training_state`."""
-        parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-                 "step": {"step": self.step}}
-        if self.ema is not None:
-            parts["ema"] = {"averages": self.ema.state_dict(), "updates": self.ema.updates}
-        if self.adversary is not None:
-            parts["adversary"] = self.adversary.state_dict()
-        return parts
+        """All of it, in parts, for `training.state`."""
+        parts = {"model": self.model, "optimizer": self.optimizer, "ema": self.ema, "adversary": self.adversary}
+        return {"step": self.step, **{name: part.state_dict() for name, part in parts.items() if part is not None}}
 
     def load_state_dict(self, parts: dict) -> None:
-        """Continue from `state_dict()` of the same model, averages and adversary."""
-        have = self.state_dict().keys()
-        if parts.keys() != have:
-            raise ValueError(f"this training state has the parts {sorted(parts)}, but the run needs {sorted(have)}: "
-                             "it was saved by a run with other settings. (ema: the same ema_decay; adversary: "
-                             "`add_adversary(state)` first.)")
+        """Continue from `state_dict()` of the same model, averages and adversary. Raises CheckpointError otherwise."""
+        check_names("this training state", parts, self.state_dict())
+        self.step = parts["step"]
         self.model.load_state_dict(parts["model"])
         self.optimizer.load_state_dict(parts["optimizer"])
-        self.step = parts["step"]["step"]
+        # there was one average a step
         if self.ema is not None:
-            self.ema.load_state_dict(**parts["ema"])
+            self.ema.load_state_dict(parts["ema"], updates=self.step)
         if self.adversary is not None:
             self.adversary.load_state_dict(parts["adversary"])
 
@@ -133,52 +120,63 @@ class TrainState:
             torch.manual_seed((self.seed * 1_000_003 + self.step) * 4099 + self.rank)
 
 
+@contextmanager
+def seeded(seed: int):
+    """`with seeded(0): ...` draws torch's random numbers from the seed; outside, they go on as if nothing was drawn."""
+    # on the CPU and on every GPU, whichever the model inside uses
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
 def lr_factor(step: int, steps: int, warmup: int = 0, decay: str = "cosine") -> float:
     """Learning rate of a step (from 0) as a part of its peak: linear warm-up, then "constant", or "cosine" to 0."""
-    if decay not in ("cosine", "constant"):
-        raise ValueError(f'decay must be "cosine" or "constant", got {decay!r}.')
-    if step < warmup:
-        return (step + 1) / warmup
-    if decay == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    after = {"cosine": cosine, "constant": 1.0}[decay]
+    return (step + 1) / warmup if step < warmup else after
 
 
-class AutoencoderObjective(nn.Module):
-    """The first stage's loss (LDM eq. 25; VQGAN eq. 6, 7): image terms + bottleneck's term + lambda * adversarial term.
+@dataclass(frozen=True)
+class FirstStageLoss:
+    """How much each term of the first stage's loss weighs, and the step (from 0) that the two costly ones wait for.
 
-    Every term is a mean over pixels, as in the VQ models. `mse_weight` is ours: it steadies short trainings.
+    A weight of 0 switches its term off; without perceptual and adversarial term the plain L1 autoencoder is left.
     """
 
-    def __init__(self, autoencoder, perceptual=None, perceptual_weight=1.0, mse_weight=0.0, disc_weight=0.75):
-        super().__init__()
-        self.autoencoder, self.perceptual = autoencoder, perceptual
-        self.perceptual_weight, self.mse_weight, self.disc_weight = perceptual_weight, mse_weight, disc_weight
+    perceptual_weight: float = 1.0
+    perceptual_start: int = 0
+    mse_weight: float = 0.0                     # ours: it steadies short trainings
+    disc_weight: float = 0.75                   # vq-f4's
+    disc_start: int = 0
 
-    def forward(self, x: Tensor, look: bool = True, discriminator=None) -> tuple[Tensor, Tensor, dict]:
-        """x (B,C,H,W) -> loss (), reconstructions (B,C,H,W) without gradient, terms for the log.
 
-        look: with the perceptual term; discriminator: with the adversarial one.
-        """
-        x_rec, bottleneck_loss = self.autoencoder(x)
-        x_rec = x_rec.float()
-        l1 = (x - x_rec).abs().mean()
-        terms = {"l1": l1, "bottleneck": bottleneck_loss}
-        nll = l1 + self.mse_weight * (x - x_rec).square().mean()
-        if look and self.perceptual is not None:
-            terms["perceptual"] = self.perceptual(x, x_rec).mean()
-            nll = nll + self.perceptual_weight * terms["perceptual"]
-        loss = nll + bottleneck_loss
-        if discriminator is not None:
-            g_loss = hinge_g_loss(discriminator(x_rec))
-            terms["lambda"] = adaptive_weight(nll, g_loss, self.autoencoder.last_layer)
-            terms["g_loss"] = g_loss
-            loss = loss + self.disc_weight * terms["lambda"] * g_loss
-        return loss, x_rec.detach(), {name: value.detach() for name, value in terms.items()}
+def first_stage_loss(x: Tensor, x_rec: Tensor, bottleneck_loss: Tensor, weights: FirstStageLoss = FirstStageLoss(),
+                     perceptual=None, critic=None, last_layer: Tensor | None = None) -> tuple[Tensor, dict]:
+    """x, x_rec (B,C,H,W), loss of the bottleneck () -> loss (), its terms for the log (LDM eq. 25; VQGAN eq. 6, 7).
+
+    Every term is a mean over pixels, as in the VQ models. perceptual(x, x_rec) -> (B,) and critic(x_rec) -> logits:
+    None = without that term. last_layer: the decoder's last weight, where the critic's pull is measured.
+    """
+    # the picture comes back, pixel by pixel ...
+    l1 = (x - x_rec).abs().mean()
+    terms = {"l1": l1, "bottleneck": bottleneck_loss}
+    nll = l1 + weights.mse_weight * (x - x_rec).square().mean()
+    # ... and in the features of a trained network, which sees a blur where pixels hardly do
+    if perceptual is not None:
+        terms["perceptual"] = perceptual(x, x_rec).mean()
+        nll = nll + weights.perceptual_weight * terms["perceptual"]
+    loss = nll + bottleneck_loss
+    # ... and the critic should take it for real. Alone that would be free to draw anything: lambda lets it pull at the
+    # decoder just as hard as the reconstruction does
+    if critic is not None:
+        terms["g_loss"] = hinge_g_loss(critic(x_rec))
+        terms["lambda"] = adaptive_weight(nll, terms["g_loss"], last_layer)
+        loss = loss + weights.disc_weight * terms["lambda"] * terms["g_loss"]
+    return loss, {name: value.detach() for name, value in terms.items()}
 
 
 class DiscriminatorObjective(nn.Module):
-    """The adversary's loss: real pictures above +1, reconstructions below -1 (hinge)."""
+    """The adversary's loss: real pictures above +1, reconstructions below -1. One call for both, as `wrap` wants it."""
 
     def __init__(self, discriminator: nn.Module):
         super().__init__()
@@ -189,48 +187,51 @@ class DiscriminatorObjective(nn.Module):
         return hinge_d_loss(self.discriminator(x), self.discriminator(x_rec))
 
 
-def add_adversary(state: TrainState, discriminator: nn.Module | None = None, lr: float | None = None) -> TrainState:
-    """Give a first stage its discriminator, with an optimizer of its own. `lr`: the autoencoder's, unless given."""
-    if state.adversary is None:
-        discriminator = PatchDiscriminator(state.model.config.in_channels) if discriminator is None else discriminator
-        state.adversary = TrainState(discriminator.to(state.device), lr or state.lr, betas=(0.5, 0.9), weight_decay=0.0,
-                                     grad_clip=state.grad_clip, bf16=state.bf16, accelerator=state.accelerator)
-    return state.adversary
-
-
-def train_autoencoder(state: TrainState, batches, steps: int, *, perceptual=None, perceptual_weight: float = 1.0,
-                      perceptual_start: int = 0, mse_weight: float = 0.0, disc_weight: float = 0.75,
-                      disc_start: int = 0, warmup: int = 0, decay: str = "constant"):
+def train_autoencoder(state: TrainState, batches, steps: int, *, perceptual=None, warmup: int = 0,
+                      decay: str = "constant", **weights):
     """Train state.model, an Autoencoder, until `steps` steps are done; yields a Log after each.
 
-    batches:           images (B,C,H,W) in [-1,1], or dicts or tuples that hold them.
-    perceptual:        the distance to use; None = PerceptualLoss().
-    perceptual_weight, disc_weight: 0 switches a term off; both off leave the plain L1 autoencoder.
-    perceptual_start, disc_start:   the first step (from 0) with that term; both are costly on a CPU.
+    batches:    images (B,C,H,W) in [-1,1], or dicts or tuples that hold them.
+    perceptual: the distance to use; None = PerceptualLoss().
+    weights:    of the loss: the fields of FirstStageLoss, for instance disc_start=2000.
+    If the state has no adversary and the loss wants one, it gets LDM's, at the same learning rate.
     """
-    if perceptual_weight and perceptual is None:
-        perceptual = PerceptualLoss()
-    objective = AutoencoderObjective(state.model, perceptual if perceptual_weight else None, perceptual_weight,
-                                     mse_weight, disc_weight).to(state.device)
-    wrapped, adversary = state.wrap(objective), add_adversary(state) if disc_weight else None
-    judge = adversary and adversary.wrap(DiscriminatorObjective(adversary.model))
+    weights, adversary = FirstStageLoss(**weights), None
+    if weights.perceptual_weight:
+        perceptual = (PerceptualLoss() if perceptual is None else perceptual).to(state.device)
+    if weights.disc_weight:
+        adversary = state.adversary = state.adversary or _critic_of(state)
+        objective = adversary.wrap(DiscriminatorObjective(adversary.model))
+    model = state.wrap(state.model)
     state.model.train()
     for batch in _until(state, batches, steps):
         x, factor = images_of(batch).to(state.device), lr_factor(state.step, steps, warmup, decay)
-        adversarial = adversary is not None and state.step >= disc_start
+        # the costly terms may wait until there is something to sharpen
+        looks = weights.perceptual_weight and state.step >= weights.perceptual_start
+        judged = adversary is not None and state.step >= weights.disc_start
         state.reseed()
-        if adversary is not None:
-            adversary.model.requires_grad_(False)               # it judges here, it does not learn
+        # the autoencoder's turn; the critic judges here, it does not learn
+        judge = adversary.model.requires_grad_(False) if judged else None
         with state.autocast():
-            loss, x_rec, terms = wrapped(x, state.step >= perceptual_start, adversary.model if adversarial else None)
+            x_rec, bottleneck_loss = model(x)
+            x_rec = x_rec.float()
+            loss, terms = first_stage_loss(x, x_rec, bottleneck_loss, weights, perceptual if looks else None, judge,
+                                           state.model.last_layer)
         measured = {"loss": loss.detach(), **terms, **state.update(loss, factor)}
-        if adversarial:
+        # the critic's turn, on the same pictures
+        if judged:
             adversary.model.requires_grad_(True)
             with state.autocast():
-                d_loss = judge(x, x_rec)
+                d_loss = objective(x, x_rec.detach())
             adversary.update(d_loss, factor)
             measured["d_loss"] = d_loss.detach()
         yield Log(state.step, **measured)
+
+
+def _critic_of(state: TrainState) -> TrainState:
+    critic = PatchDiscriminator(state.model.config.in_channels).to(state.device)
+    return TrainState(critic, state.lr, betas=(0.5, 0.9), weight_decay=0.0, grad_clip=state.grad_clip, bf16=state.bf16,
+                      accelerator=state.accelerator)
 
 
 def train_diffusion(state: TrainState, batches, steps: int, *, warmup: int = 0, decay: str = "constant",
@@ -245,6 +246,7 @@ def train_diffusion(state: TrainState, batches, steps: int, *, warmup: int = 0, 
     for batch in _until(state, batches, steps):
         factor = lr_factor(state.step, steps, warmup, decay)
         state.reseed()
+        # latent, noise level, noise, dropped conditions: all in the loss (LDM eq. 3)
         with state.autocast():
             loss = objective(to_device(batch, state.device), t_power=t_power)
         measured = state.update(loss, factor)
@@ -254,17 +256,15 @@ def train_diffusion(state: TrainState, batches, steps: int, *, warmup: int = 0, 
 def images_of(batch) -> Tensor:
     """The images (B,C,H,W) of a batch: the tensor itself, a dict's "image", or the first of a tuple."""
     images = batch["image"] if isinstance(batch, dict) else batch[0] if isinstance(batch, (tuple, list)) else batch
-    if not isinstance(images, Tensor) or images.ndim != 4:
-        raise ValueError('a batch must be images (B,C,H,W), a dict with "image", or a tuple that starts with them; got '
-                         + (f"{tuple(images.shape)}." if isinstance(images, Tensor) else f"{type(images).__name__}."))
+    if images.ndim != 4:
+        raise ValueError(f"a batch must be images (B,C,H,W), or a dict or tuple of them; got {tuple(images.shape)}.")
     return images
 
 
 def to_device(batch: dict, device) -> dict:
     """The batch with its tensors on `device`; captions stay as they are. Raises ValueError if it is no dict."""
     if not isinstance(batch, dict):
-        raise ValueError('a batch must be a dict such as {"latent": ..., "caption": [...]}; got a '
-                         f"{type(batch).__name__}. Images alone: {{\"image\": images}}.")
+        raise ValueError(f'a batch must be a dict; got a {type(batch).__name__}. Images alone: {{"image": images}}.')
     return {key: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for key, v in batch.items()}
 
 
@@ -277,5 +277,4 @@ def _until(state: TrainState, batches, steps: int):
             if state.step >= steps:
                 return
         if state.step == before:
-            raise ValueError(f"the batches ended after step {state.step} of {steps}: give a list, a DataLoader or an "
-                             "endless stream.")
+            raise ValueError(f"the batches ended after step {state.step} of {steps}: give a list or a DataLoader.")

@@ -15,23 +15,20 @@ import torch
 import tyro
 
 from ldm_mini import tasks
-from ldm_mini.training import build, train_stage
+from ldm_mini.training import train_stage
 from ldm_mini.training.recipes import TINY_ALL_DIFFUSION
 
 
 def main(autoencoder: str, start_from: str, out: Path = Path("runs/single"), steps: int = 1200,
          only: tuple[str, ...] = ("all", "layout", "superres", "semantic", "inpaint", "text", "class")):
     torch.set_num_threads(1)
-    practice = dict(build.PRACTICE)
     for name in only:
         recipe = replace(TINY_ALL_DIFFUSION, steps=steps, latents=12_000)
         if name != "all":                       # that condition, or a tenth of the time none; never another
             part, = tasks.TASKS[name].parts
-            recipe = replace(recipe, p_single=1.0)
-            build.PRACTICE.update({other: 1.0 if other == part else 1e-9 for other in practice})
+            recipe = replace(recipe, alone=part)
         train_stage("diffusion", recipe, out / name, autoencoder=autoencoder, start_from=start_from, seed=0,
                     sample_every=steps, save_every=steps)
-        build.PRACTICE.update(practice)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """What surrounds the loops of `train`: the numbers (recipes), models from them (build), latents kept (latents), a run
-and its folder (launch, runs), and a training that was killed (state).
+and its folder (launch, stages, runs), and a training that was killed (state).
 """
 
 from .build import start_from

@@ -16,6 +16,10 @@ from ..text import TextTransformer
 from ..unet import UNet, UNetConfig
 from .recipes import AutoencoderRecipe, DiffusionRecipe
 
+LANGUAGE = "language"                           # in place of "text": a frozen language model, an extra (language.py)
+# How often each is trained alone, relative to the others: words need the most practice, maps the least.
+PRACTICE = {"text": 3, "layout": 2, "class": 1, "lowres": 1, "semantic": 1, "inpaint": 1}
+
 
 def build_autoencoder(recipe: AutoencoderRecipe) -> Autoencoder:
     """The recipe's first stage, with fresh weights."""
@@ -49,21 +53,21 @@ def start_from(source, target) -> None:
     different first stages.
     """
     if not _alike(source.autoencoder, target.autoencoder):
-        raise ValueError("--start-from: that model was trained on latents of another first stage. Give --autoencoder "
-                         "the one that it was trained with.")
-    weights, wanted = source.net.state_dict(), target.net.state_dict()
-    stem = "down.0.0.weight"
-    old, new = weights.get(stem), wanted.get(stem)
-    if old is not None and new is not None and old.shape != new.shape and old.shape[0] == new.shape[0]:
-        channels = target.net.config.in_channels
-        if old.shape[1] != channels:
+        raise ValueError("--start-from: that model has another first stage: give its own with --autoencoder.")
+    stem, channels = "down.0.0.weight", target.net.config.in_channels
+    weights, new = source.net.state_dict(), target.net.state_dict()[stem]
+    old = weights.get(stem, new)
+    try:
+        # what is joined to the latent and new has no say at first
+        if old.shape[1] == channels < new.shape[1]:
+            weights[stem] = torch.cat([old, torch.zeros_like(new[:, channels:])], dim=1)
+        elif old.shape[1] != new.shape[1]:
             raise ValueError(f"--start-from: that model joins {old.shape[1] - channels} channels of conditions, the "
                              f"recipe {new.shape[1] - channels}: start from one with the same, or without any.")
-        weights[stem] = torch.cat([old, torch.zeros_like(new[:, channels:])], dim=1)
-    try:
         target.net.load_state_dict(weights)
-        theirs = {type(part): part for part in _parts(source)}
-        for part in _parts(target):
+        # parts of a kind that is not there yet stay fresh
+        theirs = {type(part): part for part in _parts(source.conditioner)}
+        for part in _parts(target.conditioner):
             if type(part) in theirs:
                 part.load_state_dict(theirs[type(part)].state_dict())
     except RuntimeError as error:
@@ -80,11 +84,8 @@ def _alike(a, b) -> bool:
         for name, x in a.items())
 
 
-def _parts(ldm) -> list:
-    return list(getattr(ldm.conditioner, "parts", [] if ldm.conditioner is None else [ldm.conditioner]))
-LANGUAGE = "language"                           # in place of "text": a frozen language model, an extra (language.py)
-# How often each is trained alone, relative to the others: words need the most practice, maps the least.
-PRACTICE = {"text": 3, "layout": 2, "class": 1, "lowres": 1, "semantic": 1, "inpaint": 1}
+def _parts(conditioner) -> list:
+    return list(getattr(conditioner, "parts", [] if conditioner is None else [conditioner]))
 
 
 def build_parts(names, first_stage, width: int, text_layers: int = 3, text_heads: int = 4, max_length: int = 24,
@@ -126,7 +127,7 @@ def _language(width: int, layers: int, heads: int, max_length: int) -> Condition
 
 def net_inputs(conditioner, width: int) -> dict:
     """The widths of a UNetConfig for a conditioner of `build_parts`: context_dim, vector_dim, concat_channels."""
-    parts = list(getattr(conditioner, "parts", [] if conditioner is None else [conditioner]))
+    parts = _parts(conditioner)
     joined = sum(getattr(part, "concat_channels", 0) for part in parts)
     tokens = any(not hasattr(part, "concat_channels") for part in parts)
     return {"context_dim": width if tokens else None, "vector_dim": width if tokens else None,

@@ -1,9 +1,11 @@
 """Latents computed once: the second stage never needs the encoder again (LDM sec. 3.2 trains on frozen latents)."""
 
+import itertools
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ..files import load_safetensors, read_json, save_safetensors, write_json
 
@@ -16,8 +18,6 @@ class LatentCache:
     """
 
     def __init__(self, latents: Tensor, conditions: dict):
-        if bad := {key: len(values) for key, values in conditions.items() if len(values) != len(latents)}:
-            raise ValueError(f"LatentCache: {len(latents)} latents, but conditions of lengths {bad}.")
         self.latents, self.conditions = latents, conditions
 
     def __len__(self) -> int:
@@ -42,14 +42,12 @@ class LatentCache:
         per_epoch = len(self) // together
         if per_epoch < 1:
             raise ValueError(f"LatentCache: {len(self)} latents do not fill one batch of {together}.")
-        step, epoch, order = start_step, -1, None
-        while True:
-            if step // per_epoch != epoch:
-                epoch = step // per_epoch
+        for step in itertools.count(start_step):
+            epoch, place = divmod(step, per_epoch)
+            if step == start_step or place == 0:
                 order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-            first = step % per_epoch * together + rank * batch_size
+            first = place * together + rank * batch_size
             yield self[order[first:first + batch_size]]
-            step += 1
 
     def save(self, folder, made_from: str = "") -> None:
         """Write `latents.safetensors` and `latents.json`, the latter last: without it there is no cache."""
@@ -82,8 +80,6 @@ def cache_latents(autoencoder, batches, n: int, keys=("caption", "class"), path=
         there = read_json(Path(path) / "latents.json")
         if (there.get("made_from"), there.get("length")) == (made_from, n):
             return LatentCache.load(path)
-    from tqdm.auto import tqdm
-
     device, training = next(autoencoder.parameters()).device, autoencoder.training
     autoencoder.eval()
     parts, count = [], 0

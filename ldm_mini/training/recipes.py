@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from ..autoencoder import AutoencoderConfig
 from ..scenes.scene import CENTRED_SCENES, MICRO_SCENES, TINY_SCENES, SceneConfig
 from ..tasks import PARTS, find_task
+from ..train import FirstStageLoss
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,7 @@ class AutoencoderRecipe:
     weight_decay: float = 0.0
     grad_clip: float | None = 1.0
     ema_decay: float | None = None
-    mse_weight: float = 0.0
-    perceptual_weight: float = 1.0
-    perceptual_start: int = 0
-    disc_weight: float = 0.75                   # vq-f4's; 0 = no adversary
-    disc_start: int = 0
+    loss: FirstStageLoss = FirstStageLoss()
     disc_channels: int = 64
     disc_layers: int = 3
     disc_lr: float | None = None                # None: the autoencoder's
@@ -119,15 +116,16 @@ TINY_AUTOENCODER = AutoencoderRecipe(
     codebook_size=1024,
     steps=7_000,
     betas=(0.9, 0.99),                          # (0.5, 0.9), the GAN's, was 1.5 dB behind after 350 steps
-    mse_weight=1.0,                             # steadies the start; L1 alone leaves small things grey for long
-    perceptual_start=5_000, disc_start=5_200,   # both more than double a step's cost: sharpen what is already there
+    # L2 steadies the start: L1 alone leaves small things grey for long. The costly two sharpen what is already there
+    loss=FirstStageLoss(mse_weight=1.0, perceptual_start=5_000, disc_start=5_200),
     disc_channels=32, disc_layers=2,            # judges patches of 34 pixels, about one sprite
     disc_lr=5e-4)
 
 
 # The same without perceptual and adversarial loss, for the comparison at equal size and steps.
 # Expect on 256 new scenes: 28.4 dB and a perceptual distance of 0.130 to the tiny recipe's 27.5 dB and 0.104.
-TINY_L1_AUTOENCODER = replace(TINY_AUTOENCODER, name="tiny_l1", perceptual_weight=0.0, disc_weight=0.0)
+TINY_L1_AUTOENCODER = replace(TINY_AUTOENCODER, name="tiny_l1",
+                              loss=replace(TINY_AUTOENCODER.loss, perceptual_weight=0.0, disc_weight=0.0))
 
 
 # For one H200: the paper's layout, 10M parameters, all sprites. Not yet run on a GPU; two steps on a CPU.
@@ -136,14 +134,14 @@ BASE_AUTOENCODER = AutoencoderRecipe(
     scenes=SceneConfig(),
     model=AutoencoderConfig(downsample_factor=4, latent_channels=4, channels=64, channel_mults=(1, 2, 4), groups=4),
     codebook_size=2048, steps=12_000, batch_size=128, lr=4e-4, warmup=500,
-    disc_start=4_000, disc_layers=2, disc_lr=2e-4, ema_decay=0.999, bf16=True, compile=True)
+    loss=FirstStageLoss(disc_start=4_000), disc_layers=2, disc_lr=2e-4, ema_decay=0.999, bf16=True, compile=True)
 MICRO_AUTOENCODER = AutoencoderRecipe(
     name="micro",
     scenes=MICRO_SCENES,
     model=AutoencoderConfig(downsample_factor=4, latent_channels=3, channels=16, num_res_blocks=1, mid_attn=False,
                             groups=4, patch_size=4),
-    codebook_size=32, restart_after=5, steps=40, batch_size=2, warmup=5, perceptual_start=10, disc_start=12,
-    disc_channels=4, disc_layers=1)
+    codebook_size=32, restart_after=5, steps=40, batch_size=2, warmup=5,
+    loss=FirstStageLoss(perceptual_start=10, disc_start=12), disc_channels=4, disc_layers=1)
 
 
 AUTOENCODERS = {r.name: r for r in (TINY_AUTOENCODER, TINY_L1_AUTOENCODER, BASE_AUTOENCODER, MICRO_AUTOENCODER)}

@@ -8,12 +8,14 @@
 import json
 import math
 import signal
+import sys
 import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from ..files import CheckpointError, read_json, write_file, write_json
 from ..show.plotting import plot_curve
@@ -28,11 +30,9 @@ def open_run(out, recipe: dict, resume: bool = False) -> Path | None:
     """
     out = Path(out)
     began, checkpoint = (out / "recipe.json").is_file(), latest(out / "checkpoints")
-    if resume and not began:
-        raise ValueError(f"there is no run to resume in {out}: start one without --resume, or name another --out.")
-    if resume and checkpoint is None:
-        raise ValueError(f"the run in {out} has no checkpoint to resume from: start it again without --resume.")
     if resume:
+        if checkpoint is None:
+            raise ValueError(f"there is no run to resume in {out}, or it has no checkpoint: start it without --resume.")
         _check_same(out, json.loads(json.dumps(recipe)))        # tuples are lists in JSON
         return checkpoint
     if checkpoint is not None or (not began and out.exists() and any(out.iterdir())):
@@ -74,9 +74,8 @@ def read_log(out) -> list[dict]:
     return records
 
 
-def follow(logs, state, out, *, steps: int, images_per_step: int, sample=None, log_every: int = 10,
-           sample_every: int = 500, save_every: int = 500, minutes: float | None = None,
-           tensorboard: bool = False) -> bool:
+def follow(logs, state, out, *, steps: int, images_per_step: int, sample=None, log_every: int = 20,
+           sample_every: int = 500, save_every: int = 500, minutes: float | None = None) -> bool:
     """Run a training loop and write its folder. Returns True when all steps are done, False when it stopped before.
 
     logs: the generator of train_autoencoder or train_diffusion.
@@ -84,28 +83,27 @@ def follow(logs, state, out, *, steps: int, images_per_step: int, sample=None, l
     It stops, with a checkpoint, after `minutes`, on Ctrl-C and on SIGTERM; always between two steps.
     """
     out, main = Path(out), state.rank == 0
-    writer = _tensorboard(out) if tensorboard and main else None
     window, first, began = [], state.step, time.monotonic()
-    clock, told = began, False
-    with _stop_requests() as asked, _progress(steps, state.step, main) as bar:
+    clock = began
+    with _stop_requests() as asked, _progress(steps, first, main) as bar:
         for log in logs:
             window.append(log)
             bar.update()
             stop = _agree(state, asked.is_set() or (minutes is not None and time.monotonic() - began > 60 * minutes))
             last = stop or log.step == steps
             draw = sample is not None and (last or log.step % sample_every == 0)
-            if main and (last or draw or log.step % log_every == 0 or log.step % save_every == 0):
-                _refuse_nan(log, out)                           # before anything of it is kept
-                now = time.monotonic()
-                speed = len(window) * images_per_step / (now - clock)
-                record, window, clock = {"step": log.step, **_means(window), "images_per_s": speed}, [], now
-                if draw:
-                    record |= sample()
-                    clock = time.monotonic()                    # sampling is no part of the training speed
-                _record(record, out, bar, writer)
-                if not told and log.step >= first + 20 and not last:
-                    told = _estimate(bar, (now - began) / (log.step - first), steps - log.step)
-            if main and (last or log.step % save_every == 0):
+            save = last or log.step % save_every == 0
+            if main and (draw or save or log.step % log_every == 0):
+                # before anything of it is kept
+                _refuse_nan(log, out)
+                speed = len(window) * images_per_step / (time.monotonic() - clock)
+                _record({**_means(window), "images_per_s": speed, **(sample() if draw else {})}, out, bar)
+                # sampling is no part of the training speed
+                window, clock = [], time.monotonic()
+            if main and log.step == first + 20 and not last:
+                seconds = (time.monotonic() - began) / 20
+                bar.write(f"{seconds:.3g} s per step: about {seconds * (steps - log.step) / 60:.1f} minutes to go")
+            if main and save:
                 save_training_state(out / "checkpoints", log.step, state.state_dict())
                 draw_curve(out)
             if stop:
@@ -118,11 +116,9 @@ def follow(logs, state, out, *, steps: int, images_per_step: int, sample=None, l
 def _refuse_nan(log, out) -> None:
     """Stop a run whose loss is no number any more: training on would replace every good checkpoint."""
     values = log.floats()
-    if bad := [name for name in ("loss", "grad_norm") if not math.isfinite(values.get(name, 0.0))]:
-        good = latest(out / "checkpoints")
-        raise ValueError(f"{bad[0]} became {values[bad[0]]} by step {log.step}, so the run stopped. "
-                         + (f"The last good checkpoint is {good}. " if good else "There is no checkpoint yet. ")
-                         + "Lower the learning rate, in a new --out.")
+    if bad := [name for name in ("loss", "grad_norm") if not math.isfinite(values[name])]:
+        raise ValueError(f"{bad[0]} became {values[bad[0]]} by step {log.step}, so the run stopped. Lower the learning "
+                         f"rate, in a new --out. The last good checkpoint: {latest(out / 'checkpoints')}.")
 
 
 def draw_curve(out) -> None:
@@ -138,24 +134,18 @@ def draw_curve(out) -> None:
 
 
 def _means(window) -> dict:
-    """Mean of each value over the logs since the last record; a value that began in between counts where it exists."""
+    """The last step, and the mean of each value since the last record; one that began in between counts from there."""
     records = [log.floats() for log in window]
-    names = [name for name in dict.fromkeys(name for r in records for name in r) if name != "step"]
-    return {name: sum(values) / len(values) for name in names if (values := [r[name] for r in records if name in r])}
+    names = dict.fromkeys(name for record in records for name in record)
+    values = {name: [record[name] for record in records if name in record] for name in names}
+    return {**{name: sum(v) / len(v) for name, v in values.items()}, "step": window[-1].step}
 
 
-def _record(record: dict, out: Path, bar, writer) -> None:
+def _record(record: dict, out: Path, bar) -> None:
     record = {name: value if name == "step" else float(f"{value:.6g}") for name, value in record.items()}
     with open(out / "log.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
     bar.set_postfix_str(f"loss {record['loss']:.4f}, {record['images_per_s']:.0f} images/s")
-    for name, value in record.items() if writer is not None else ():
-        writer.add_scalar(name, value, record["step"])
-
-
-def _estimate(bar, seconds: float, steps: int) -> bool:
-    bar.write(f"{seconds:.3g} s per step: about {seconds * steps / 60:.1f} minutes for the remaining {steps} steps")
-    return True
 
 
 def _agree(state, stop: bool) -> bool:
@@ -188,18 +178,6 @@ def _stop_requests():
 
 
 def _progress(steps: int, done: int, main: bool):
-    import sys
-
-    from tqdm import tqdm
-
     interval = 0.5 if sys.stderr.isatty() else 20               # a log file needs no animation
     return tqdm(total=steps, initial=done, disable=not main, unit="step", mininterval=interval, maxinterval=interval,
                 dynamic_ncols=True, smoothing=0.1)
-
-
-def _tensorboard(out: Path):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ValueError("--tensorboard needs the tensorboard package: pip install tensorboard") from None
-    return SummaryWriter(str(out / "tensorboard"))

@@ -1,62 +1,50 @@
-"""A training on disk: everything needed to go on bit by bit, in a folder that appears whole."""
+"""A training on disk: everything needed to go on bit by bit, in one file that appears whole."""
 
+import json
 import random
-import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..files import CheckpointError, _sync_folder, load_safetensors, read_json, save_safetensors, write_json
-
-# ----------------------------------------------------------------------------------------------------- training state
+from ..files import load_safetensors, save_safetensors
 
 
 def save_training_state(folder, step: int, state: dict, keep: int = 2) -> Path:
-    """Write the folder `folder/step-00001000` whole, then delete all but the newest `keep`. Returns its path.
+    """Write `folder/step-00001000.safetensors`, then delete all but the newest `keep`. Returns its path.
 
-    state: {part: state}, for example {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ...};
-    a state is any nesting of dicts, lists and tuples of tensors, numbers, strings, booleans and None. Each part's
-    tensors go to `<part>.safetensors`, all else to `state.json`, and `rng_state()` joins as the part "rng".
+    state: {part: state}, for example {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": 1000};
+    a state is any nesting of dicts, lists and tuples of tensors, numbers, strings, booleans and None. The tensors are
+    the file's, all else is JSON in its header, and `rng_state()` joins as the part "rng". Nothing is pickled.
     """
-    if keep < 1:
-        raise ValueError(f"keep must be at least 1, got {keep}.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".step-*.tmp"):  # of a run that was killed while it wrote
-        shutil.rmtree(leftover)
-    final = folder / f"step-{step:08}"
-    temporary = folder / f".{final.name}.tmp"
-    temporary.mkdir()
-    described, sizes = {}, {}
-    for part, value in {**state, "rng": rng_state()}.items():
-        tensors = {}
-        described[part] = _pack(value, tensors, part)
-        save_safetensors(temporary / f"{part}.safetensors", tensors)
-        sizes[f"{part}.safetensors"] = (temporary / f"{part}.safetensors").stat().st_size
-    write_json(temporary / "state.json", {"step": step, "files": sizes, "state": described})
-    if final.exists():  # the same step again: a folder cannot replace a full one
-        _discard(final)
-    temporary.rename(final)
-    _sync_folder(folder)
+    # what a run left that was killed while it wrote
+    for leftover in folder.glob(".step-*.tmp"):
+        leftover.unlink()
+    path, tensors = folder / f"step-{step:08}.safetensors", {}
+    described = {part: _pack(value, tensors, part) for part, value in {**state, "rng": rng_state()}.items()}
+    save_safetensors(path, tensors, {"step": str(step), "state": json.dumps(described)})
     for old in _complete(folder)[keep:]:
-        _discard(old)
-    return final
+        old.unlink()
+    return path
 
 
 def load_training_state(path, restore_rng: bool = True) -> tuple[int, dict]:
-    """(step, {part: state}) of one checkpoint folder, every tensor on the CPU, bit by bit as saved.
+    """(step, {part: state}) of one checkpoint, every tensor on the CPU, bit by bit as saved.
 
     Also sets the random number generators as they were, unless restore_rng is False (then state["rng"] has them still).
+    Raises CheckpointError if the file is missing or damaged.
     """
-    path = Path(path)
-    record = read_json(path / "state.json")
-    state = {part: _unpack(value, load_safetensors(path / f"{part}.safetensors"))
-             for part, value in record["state"].items()}
+    tensors = load_safetensors(path)
+    with safe_open(path, "pt") as file:
+        record = file.metadata()
+    state = {part: _unpack(value, tensors) for part, value in json.loads(record["state"]).items()}
     if restore_rng:
         set_rng_state(state.pop("rng"))
-    return record["step"], state
+    return int(record["step"]), state
 
 
 def latest(folder) -> Path | None:
@@ -80,9 +68,6 @@ def set_rng_state(state: dict) -> None:
     torch.set_rng_state(state["torch"])
     for device, value in list(enumerate(state["cuda"]))[: torch.cuda.device_count()]:
         torch.cuda.set_rng_state(value, device)
-
-
-# ------------------------------------------------------------------------------------------------------------ helpers
 
 
 def _pack(value, tensors: dict, name: str):
@@ -113,20 +98,13 @@ def _unpack(value, tensors: dict):
 
 
 def _complete(folder: Path) -> list[Path]:
-    """Checkpoint folders that have every file at its full size, newest first."""
+    """The checkpoints that can be read, newest first. One that was copied in part is not among them."""
 
     def whole(path: Path) -> bool:
         try:
-            files = read_json(path / "state.json")["files"]
-            return all((path / name).stat().st_size == size for name, size in files.items())
-        except (CheckpointError, OSError, KeyError, TypeError):
+            with safe_open(path, "pt"):                         # reads the header, and compares the size
+                return True
+        except (SafetensorError, OSError):
             return False
 
-    return [p for p in sorted(folder.glob("step-????????"), reverse=True) if whole(p)]
-
-
-def _discard(folder: Path) -> None:
-    """Delete a checkpoint; hidden first, so that none is ever seen in part."""
-    hidden = folder.with_name(f".{folder.name}.old.tmp")
-    folder.rename(hidden)
-    shutil.rmtree(hidden)
+    return [path for path in sorted(folder.glob("step-????????.safetensors"), reverse=True) if whole(path)]

@@ -29,7 +29,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 RUN = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["dependencies"])}
 TEST = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["optional-dependencies"]["test"])}
-EXTRA = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["optional-dependencies"]["tensorboard"])}
 CONDA_NAMES = {"pytorch": "torch"}  # where conda's name differs from pip's
 IMPORT_NAMES = {"pil": "pillow", "yaml": "pyyaml", "ipython": "ipykernel", "nbformat": "nbval"}
 TOOLS = {"jupyterlab", "nbval", "ipykernel", "ipywidgets", "pytest-timeout", "ruff", "hatchling"}  # start or plug in
@@ -96,14 +95,14 @@ def test_conda_environment_agrees_with_pyproject():
 @pytest.mark.parametrize("python", PYTHONS)
 def test_constraints_pin_every_dependency_within_its_bounds(python):
     pinned = pins("constraints.txt", python)
-    for name, requirement in {**RUN, **TEST, **EXTRA}.items():
+    for name, requirement in {**RUN, **TEST}.items():
         assert name in pinned, f"constraints.txt does not pin {name} for Python {python}"
         assert pinned[name] in requirement.specifier
 
 
 def test_lower_bounds_are_the_oldest_tested_versions():
     oldest = pins("constraints-oldest.txt")
-    bounds = {name: str(r.specifier) for name, r in {**RUN, **TEST, **EXTRA}.items()}
+    bounds = {name: str(r.specifier) for name, r in {**RUN, **TEST}.items()}
     assert bounds == {name: f">={version}" for name, version in oldest.items()}
 
 
@@ -127,9 +126,9 @@ def test_every_declared_dependency_is_used():
 
 def test_every_import_is_declared():
     library = third_party([*sources("ldm_mini"), *notebook_sources()])
-    assert {name: file for name, file in library.items() if name not in {**RUN, **EXTRA}}.items() <= BENCH.items()
+    assert {name: file for name, file in library.items() if name not in RUN}.items() <= BENCH.items()
     tests = third_party(sources("tests"))
-    assert {name: file for name, file in tests.items() if name not in {**RUN, **TEST, **EXTRA, "tomli": 0}} == {}
+    assert {name: file for name, file in tests.items() if name not in {**RUN, **TEST, "tomli": 0}} == {}
 
 
 def test_command_exists():

@@ -14,11 +14,12 @@ from ldm_mini.latent_diffusion import LatentDiffusion
 from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
 from ldm_mini.schedule import NoiseSchedule, cosine_betas
 from ldm_mini.train import (
-    AutoencoderObjective,
+    FirstStageLoss,
     Log,
     TrainState,
-    add_adversary,
+    first_stage_loss,
     lr_factor,
+    seeded,
     to_device,
     train_autoencoder,
     train_diffusion,
@@ -29,25 +30,19 @@ from ldm_mini.unet import UNet, UNetConfig
 
 def micro_autoencoder(seed=0):
     torch.manual_seed(seed)
-    config = AutoencoderConfig(
-        downsample_factor=2,
-        latent_channels=3,
-        channels=8,
-        channel_mults=(1, 1),
-        num_res_blocks=1,
-        mid_attn=False,
-        groups=2,
-    )
+    config = AutoencoderConfig(downsample_factor=2, latent_channels=3, channels=8, channel_mults=(1, 1),
+                               num_res_blocks=1, mid_attn=False, groups=2)
     return Autoencoder(config, VQBottleneck(VectorQuantizer(16, 3)))
+
+
+def micro_critic(lr=1e-3):
+    return TrainState(PatchDiscriminator(channels=4, num_layers=1), lr, betas=(0.5, 0.9), weight_decay=0.0)
 
 
 def micro_diffusion(autoencoder=None, seed=0):
     torch.manual_seed(seed)
-    net = UNet(
-        UNetConfig(
-            in_channels=3, channels=8, channel_mults=(1,), num_res_blocks=1, attn_levels=(), head_dim=8, groups=2
-        )
-    )
+    net = UNet(UNetConfig(in_channels=3, channels=8, channel_mults=(1,), num_res_blocks=1, attn_levels=(), head_dim=8,
+                          groups=2))
     return LatentDiffusion(autoencoder or micro_autoencoder(), net, NoiseSchedule(cosine_betas(50)), prediction="v")
 
 
@@ -74,22 +69,22 @@ def test_autoencoder_learns():
     assert state.adversary is None, "disc_weight=0 must not make a discriminator"
 
 
+def first_stage(ae, x, weights=FirstStageLoss(), perceptual=None, critic=None):
+    x_rec, bottleneck = ae(x)
+    return *first_stage_loss(x, x_rec, bottleneck, weights, perceptual, critic, ae.last_layer), x_rec
+
+
 def test_l1_only_is_l1_and_codebook_loss_only():
-    objective = AutoencoderObjective(micro_autoencoder().eval())
-    x = pictures()
-    loss, x_rec, terms = objective(x)
-    x_again, bottleneck = objective.autoencoder(x)
-    torch.testing.assert_close(loss, (x - x_again).abs().mean() + bottleneck)
-    assert set(terms) == {"l1", "bottleneck"} and not x_rec.requires_grad
+    ae, x = micro_autoencoder().eval(), pictures()
+    loss, terms, x_rec = first_stage(ae, x)
+    torch.testing.assert_close(loss, (x - x_rec).abs().mean() + ae(x)[1])
+    assert set(terms) == {"l1", "bottleneck"} and not any(value.requires_grad for value in terms.values())
 
 
 def test_every_term_is_in_the_loss():
-    objective = AutoencoderObjective(
-        micro_autoencoder().eval(), Squared(), perceptual_weight=0.3, mse_weight=0.7, disc_weight=0.5
-    )
-    judge = PatchDiscriminator(channels=4, num_layers=1).eval()
-    x = pictures()
-    loss, x_rec, terms = objective(x, True, judge)
+    judge, x = PatchDiscriminator(channels=4, num_layers=1).eval(), pictures()
+    weights = FirstStageLoss(perceptual_weight=0.3, mse_weight=0.7, disc_weight=0.5)
+    loss, terms, x_rec = first_stage(micro_autoencoder().eval(), x, weights, Squared(), judge)
     mse = (x - x_rec).square().mean()
     expected = terms["l1"] + 0.7 * mse + 0.3 * mse + terms["bottleneck"] - 0.5 * terms["lambda"] * judge(x_rec).mean()
     torch.testing.assert_close(loss.detach(), expected.detach())
@@ -98,22 +93,19 @@ def test_every_term_is_in_the_loss():
 
 def test_adaptive_weight_balances_the_gradients():
     """lambda times the adversarial gradient at the last layer is as long as the reconstruction gradient there."""
-    objective = AutoencoderObjective(micro_autoencoder(), disc_weight=1.0)
-    judge = PatchDiscriminator(channels=4, num_layers=1)
+    ae, judge, x = micro_autoencoder(), PatchDiscriminator(channels=4, num_layers=1), pictures()
     nn.init.normal_(judge.main[-1].weight)  # well above delta
-    last, x = objective.autoencoder.last_layer, pictures()
-    x_rec, _ = objective.autoencoder(x)
+    x_rec, _ = ae(x)
     nll, g = (x - x_rec).abs().mean(), -judge(x_rec).mean()
-    nll_norm, g_norm = (torch.autograd.grad(v, last, retain_graph=True)[0].norm() for v in (nll, g))
-    _, _, terms = objective(x, True, judge)
+    nll_norm, g_norm = (torch.autograd.grad(v, ae.last_layer, retain_graph=True)[0].norm() for v in (nll, g))
+    _, terms, _ = first_stage(ae, x, critic=judge)
     torch.testing.assert_close(terms["lambda"] * g_norm, nll_norm, rtol=2e-2, atol=0)
 
 
 def test_gates_open_at_their_own_step():
     """Step numbers count from 0, and step == start is on."""
     Squared.calls = 0
-    state = TrainState(micro_autoencoder(), lr=1e-3, seed=0)
-    add_adversary(state, PatchDiscriminator(channels=4, num_layers=1))
+    state = TrainState(micro_autoencoder(), lr=1e-3, seed=0, adversary=micro_critic())
     before = copy.deepcopy(state.adversary.model.state_dict())
     logs = []
     for log in train_autoencoder(state, [pictures()], 6, perceptual=Squared(), perceptual_start=2, disc_start=4):
@@ -126,9 +118,8 @@ def test_gates_open_at_their_own_step():
 
 
 def test_generator_step_gives_the_discriminator_no_gradient():
-    state = TrainState(micro_autoencoder(), lr=1e-3, seed=0)
-    adversary = add_adversary(state, PatchDiscriminator(channels=4, num_layers=1))
-    seen = []
+    adversary, seen = micro_critic(), []
+    state = TrainState(micro_autoencoder(), lr=1e-3, seed=0, adversary=adversary)
     adversary.update, update = (
         lambda loss, factor: seen.append([p.grad for p in adversary.parameters]) or update(loss, factor),
         adversary.update,
@@ -199,12 +190,11 @@ def test_learning_rate():
     assert [lr_factor(k, 100, warmup=4) for k in range(4)] == [0.25, 0.5, 0.75, 1.0]
     assert lr_factor(4, 100, warmup=4) == 1 and lr_factor(52, 100, warmup=4) == pytest.approx(0.5)
     assert 0 < lr_factor(99, 100, warmup=4) < 1e-3 and lr_factor(99, 100, decay="constant") == 1
-    with pytest.raises(ValueError, match="decay"):
+    with pytest.raises(KeyError, match="linear"):
         lr_factor(0, 1, decay="linear")
     state = TrainState(micro_autoencoder(), lr=1e-3, seed=0)
-    rates = [
-        log.lr for log in train_autoencoder(state, [pictures(2)], 4, perceptual_weight=0, disc_weight=0, decay="cosine")
-    ]
+    logs = train_autoencoder(state, [pictures(2)], 4, perceptual_weight=0, disc_weight=0, decay="cosine")
+    rates = [log.lr for log in logs]
     assert rates == pytest.approx([0.5e-3 * (1 + math.cos(math.pi * k / 4)) for k in range(4)])
 
 
@@ -226,11 +216,33 @@ def test_seed_makes_a_step_repeatable_whatever_happens_in_between():
     assert run(False) == run(True)
 
 
+def test_a_critic_is_made_where_none_was_given():
+    """LDM's, which learns as fast as the autoencoder, with a GAN's little momentum."""
+    state = TrainState(micro_autoencoder(), lr=2e-4, seed=0)
+    log = next(train_autoencoder(state, [pictures(2, 32)], 1, perceptual_weight=0))
+    assert log.d_loss > 0 and state.adversary.step == 1 and state.adversary.lr == 2e-4
+    assert isinstance(state.adversary.model, PatchDiscriminator) and state.adversary.model.num_layers == 3
+    assert state.adversary.optimizer.defaults["betas"] == (0.5, 0.9)
+    with pytest.raises(TypeError, match="disc_strat"):
+        next(train_autoencoder(state, [pictures(2, 32)], 2, disc_strat=1))
+
+
+def test_seeded_draws_the_same_and_leaves_no_trace():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    drawn = []
+    for _ in range(2):
+        with seeded(1):
+            drawn.append(torch.rand(3))
+    with pytest.raises(KeyError), seeded(2):
+        raise KeyError
+    assert drawn[0].equal(drawn[1]) and torch.rand(3).equal(expected)
+
+
 def test_state_dict_continues_bit_by_bit():
     def build():
-        state = TrainState(micro_autoencoder(), lr=1e-3, ema_decay=0.99, seed=3)
-        add_adversary(state, PatchDiscriminator(channels=4, num_layers=1))
-        return state
+        return TrainState(micro_autoencoder(), lr=1e-3, ema_decay=0.99, seed=3, adversary=micro_critic())
 
     def run(state, steps):
         batches = [pictures(seed=k) for k in range(steps)][state.step :]
@@ -244,16 +256,14 @@ def test_state_dict_continues_bit_by_bit():
     resumed = build()
     resumed.load_state_dict(saved)
     resumed = run(resumed, 6)
-    for part in ("model", "ema", "adversary"):
-        _same(straight.state_dict()[part], resumed.state_dict()[part], part)
-    with pytest.raises(ValueError, match="other settings"):
+    assert straight.ema.updates == resumed.ema.updates == 6
+    _same(straight.state_dict(), resumed.state_dict(), "state")
+    with pytest.raises(ValueError, match="another model: 2 unknown: adversary, ema"):
         TrainState(micro_autoencoder(), lr=1e-3).load_state_dict(saved)
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match="learning rate"):
-        TrainState(nn.Linear(1, 1), lr=0)
-    with pytest.raises(ValueError, match="frozen"):
+    with pytest.raises(ValueError, match="empty parameter list"):               # torch's own
         TrainState(nn.Linear(1, 1).requires_grad_(False))
     state = TrainState(micro_autoencoder(), lr=1e-3)
     with pytest.raises(ValueError, match=r"images \(B,C,H,W\)"):
@@ -283,15 +293,8 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights():
 def test_latent_cache_is_what_the_encoder_says(tmp_path):
     ae = micro_autoencoder()
     images = pictures(10)
-    batches = [
-        {
-            "image": images[i : i + 4],
-            "caption": [f"picture {j}" for j in range(i, min(i + 4, 10))],
-            "class": torch.arange(i, min(i + 4, 10)),
-            "mask": torch.zeros(len(images[i : i + 4])),
-        }
-        for i in (0, 4, 8)
-    ]
+    batches = [{"image": images[i:i + 4], "caption": [f"picture {j}" for j in range(i, min(i + 4, 10))],
+                "class": torch.arange(i, min(i + 4, 10)), "mask": torch.zeros(len(images[i:i + 4]))} for i in (0, 4, 8)]
     cache = cache_latents(ae, batches, 9, path=tmp_path / "cache")
     assert ae.training and len(cache) == 9
     again = cache_latents(None, None, 9, path=tmp_path / "cache")[torch.tensor([8, 2])]

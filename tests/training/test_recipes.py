@@ -25,17 +25,12 @@ def test_autoencoder_recipe_trains_two_steps(name):
     recipe = AUTOENCODERS[name]
     torch.manual_seed(0)
     model = build_autoencoder(recipe)
-    state = TrainState(
-        model, recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, ema_decay=recipe.ema_decay
-    )
+    state = TrainState(model, recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay,
+                       ema_decay=recipe.ema_decay)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     batches = scene_stream(recipe.scenes, 1)
-    logs = [
-        log.floats()
-        for log in train_autoencoder(
-            state, batches, 2, perceptual_weight=0, disc_weight=0, mse_weight=recipe.mse_weight
-        )
-    ]
+    loop = train_autoencoder(state, batches, 2, perceptual_weight=0, disc_weight=0, mse_weight=recipe.loss.mse_weight)
+    logs = [log.floats() for log in loop]
     assert len(logs) == 2 and all(0 < log["l1"] < 2 for log in logs)
     idle = [n for n, p in model.named_parameters() if torch.equal(p, before[n])]
     assert not idle, f"parameters that two steps did not move: {idle}"
@@ -90,8 +85,9 @@ def test_sizes_are_what_the_recipes_say():
 
 def test_l1_twin_differs_in_its_losses_only():
     tiny, twin = AUTOENCODERS["tiny"], AUTOENCODERS["tiny_l1"]
-    assert replace(twin, name="tiny", perceptual_weight=tiny.perceptual_weight, disc_weight=tiny.disc_weight) == tiny
-    assert twin.perceptual_weight == twin.disc_weight == 0
+    same = replace(twin.loss, perceptual_weight=tiny.loss.perceptual_weight, disc_weight=tiny.loss.disc_weight)
+    assert replace(twin, name="tiny", loss=same) == tiny
+    assert twin.loss.perceptual_weight == twin.loss.disc_weight == 0
 
 
 def test_training_never_sees_what_is_held_out():

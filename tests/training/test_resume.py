@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from ldm_mini.files import load_safetensors
-from ldm_mini.train import Log
+from ldm_mini.train import FirstStageLoss, Log
 from ldm_mini.training import runs
 from ldm_mini.training.launch import train_stage
 from ldm_mini.training.recipes import AUTOENCODERS, DIFFUSIONS
 
 ROOT = Path(__file__).resolve().parents[2]
+PLAIN = FirstStageLoss(perceptual_weight=0.0, disc_weight=0.0)
 EVERY = dict(log_every=4, sample_every=20, save_every=8, device="cpu")
 
 
@@ -38,21 +39,15 @@ def recipe_of(stage):
 @pytest.fixture(scope="module")
 def first_stage(tmp_path_factory):
     out = tmp_path_factory.mktemp("first") / "run"
-    train_stage(
-        "autoencoder", replace(recipe_of("autoencoder"), steps=4, perceptual_weight=0.0, disc_weight=0.0), out, **EVERY
-    )
+    train_stage("autoencoder", replace(recipe_of("autoencoder"), steps=4, loss=PLAIN), out, **EVERY)
     return str(out / "model")
 
 
 def final(out):
     """Every tensor of the newest training state and of the exported model."""
-    tensors = {}
-    for file in sorted(runs.latest(out / "checkpoints").glob("*.safetensors")) + sorted(
-        (out / "model").glob("*.safetensors")
-    ):
-        if file.name != "rng.safetensors":
-            tensors |= {f"{file.name}:{name}": v for name, v in load_safetensors(file).items()}
-    return tensors
+    files = [runs.latest(out / "checkpoints"), *sorted((out / "model").glob("*.safetensors"))]
+    return {f"{file.name}:{name}": value for file in files for name, value in load_safetensors(file).items()
+            if not name.startswith("rng.")}
 
 
 def assert_identical(a, b):
@@ -73,28 +68,16 @@ def test_killed_run_continues_bit_by_bit(stage, tmp_path, first_stage):
     train_stage(stage, recipe, tmp_path / "straight", autoencoder=first, **EVERY)
 
     out = tmp_path / "killed"
-    command = [
-        sys.executable,
-        "-m",
-        "ldm_mini",
-        "train",
-        stage,
-        "--recipe",
-        "micro",
-        "--out",
-        str(out),
-        "--threads",
-        "1",
-        *sum(([f"--{k.replace('_', '-')}", str(v)] for k, v in EVERY.items()), []),
-        *(["--autoencoder", first] if first else []),
-    ]
+    command = [sys.executable, "-m", "ldm_mini", "train", stage, "--recipe", "micro", "--out", str(out), "--threads",
+               "1", *sum(([f"--{k.replace('_', '-')}", str(v)] for k, v in EVERY.items()), []),
+               *(["--autoencoder", first] if first else [])]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while not (out / "checkpoints" / "step-00000008").is_dir() and process.poll() is None:
+    while not (out / "checkpoints" / "step-00000008.safetensors").is_file() and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     said = process.communicate()[1].decode()
     assert process.returncode == -signal.SIGKILL, f"it ended before it could be killed: {said}"
-    reached = int(runs.latest(out / "checkpoints").name[5:])
+    reached = int(runs.latest(out / "checkpoints").stem[5:])
     assert 8 <= reached < recipe.steps and not (out / "model").exists()
     with open(out / "log.jsonl", "a") as file:  # as if killed in the middle of a line
         file.write(json.dumps({"step": reached + 1, "loss": 9.0}) + '\n{"step": ')
@@ -105,10 +88,10 @@ def test_killed_run_continues_bit_by_bit(stage, tmp_path, first_stage):
 
 
 def test_stopped_by_the_clock_and_continued(tmp_path):
-    recipe = replace(recipe_of("autoencoder"), steps=14, perceptual_weight=0.0)
+    recipe = replace(recipe_of("autoencoder"), steps=14, loss=FirstStageLoss(perceptual_weight=0.0, disc_start=12))
     assert train_stage("autoencoder", recipe, tmp_path / "straight", **EVERY)
     assert not train_stage("autoencoder", recipe, tmp_path / "stopped", minutes=0.0, **EVERY)
-    assert runs.latest(tmp_path / "stopped" / "checkpoints").name == "step-00000001"
+    assert runs.latest(tmp_path / "stopped" / "checkpoints").name == "step-00000001.safetensors"
     assert (tmp_path / "stopped" / "model" / "config.json").is_file(), "a stopped run still leaves a model"
     assert train_stage("autoencoder", recipe, tmp_path / "stopped", resume=True, **EVERY)
     assert_identical(final(tmp_path / "straight"), final(tmp_path / "stopped"))
@@ -116,7 +99,7 @@ def test_stopped_by_the_clock_and_continued(tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_finishes_the_step(tmp_path):
-    recipe = replace(recipe_of("autoencoder"), perceptual_weight=0.0, disc_weight=0.0)
+    recipe = replace(recipe_of("autoencoder"), loss=PLAIN)
 
     class Logs:
         def __init__(self, logs):
@@ -134,12 +117,12 @@ def test_ctrl_c_finishes_the_step(tmp_path):
         assert not train_stage("autoencoder", recipe, tmp_path / "run", **EVERY)
     finally:
         runs.follow = follow
-    assert runs.latest(tmp_path / "run" / "checkpoints").name == "step-00000006"
+    assert runs.latest(tmp_path / "run" / "checkpoints").name == "step-00000006.safetensors"
     assert signal.getsignal(signal.SIGINT) is handler, "the handler must be put back"
 
 
 def test_a_run_is_never_overwritten(tmp_path):
-    recipe = replace(recipe_of("autoencoder"), steps=2, perceptual_weight=0.0, disc_weight=0.0)
+    recipe = replace(recipe_of("autoencoder"), steps=2, loss=PLAIN)
     out = tmp_path / "run"
     with pytest.raises(ValueError, match="no run to resume"):
         train_stage("autoencoder", recipe, out, resume=True, **EVERY)
@@ -168,7 +151,7 @@ def test_a_run_without_checkpoint_begins_anew(tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoints(tmp_path):
-    recipe = replace(recipe_of("autoencoder"), perceptual_weight=0.0, disc_weight=0.0, steps=20)
+    recipe = replace(recipe_of("autoencoder"), steps=20, loss=PLAIN)
     out = tmp_path / "run"
     assert not train_stage("autoencoder", recipe, out, minutes=0.0, **EVERY)
     good = runs.latest(out / "checkpoints")
