@@ -156,7 +156,7 @@ def test_the_text_encoder_learns_with_the_net(text):
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
     net(torch.randn(3, 3, 4, 4), torch.tensor([1, 2, 3]), text.encode(BATCH)).square().mean().backward()
-    assert text.text_transformer.model.embeddings.word_embeddings.weight.grad.abs().max() > 0
+    assert text.text_transformer.words.weight.grad.abs().max() > 0
 
 
 def test_configs_rebuild(text, classes, tokenizer, monkeypatch):
