@@ -25,10 +25,6 @@ class ConcatConditioner(Conditioner):
         """How many channels the network gets to see."""
         return self.channels + self.presence
 
-    def maps(self, batch: dict) -> Tensor:
-        """The condition as channels of the latent's size."""
-        raise NotImplementedError(f"{type(self).__name__} must define maps(batch).")
-
     def encode(self, batch: dict) -> Cond:
         """-> concat (B, concat_channels, h, w)"""
         maps = self.maps(batch)
@@ -100,8 +96,7 @@ class SemanticConditioner(ConcatConditioner):
         """batch["semantic"] (B,H,W) integers below num_classes -> (B,channels,h,w)"""
         semantic = self._read(batch, "semantic")
         if any(side % self.downsample_factor for side in semantic.shape[-2:]):
-            raise ValueError(f"SemanticConditioner: the sides of a map must be multiples of {self.downsample_factor}, "
-                             f"got {tuple(semantic.shape)}.")
+            raise ValueError(f"sides of a map are multiples of {self.downsample_factor}; got {tuple(semantic.shape)}.")
         # a row of the table for each pixel, a channels-last view without a copy; then a cell of pixels becomes one
         rows = self.classes(semantic.to(self.device).int())                     # (B,H,W,width)
         return self.rescale(rows.permute(0, 3, 1, 2))
@@ -143,8 +138,7 @@ class InpaintConditioner(ConcatConditioner):
         """image (B,3,H,W) in [-1,1], mask (B,1,H,W) -> masked_latent (B,c,h,w), mask (B,1,h,w) bool: once, to keep."""
         image, mask = self._read(batch, "image"), self._read(batch, "mask") > 0.5
         if mask.shape != (len(image), 1, *image.shape[-2:]):
-            raise ValueError(f"InpaintConditioner: the mask must be (B,1,H,W) of the picture's size, "
-                             f"{tuple(image.shape)}; got {tuple(mask.shape)}.")
+            raise ValueError(f"the mask of a picture {tuple(image.shape)} must be (B,1,H,W); got {tuple(mask.shape)}.")
         # the first stage is shown black where the hole is; the mask goes to the nearest pixel, so it is never soft
         masked = image.masked_fill(mask, -1.0)
         latent = masked if self.first_stage is None else self.first_stage.encode(masked).float()

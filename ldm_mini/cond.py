@@ -81,10 +81,8 @@ def _combine(conds, function, name) -> Cond:
         values = [getattr(c, part) for c in conds]
         shapes = [None if v is None else tuple(v.shape) for v in values]
         if len({shape and shape[1:] for shape in shapes}) > 1:
-            raise ValueError(f"Cond.{name}: the conditions disagree on `{part}`: shapes {shapes}. "
-                             "A conditioner's null() must have the same parts and shapes as its encode().")
-        if values and values[0] is not None:
-            parts[part] = function(values)
+            raise ValueError(f"Cond.{name}: shapes of `{part}` differ, {shapes}: null() must have those of encode().")
+        parts[part] = function(values) if values and values[0] is not None else None
     return Cond(**parts)
 
 

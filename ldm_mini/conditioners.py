@@ -31,8 +31,7 @@ class ClassConditioner(Conditioner):
         """batch[key] (B,) -> context (B,1,dim), vector (B,vector_dim)"""
         classes = self._read(batch, self.key)
         if not isinstance(classes, Tensor) and any(isinstance(name, str) for name in classes):
-            raise ValueError(f"ClassConditioner: batch[{self.key!r}] holds names; it must hold their indices, for "
-                             "Emoji Scenes ldm_mini.scenes.NOUN_INDEX[name].")
+            raise ValueError(f"batch[{self.key!r}] holds names; give indices, as in ldm_mini.scenes.NOUN_INDEX[name].")
         # the last row of the tables stands for no class
         classes = torch.as_tensor(classes, device=self.device)
         return self._embed(torch.where(classes < 0, self.num_classes, classes))
@@ -109,13 +108,12 @@ class LayoutConditioner(Conditioner):
         """labels (B,N), -1 = none, and boxes (B,N,4) xyxy in [0,1] -> words (B, max_objects * words), int64."""
         labels = torch.as_tensor(self._read(batch, "labels"), device=self.device)
         boxes = torch.as_tensor(self._read(batch, "boxes"), device=self.device, dtype=torch.float32)
+        shapes = tuple(labels.shape), tuple(boxes.shape)
         if labels.ndim != 2 or boxes.shape != (*labels.shape, 4) or labels.shape[1] > self.max_objects:
-            raise ValueError(f"LayoutConditioner: labels (B,N) and boxes (B,N,4) with N up to {self.max_objects} are "
-                             f"wanted; got {tuple(labels.shape)} and {tuple(boxes.shape)}.")
-        outside = (boxes < 0).any() | (boxes > 1).any() | (labels >= self.num_classes).any()
-        if boxes.device.type == "cpu" and outside:                              # elsewhere, to look is to wait
-            raise ValueError(f"LayoutConditioner: labels lie below {self.num_classes}, boxes are x0, y0, x1, y1 as "
-                             "fractions of the picture, in [0, 1].")
+            raise ValueError(f"layouts are labels (B,N) and boxes (B,N,4), N up to {self.max_objects}; got {shapes}.")
+        # only here: on a GPU, to look is to wait
+        if boxes.is_cpu and ((boxes < 0).any() or (boxes > 1).any() or (labels >= self.num_classes).any()):
+            raise ValueError(f"labels lie below {self.num_classes}; boxes, x0 y0 x1 y1, are fractions of the picture.")
         # an object is its class and two corners, points of the grid in reading order; all from one vocabulary
         x0, y0, x1, y1 = (boxes * (self.grid - 1)).round().long().unbind(-1)
         words = [labels, y0 * self.grid + x0, y1 * self.grid + x1]
@@ -169,8 +167,6 @@ class CombinedConditioner(Conditioner):
 
     def __init__(self, parts: list[Conditioner], p_drop_each: float = 0.0, p_single: float = 0.0, weights=None):
         super().__init__()
-        if not (0 <= p_drop_each <= 1 and 0 <= p_single <= 1):
-            raise ValueError(f"p_drop_each and p_single are probabilities, got {p_drop_each} and {p_single}.")
         self.parts, self.p_drop_each, self.p_single = nn.ModuleList(parts), p_drop_each, p_single
         self.weights = [1.0] * len(parts) if weights is None else [float(weight) for weight in weights]
         self.keys = tuple(dict.fromkeys(key for part in parts for key in part.keys))
@@ -183,8 +179,7 @@ class CombinedConditioner(Conditioner):
     def encode(self, batch: dict) -> Cond:
         """The joint condition; at least one of the parts must find its keys in the batch."""
         if not self.present(batch):
-            raise ValueError(f"CombinedConditioner: the batch has {sorted(batch)}, none of which is a condition. "
-                             f"Give one or more of {list(self.keys)}.")
+            raise ValueError(f"the batch has {sorted(batch)}, no condition: give some of {list(self.keys)}.")
         kept = self.draw_subsets(batch_size(batch)) if self.training and (self.p_drop_each or self.p_single) else None
         conds = []
         for i, part in enumerate(self.parts):
@@ -216,7 +211,7 @@ class CombinedConditioner(Conditioner):
         """The size that the batch's images and maps ask for. Raises ValueError if they disagree."""
         sizes = {size for part in self.parts if part.present(batch) and (size := part.image_size(batch)) is not None}
         if len(sizes) > 1:
-            raise ValueError(f"the batch's conditions are made for pictures of different sizes: {sorted(sizes)}.")
+            raise ValueError(f"the batch's conditions are for pictures of different sizes: {sorted(sizes)}.")
         return next(iter(sizes), None)
 
     def use_first_stage(self, autoencoder) -> None:
