@@ -1,6 +1,6 @@
 """What a network is conditioned on: one small record that every network of the package understands (LDM sec. 3.3).
 
-Its dropping is built in notebook 10, its joining in notebook 12.
+Built in notebooks 10 (dropping) and 12 (joining).
 """
 
 from collections.abc import Mapping

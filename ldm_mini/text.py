@@ -42,7 +42,7 @@ class TextTransformer(nn.Module):
         self.tokenizer.enable_truncation(max_length)
         self.words = nn.Embedding(self.tokenizer.get_vocab_size(), width)
         self.positions = nn.Parameter(torch.empty(max_length, width))
-        # words and places weigh the same at first, or the order would hardly be heard
+        # words and places weigh the same at first: from words of deviation 1 the order was hardly learned
         for weight in (self.words.weight, self.positions):
             nn.init.normal_(weight, std=0.02)
         self.norm = nn.LayerNorm(width)

@@ -218,7 +218,7 @@ def test_subsets_are_drawn_as_promised(classes):
     assert only[:, 1].all() and only.sum() == 50
 
 
-# ---- layouts
+# -------------------------------------------------------------------------------------------------------------- layouts
 
 LABELS = torch.tensor([[4, 1, -1], [2, -1, -1], [-1, -1, -1]])
 BOXES = torch.zeros(3, 3, 4)
