@@ -2,7 +2,7 @@
 a low-resolution picture, a semantic map, a picture with a hole.
 
 Alone, such a condition is always there: null = encode. Beside others it may be absent: then (`presence=True`) its maps
-are 0, and one more channel says so: 1 = present, 0 = absent.
+are 0, and one more channel says so: 1 = present, 0 = absent. Built in notebook 11.
 """
 
 import torch
@@ -25,25 +25,21 @@ class ConcatConditioner(Conditioner):
         """How many channels the network gets to see."""
         return self.channels + self.presence
 
-    def maps(self, batch: dict) -> Tensor:
-        """The condition as channels of the latent's size."""
-        raise NotImplementedError(f"{type(self).__name__} must define maps(batch).")
-
     def encode(self, batch: dict) -> Cond:
         """-> concat (B, concat_channels, h, w)"""
         maps = self.maps(batch)
+        # the channel that says "present", behind the others
         return Cond(concat=F.pad(maps, (0, 0, 0, 0, 0, 1), value=1.0) if self.presence else maps)
 
     def null(self, batch: dict) -> Cond:
         """The same shape: all zero, or without a presence channel the condition itself."""
         if not self.presence:
             return self.encode(batch)
-        latent = batch.get("latent", batch.get("image"))
-        if latent is None:
-            raise ValueError(f"{type(self).__name__}: how large is the map that is absent? The batch has "
-                             f'{sorted(batch)} but no "latent" or "image" to say; LatentDiffusion.sample puts one in.')
-        h, w = (side // (1 if "latent" in batch else self.downsample_factor) for side in latent.shape[-2:])
-        return Cond(concat=latent.new_zeros(batch_size(batch), self.concat_channels, h, w))
+        # how large is the map that is absent? As the latent, else as the picture (LatentDiffusion.sample puts one in)
+        key, factor = ("latent", 1) if "latent" in batch else ("image", self.downsample_factor)
+        like = self._read(batch, key)
+        h, w = (side // factor for side in like.shape[-2:])
+        return Cond(concat=like.new_zeros(batch_size(batch), self.concat_channels, h, w))
 
 
 class LowResConditioner(ConcatConditioner):
@@ -62,16 +58,14 @@ class LowResConditioner(ConcatConditioner):
     def maps(self, batch: dict) -> Tensor:
         """batch["lowres"] (B,3,H/4,W/4) in [-1,1] -> (B,3,h,w)"""
         lowres = self._read(batch, "lowres").float()
-        if lowres.ndim != 4 or lowres.shape[1] != 3:
-            raise ValueError(f'LowResConditioner: batch["lowres"] must be (B,3,h,w), got {tuple(lowres.shape)}.')
+        # what only ever saw clean inputs sharpens the flaws of others
         if self.training and self.p_degrade:
             chosen = (torch.rand(len(lowres)) < self.p_degrade).nonzero().flatten().to(lowres.device)
             if len(chosen):
                 lowres = lowres.index_copy(0, chosen, damage(lowres[chosen]))
-        size = [side * self.lowres_factor // self.downsample_factor for side in lowres.shape[-2:]]
-        if tuple(size) == tuple(lowres.shape[-2:]):
-            return lowres
-        return F.interpolate(lowres, size=size, mode="bilinear", antialias=True)
+        # as large as the latent: nothing to do where both are smaller than the picture by the same factor
+        size = tuple(side * self.lowres_factor // self.downsample_factor for side in lowres.shape[-2:])
+        return lowres if size == lowres.shape[-2:] else F.interpolate(lowres, size, mode="bilinear", antialias=True)
 
     def image_size(self, batch: dict) -> tuple[int, int]:
         """`lowres_factor` times the input's."""
@@ -101,16 +95,11 @@ class SemanticConditioner(ConcatConditioner):
     def maps(self, batch: dict) -> Tensor:
         """batch["semantic"] (B,H,W) integers below num_classes -> (B,channels,h,w)"""
         semantic = self._read(batch, "semantic")
-        if semantic.ndim != 3 or semantic.is_floating_point() or any(
-                side % self.downsample_factor for side in semantic.shape[1:]):
-            raise ValueError(f'SemanticConditioner: batch["semantic"] must be integers (B,H,W), H and W multiples of '
-                             f"{self.downsample_factor}; got {tuple(semantic.shape)} {semantic.dtype}.")
-        if semantic.device.type == "cpu" and semantic.numel() and not 0 <= semantic.min() <= semantic.max() \
-                < self.num_classes:
-            raise ValueError(f"SemanticConditioner: classes lie between 0 and {self.num_classes - 1}; got "
-                             f"{semantic.min()} to {semantic.max()}.")
-        semantic = semantic.to(self.classes.weight.device).int()
-        return self.rescale(self.classes(semantic).permute(0, 3, 1, 2))         # a channels-last view: no copy
+        if any(side % self.downsample_factor for side in semantic.shape[-2:]):
+            raise ValueError(f"sides of a map are multiples of {self.downsample_factor}; got {tuple(semantic.shape)}.")
+        # a row of the table for each pixel, a channels-last view without a copy; then a cell of pixels becomes one
+        rows = self.classes(semantic.to(self.device).int())                     # (B,H,W,width)
+        return self.rescale(rows.permute(0, 3, 1, 2))
 
     def image_size(self, batch: dict) -> tuple[int, int]:
         """The map's."""
@@ -149,23 +138,18 @@ class InpaintConditioner(ConcatConditioner):
         """image (B,3,H,W) in [-1,1], mask (B,1,H,W) -> masked_latent (B,c,h,w), mask (B,1,h,w) bool: once, to keep."""
         image, mask = self._read(batch, "image"), self._read(batch, "mask") > 0.5
         if mask.shape != (len(image), 1, *image.shape[-2:]):
-            raise ValueError(f"InpaintConditioner: the mask must be (B,1,H,W) of the picture's size, "
-                             f"{tuple(image.shape)}; got {tuple(mask.shape)}.")
+            raise ValueError(f"the mask of a picture {tuple(image.shape)} must be (B,1,H,W); got {tuple(mask.shape)}.")
+        # the first stage is shown black where the hole is; the mask goes to the nearest pixel, so it is never soft
         masked = image.masked_fill(mask, -1.0)
         latent = masked if self.first_stage is None else self.first_stage.encode(masked).float()
-        if latent.shape[1] != self.latent_channels:
-            raise ValueError(f"InpaintConditioner: made for latents of {self.latent_channels} channels, got "
-                             f"{latent.shape[1]}: give it the first stage, use_first_stage(autoencoder).")
-        size = latent.shape[-2:]
-        return {"masked_latent": latent, "mask": F.interpolate(mask.float(), size=size, mode="nearest") > 0.5}
+        return {"masked_latent": latent, "mask": F.interpolate(mask.float(), latent.shape[-2:], mode="nearest") > 0.5}
 
     def maps(self, batch: dict) -> Tensor:
         """-> (B, latent_channels + 1, h, w)"""
         if "masked_latent" not in batch:
             batch = self.prepare(batch)
-        latent, mask = batch["masked_latent"].float(), batch["mask"].float()
-        mask = F.interpolate(mask, size=latent.shape[-2:], mode="nearest")
-        return torch.cat([latent, mask * 2 - 1], dim=1)
+        # from {0, 1} to {-1, 1}, the range of pictures
+        return torch.cat([batch["masked_latent"].float(), batch["mask"].float() * 2 - 1], dim=1)
 
     def image_size(self, batch: dict) -> tuple[int, int]:
         """The picture's."""
@@ -174,9 +158,7 @@ class InpaintConditioner(ConcatConditioner):
 
     def finish(self, images: Tensor, batch: dict) -> Tensor:
         """The known pixels in place of the sample's, if the batch has the picture itself."""
-        if "image" not in batch:
-            return images
-        return paste(images, batch["image"], batch["mask"])
+        return paste(images, batch["image"], batch["mask"]) if "image" in batch else images
 
     def to_config(self) -> dict:
         return {"kind": "inpaint", "latent_channels": self.latent_channels,

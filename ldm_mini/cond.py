@@ -1,4 +1,7 @@
-"""What a network is conditioned on: one small record that every network of the package understands (LDM sec. 3.3)."""
+"""What a network is conditioned on: one small record that every network of the package understands (LDM sec. 3.3).
+
+Built in notebooks 10 (dropping) and 12 (joining).
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -46,64 +49,52 @@ class Cond:
 
     def where(self, keep: Tensor, other: "Cond") -> "Cond":
         """This condition where `keep` (B,) bool is True, `other` elsewhere: condition dropout."""
-
         def choose(pair):
-            own, its = pair
-            return torch.where(keep.view(-1, *[1] * (own.ndim - 1)), own, its)
+            return torch.where(keep.to(pair[0].device).view(-1, *[1] * (pair[0].ndim - 1)), *pair)
 
         return _combine([self, other], choose, "where")
 
     @staticmethod
     def join(conds) -> "Cond":
-        """Several conditions of the same samples as one: concat joins on channels, context on tokens, vectors add.
-
-        Raises ValueError if their batches, their tokens' or vectors' widths, or their maps' sizes differ.
-        """
+        """Several conditions of the same samples as one: concat joins on channels, context on tokens, vectors add."""
         conds = list(conds)
-        for part, free in (("concat", 1), ("context", 1), ("vector", None)):
-            shapes = [tuple(value.shape) for c in conds if (value := getattr(c, part)) is not None]
-            if len({shape if free is None else shape[:free] + shape[free + 1:] for shape in shapes}) > 1:
-                raise ValueError(f"Cond.join: the conditions' `{part}` do not fit together: shapes {shapes}. Only "
-                                 "channels of concat and tokens of context may differ in number.")
-        contexts = [c for c in conds if c.context is not None]
-        masks = None
-        if any(c.mask is not None for c in contexts):
-            masks = torch.cat([c.context.new_ones(c.context.shape[:2], dtype=torch.bool) if c.mask is None else c.mask
-                               for c in contexts], dim=1)
-        concats = [c.concat for c in conds if c.concat is not None]
-        vectors = [c.vector for c in conds if c.vector is not None]
+        concats, contexts, vectors = ([value for c in conds if (value := getattr(c, part)) is not None]
+                                      for part in ("concat", "context", "vector"))
+        # torch would add a vector of width 1 to a wider one in silence
+        if len({tuple(v.shape) for v in vectors}) > 1:
+            raise ValueError(f"Cond.join: vectors must have one width, got {[tuple(v.shape) for v in vectors]}.")
+        # tokens without a mask may all be read; beside others of which some may not, that has to be said
+        masks = [c.mask for c in conds if c.context is not None]
+        if any(mask is not None for mask in masks):
+            masks = [tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
+                     for tokens, mask in zip(contexts, masks, strict=True)]
         return Cond(concat=torch.cat(concats, dim=1) if concats else None,
-                    context=torch.cat([c.context for c in contexts], dim=1) if contexts else None,
-                    mask=masks,
+                    context=torch.cat(contexts, dim=1) if contexts else None,
+                    mask=torch.cat(masks, dim=1) if masks and masks[0] is not None else None,
                     vector=sum(vectors[1:], vectors[0]) if vectors else None)
 
 
 def _combine(conds, function, name) -> Cond:
     """Apply `function` to each part's list of values; parts must be present in all conditions or in none."""
     conds, parts = list(conds), {}
-    for part in ("concat", "context", "mask", "vector"):
+    for part in (f.name for f in fields(Cond)):
         values = [getattr(c, part) for c in conds]
-        missing = [v is None for v in values]
-        if all(missing):
-            continue
-        if any(missing) or len({v.shape[1:] for v in values}) > 1:
-            shapes = [None if v is None else tuple(v.shape) for v in values]
-            raise ValueError(f"Cond.{name}: the conditions disagree on `{part}`: shapes {shapes}. "
-                             "A conditioner's null() must have the same parts and shapes as its encode().")
-        parts[part] = function(values)
+        shapes = [None if v is None else tuple(v.shape) for v in values]
+        if len({shape and shape[1:] for shape in shapes}) > 1:
+            raise ValueError(f"Cond.{name}: shapes of `{part}` differ, {shapes}: null() must have those of encode().")
+        parts[part] = function(values) if values and values[0] is not None else None
     return Cond(**parts)
 
 
 def batch_size(batch: dict) -> int:
     """How many samples a batch holds. Raises ValueError if it is empty or its entries disagree."""
-    example = 'such as {"caption": ["a dog"] * 8}'
-    if not isinstance(batch, Mapping):
-        raise ValueError(f"A batch is a dict of lists or tensors, {example}; got a {type(batch).__name__}.")
-    several = {key: value for key, value in batch.items() if hasattr(value, "__len__") and not isinstance(value, str)}
-    sizes = {key: len(value) for key, value in several.items() if getattr(value, "ndim", 1)}
-    if len(set(sizes.values())) != 1 or len(sizes) < len(batch):
-        found = {key: sizes.get(key, "a single value") for key in batch} if batch else "an empty one"
-        raise ValueError(f"A batch is a dict of lists or tensors of one length, {example}; got {found}.")
+    sizes = {}
+    for key, value in batch.items() if isinstance(batch, Mapping) else ():
+        several = hasattr(value, "__len__") and not isinstance(value, str) and getattr(value, "ndim", 1)
+        sizes[key] = len(value) if several else "a single value"
+    if len(set(sizes.values())) != 1 or "a single value" in sizes.values():
+        raise ValueError('A batch is a dict of lists or tensors of one length, such as {"caption": ["a dog"] * 8}; got '
+                         f"{sizes or batch!r:.120}.")
     return next(iter(sizes.values()))
 
 
@@ -111,6 +102,16 @@ class Conditioner(nn.Module):
     """Base of all conditioners. `keys`: the batch entries that it reads."""
 
     keys: tuple[str, ...] = ()
+
+    @property
+    def parts(self):
+        """The conditions that it consists of: itself alone, unless it is a combination."""
+        return [self]
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where its weights are; None if it has none, then everything stays where it is."""
+        return next((p.device for p in self.parameters()), None)
 
     def encode(self, batch: dict) -> Cond:
         """The condition of each of the batch's B samples."""

@@ -1,4 +1,4 @@
-"""Controlled damage to images that leaves their content alone: blur, lost resolution, JPEG-like rounding, noise."""
+"""Damage that leaves a picture's content alone: blur, lost resolution, JPEG-like rounding. Met in notebooks 04, 11."""
 
 import math
 
@@ -17,13 +17,14 @@ def degrade(images: Tensor, generator: torch.Generator | None = None, exposure: 
     def draw(low, high, n=1):
         return torch.rand(n, generator=generator).mul(high - low).add(low).to(images)
 
-    def spoil(p, function):                                                  # only the chosen images pay for it
+    # only the chosen images pay for a flaw
+    def spoil(p, function):
         chosen = (torch.rand(len(x), generator=generator) < p).nonzero().flatten().to(x.device)
         if len(chosen):
             x[chosen] = function(x[chosen])
 
-    n = len(images)
-    x = images * draw(1 - exposure, 1 + exposure, n).view(-1, 1, 1, 1) + draw(-exposure, exposure, n).view(-1, 1, 1, 1)
+    contrast, brightness = (draw(at - exposure, at + exposure, len(images)).view(-1, 1, 1, 1) for at in (1, 0))
+    x = images * contrast + brightness
     spoil(0.35, lambda v: gaussian_blur(v, float(draw(*blur))))
     spoil(0.3, lambda v: resample(v, max(8, int(float(draw(0.4, 0.9)) * v.shape[-1]))))
     spoil(0.2, lambda v: coarse_cosines(v, float(draw(0.05, 0.3))))
@@ -48,13 +49,14 @@ def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
 def coarse_cosines(x: Tensor, step: float) -> Tensor:
     """(B, C, H, W) with the cosine coefficients of its 8x8 blocks rounded to multiples of `step`, or more if fine."""
     height, width = x.shape[-2:]
-    if height % 8 or width % 8:                                              # fill up the last blocks, as JPEG does
-        padded = F.pad(x, (0, -width % 8, 0, -height % 8), mode="replicate")
-        return coarse_cosines(padded, step)[..., :height, :width]
+    # the last blocks are filled up, as JPEG does
+    x = F.pad(x, (0, -width % 8, 0, -height % 8), mode="replicate")
+    # the discrete cosine transform (DCT-II), orthonormal
     n = torch.arange(8).to(x)
-    basis = torch.cos(math.pi / 8 * (n + 0.5) * n[:, None]) / 2              # DCT-II, orthonormal
+    basis = torch.cos(math.pi / 8 * (n + 0.5) * n[:, None]) / 2
     basis[0] /= math.sqrt(2)
+    # fine waves are rounded more coarsely than broad ones
     steps = step * (1 + 0.5 * (n[:, None] + n))
     blocks = x.unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8)).transpose(-3, -2)              # (B, C, ., ., 8, 8)
     rounded = basis.mT @ ((basis @ blocks @ basis.mT / steps).round() * steps) @ basis
-    return rounded.transpose(-3, -2).flatten(-2).flatten(-3, -2)
+    return rounded.transpose(-3, -2).flatten(-2).flatten(-3, -2)[..., :height, :width]

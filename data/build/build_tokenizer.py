@@ -3,21 +3,18 @@
     python data/build/build_tokenizer.py && python data/checksums.py
 
 WordPiece with a closed vocabulary: regular plurals are the noun plus "##s" or "##es", a word outside the grammar is one
-[UNK], [BOS] and [EOS] stand around a caption. Written to `data/tokenizer/` as a transformers tokenizer folder.
+[UNK], [BOS] and [EOS] stand around a caption. Written to `data/tokenizer/tokenizer.json`, as `tokenizers` reads it.
 """
 
-import json
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from ldm_mini.scenes import captions
 from ldm_mini.scenes.vocabulary import COLORS, NOUNS, PLAIN
 
-FOLDER = Path(__file__).resolve().parents[1] / "tokenizer"
+FILE = Path(__file__).resolve().parents[1] / "tokenizer" / "tokenizer.json"
 SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
-MAX_LENGTH = 24  # tokens of the longest caption of the grammar, [BOS] and [EOS] included
 
 
 def grammar_words() -> list:
@@ -35,7 +32,7 @@ def grammar_words() -> list:
     return sorted(words)
 
 
-def build() -> PreTrainedTokenizerFast:
+def build() -> Tokenizer:
     """The tokenizer, not yet saved."""
     vocabulary = {word: index for index, word in enumerate((*SPECIAL, "##s", "##es", *grammar_words()))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
@@ -43,15 +40,11 @@ def build() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     around = [(name, vocabulary[name]) for name in ("[BOS]", "[EOS]")]
     tokenizer.post_processor = processors.TemplateProcessing(single="[BOS] $A [EOS]", special_tokens=around)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", bos_token="[BOS]",
-                                   eos_token="[EOS]", model_max_length=MAX_LENGTH, padding_side="right")
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return tokenizer
 
 
 if __name__ == "__main__":
     result = build()
-    result.save_pretrained(FOLDER)
-    config = FOLDER / "tokenizer_config.json"
-    settings = {**json.loads(config.read_text(encoding="utf-8")), "tokenizer_class": "PreTrainedTokenizerFast"}
-    settings.pop("backend", None)  # transformers 5 writes its own class names, which transformers 4 does not know
-    config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8", newline="\n")
-    print(f"{len(result)} tokens written to {FOLDER.name}/. Now run: python data/checksums.py")
+    result.save(str(FILE))
+    print(f"{result.get_vocab_size()} tokens written to {FILE.name}. Now run: python data/checksums.py")

@@ -1,5 +1,5 @@
 """How the released models are conditioned, where that differs from the ways of `conditioners`: the parts whose weights
-come with a published U-Net. Weights with CompVis names are fitted to them in `pretrained`."""
+come with a published U-Net. `compvis_model` fits weights with CompVis names to them."""
 
 import torch
 import torch.nn.functional as F
@@ -16,29 +16,26 @@ CLIP_FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_lay
 
 
 class ClassTable(Conditioner):
-    """One token per class (cin256, cin256-v2). null: its last row is "no class", 1000 of cin256-v2; -1 means it too."""
+    """One token per class (cin256, cin256-v2). has_null: the last row is "no class", 1000 of cin256-v2; -1 means it."""
 
-    def __init__(self, rows: int, dim: int, null: bool = True, key: str = "class"):
+    def __init__(self, rows: int, dim: int, has_null: bool = True, key: str = "class"):
         super().__init__()
-        self.rows, self.dim, self.has_null, self.keys = rows, dim, null, (key,)
+        self.rows, self.dim, self.has_null, self.key, self.keys = rows, dim, has_null, key, (key,)
         self.table = nn.Embedding(rows, dim)
 
     def encode(self, batch: dict) -> Cond:
         """batch[key] (B,) integers -> context (B,1,dim)"""
-        classes = torch.as_tensor(self._read(batch, self.keys[0]))
-        if classes.ndim != 1 or classes.is_floating_point() or not -int(self.has_null) <= classes.min() <= \
-                classes.max() < self.rows:
-            raise ValueError(f"ClassTable: classes must be integers of shape (B,) below {self.rows}, got {classes}.")
-        return Cond(context=self.table((classes % self.rows).to(self.table.weight.device))[:, None])
+        classes = torch.as_tensor(self._read(batch, self.key), device=self.device)
+        # without a row for none, the table is asked for one that it does not have, and says so
+        none = self.rows - 1 if self.has_null else self.rows
+        return Cond(context=self.table(torch.where(classes < 0, none, classes))[:, None])
 
     def null(self, batch: dict) -> Cond:
         """The last row."""
-        if not self.has_null:
-            raise ValueError("ClassTable: this model never learned what no class is (cin256): use guidance_scale=1.")
-        return self.encode({self.keys[0]: torch.full((batch_size(batch),), self.rows - 1)})
+        return self.encode({self.key: [-1] * batch_size(batch)})
 
     def to_config(self) -> dict:
-        return {"kind": "class table", "rows": self.rows, "dim": self.dim, "null": self.has_null, "key": self.keys[0]}
+        return {"kind": "class table", "rows": self.rows, "dim": self.dim, "has_null": self.has_null, "key": self.key}
 
 
 class Labels(Conditioner):
@@ -46,23 +43,20 @@ class Labels(Conditioner):
 
     def __init__(self, num_classes: int, key: str = "class"):
         super().__init__()
-        self.num_classes, self.keys = num_classes, (key,)
+        self.num_classes, self.key, self.keys = num_classes, key, (key,)
 
     def encode(self, batch: dict) -> Cond:
         """batch[key] (B,) integers -> vector (B,) int64"""
-        classes = torch.as_tensor(self._read(batch, self.keys[0]))
-        if classes.ndim != 1 or classes.is_floating_point() or not -1 <= classes.min() <= classes.max() <= \
-                self.num_classes:
-            raise ValueError(f"Labels: classes must be integers (B,), at most {self.num_classes}, got {classes}.")
-        return Cond(vector=classes % (self.num_classes + 1))
+        classes = torch.as_tensor(self._read(batch, self.key))
+        return Cond(vector=torch.where(classes < 0, self.num_classes, classes))
 
     def null(self, batch: dict) -> Cond:
         """num_classes for all."""
-        device = getattr(batch.get(self.keys[0]), "device", None)
+        device = getattr(batch.get(self.key), "device", None)
         return Cond(vector=torch.full((batch_size(batch),), self.num_classes, device=device))
 
     def to_config(self) -> dict:
-        return {"kind": "labels", "num_classes": self.num_classes, "key": self.keys[0]}
+        return {"kind": "labels", "num_classes": self.num_classes, "key": self.key}
 
 
 class Words(Conditioner):
@@ -74,7 +68,7 @@ class Words(Conditioner):
 
     def __init__(self, length: int, tokenizer, key: str):
         super().__init__()
-        self.length, self.tokenizer, self.keys = length, tokenizer, (key,)
+        self.length, self.tokenizer, self.key, self.keys = length, tokenizer, key, (key,)
 
     def tokens(self, ids: Tensor) -> Tensor:
         """ids (B,M) -> (B,M,D)"""
@@ -82,19 +76,18 @@ class Words(Conditioner):
 
     def encode(self, batch: dict) -> Cond:
         """-> context (B,M,D)"""
-        captions = self._read(batch, self.keys[0])
+        captions = self._read(batch, self.key)
         ids = captions if isinstance(captions, Tensor) else self.tokenize(captions)
-        return Cond(context=self.tokens(ids.to(next(self.parameters()).device)))
+        return Cond(context=self.tokens(ids.to(self.device)))
 
     def null(self, batch: dict) -> Cond:
         """The empty caption, computed once."""
-        return self.encode({self.keys[0]: [""]})[[0] * batch_size(batch)]
+        return self.encode({self.key: [""]})[[0] * batch_size(batch)]
 
     def tokenize(self, captions: list[str]) -> Tensor:
         """B captions -> ids (B,length)"""
-        if self.tokenizer is None or isinstance(captions, str):
-            raise ValueError(f"{type(self).__name__}: batch[{self.keys[0]!r}] must be a list of captions, or their ids "
-                             f"(B,{self.length}); this model has {self.tokenizer or 'no tokenizer'}.")
+        if self.tokenizer is None:
+            raise ValueError(f"this model has no tokenizer: batch[{self.key!r}] must be ids (B,{self.length}).")
         if not callable(self.tokenizer):
             from transformers import AutoTokenizer
 
@@ -103,7 +96,7 @@ class Words(Conditioner):
             except Exception as error:  # not there, no network, no access: its many classes differ between versions
                 raise CheckpointError(f"the tokenizer {self.tokenizer} could not be loaded ({type(error).__name__}); "
                                       "pass tokenizer=, a folder or a transformers tokenizer.") from error
-        return self.tokenizer(list(captions), padding="max_length", truncation=True, max_length=self.length,
+        return self.tokenizer(captions, padding="max_length", truncation=True, max_length=self.length,
                               return_tensors="pt")["input_ids"]
 
     def _tokenizer_name(self) -> str | None:
@@ -126,6 +119,7 @@ class TextEncoder(Words):
 
     def tokens(self, ids: Tensor) -> Tensor:
         """ids (B,M) -> (B,M,width)"""
+        # padding is read like words, as it was in the training of these
         h = self.words(ids) + self.positions.weight[:ids.shape[1]]
         for block in self.blocks:
             h = block(h)
@@ -133,7 +127,7 @@ class TextEncoder(Words):
 
     def to_config(self) -> dict:
         return {"kind": "text encoder", "width": self.width, "layers": self.layers, "vocabulary": self.vocabulary,
-                "length": self.length, "tokenizer": self._tokenizer_name(), "key": self.keys[0]}
+                "length": self.length, "tokenizer": self._tokenizer_name(), "key": self.key}
 
 
 class TextBlock(nn.Module):
@@ -170,7 +164,7 @@ class ClipText(Words):
         return self.model(input_ids=ids).last_hidden_state
 
     def to_config(self) -> dict:
-        return {"kind": "clip", "config": self.config, "tokenizer": self._tokenizer_name(), "key": self.keys[0]}
+        return {"kind": "clip", "config": self.config, "tokenizer": self._tokenizer_name(), "key": self.key}
 
 
 class RescaledMap(ConcatConditioner):
@@ -181,12 +175,12 @@ class RescaledMap(ConcatConditioner):
 
     def __init__(self, classes: int, channels: int, halvings: int = 2, bias: bool = False, key: str = "semantic"):
         super().__init__(channels, 2**halvings, presence=False)
-        self.classes, self.halvings, self.keys = classes, halvings, (key,)
+        self.classes, self.halvings, self.bias, self.key, self.keys = classes, halvings, bias, key, (key,)
         self.mix = nn.Conv2d(classes, channels, 1, bias=bias)
 
     def maps(self, batch: dict) -> Tensor:
         """-> (B,channels,h,w)"""
-        maps = self._read(batch, self.keys[0]).to(self.mix.weight.device)
+        maps = self._read(batch, self.key).to(self.device)
         if maps.ndim == 3:
             maps = F.one_hot(maps.long(), self.classes).movedim(3, 1).to(self.mix.weight.dtype)
         for _ in range(self.halvings):
@@ -195,11 +189,11 @@ class RescaledMap(ConcatConditioner):
 
     def image_size(self, batch: dict) -> tuple[int, int]:
         """The map's."""
-        return tuple(batch[self.keys[0]].shape[-2:])
+        return tuple(batch[self.key].shape[-2:])
 
     def to_config(self) -> dict:
         return {"kind": "rescaled map", "classes": self.classes, "channels": self.channels,
-                "halvings": self.halvings, "bias": self.mix.bias is not None, "key": self.keys[0]}
+                "halvings": self.halvings, "bias": self.bias, "key": self.key}
 
 
 KINDS = {"class table": ClassTable, "labels": Labels, "text encoder": TextEncoder, "clip": ClipText,

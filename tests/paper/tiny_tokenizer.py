@@ -1,16 +1,14 @@
 """A tokenizer of a dozen words, for tests that need their own."""
 
-WORDS = "<pad> <unk> <s> </s> a red blue apple dog left of the".split()
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+WORDS = "[PAD] [UNK] [BOS] [EOS] a red blue apple dog left of the".split()
 
 
 def tiny_tokenizer():
-    """A PreTrainedTokenizerFast that puts <s> and </s> around the words it knows."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    ends = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)])
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    """It puts [BOS] and [EOS] around the words it knows."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = ends
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<s>",
-                                   eos_token="</s>")
+    tokenizer.post_processor = processors.TemplateProcessing(single="[BOS] $A [EOS]",
+                                                             special_tokens=[("[BOS]", 2), ("[EOS]", 3)])
+    return tokenizer

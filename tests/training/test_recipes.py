@@ -67,9 +67,9 @@ def test_the_layout_leg_shows_layouts_and_fits_the_model_of_all_conditions():
 def test_every_caption_fits_the_text_transformer(name):
     recipe, tokenizer = DIFFUSIONS[name], load_tokenizer()
     captions = [random_scene(seed, recipe.scenes).caption for seed in range(300)] + list(recipe.sample_captions)
-    lengths = [len(ids) for ids in tokenizer(captions)["input_ids"]]
-    assert max(lengths) <= recipe.max_length
-    assert tokenizer.unk_token_id not in sum(tokenizer(captions)["input_ids"], [])
+    coded = tokenizer.encode_batch(captions)
+    assert max(len(caption.ids) for caption in coded) <= recipe.max_length
+    assert not any("[UNK]" in caption.tokens for caption in coded)
 
 
 def test_sizes_are_what_the_recipes_say():
