@@ -1,6 +1,6 @@
-"""The tests of a check: tables of right solutions that must pass, and of wrong ones that must fail with a hint.
+"""The tests of a check: right solutions must pass, and wrong ones must fail with a hint.
 
-A file holds solutions, CORRECT = [(check, solution), ...] and MUTANTS = [(check, solution, hint), ...], and ends with
+A file holds solutions, CORRECT = {check: [solution, ...]} and MUTANTS = {check: [(solution, hint), ...]}, and ends with
 
     test_right_solutions_pass, test_wrong_ones_fail_with_a_hint, test_the_stub_is_named = try_all(CORRECT, MUTANTS)
 """
@@ -13,9 +13,9 @@ import torch
 from ldm_mini import checks
 
 
-def spoiled(check, solution, *cases):
-    """Rows of MUTANTS: (options, hint) -> `solution` with these options; a word is short for {"how": word}."""
-    return [(check, partial(solution, **({"how": options} if isinstance(options, str) else options)), hint)
+def spoiled(solution, *cases):
+    """Mutants from (options, hint): the solution with these options; a word is short for {"how": word}."""
+    return [(partial(solution, **({"how": options} if isinstance(options, str) else options)), hint)
             for options, hint in cases]
 
 
@@ -24,24 +24,27 @@ def try_all(correct, mutants):
     def name(value):
         return getattr(value, "__name__", None)  # None: pytest finds one
 
-    @pytest.mark.parametrize("check, solution", correct, ids=name)
+    @pytest.mark.parametrize("check, solution", [(check, s) for check in correct for s in correct[check]], ids=name)
     def right(check, solution, capsys):
         torch.manual_seed(0)
         check(solution)
         assert capsys.readouterr().out.startswith("✓")
 
-    @pytest.mark.parametrize("check, mutant, hint", mutants, ids=name)
+    @pytest.mark.parametrize("check, mutant, hint", [(check, *row) for check in mutants for row in mutants[check]],
+                             ids=name)
     def wrong(check, mutant, hint):
         torch.manual_seed(0)
         with pytest.raises(checks.CheckFailed, match=hint):
             check(mutant)
 
-    @pytest.mark.parametrize("check", dict.fromkeys(row[0] for row in correct), ids=name)
+    @pytest.mark.parametrize("check", correct, ids=name)
     def stub(check):
         def unwritten(*inputs, **options):
             raise NotImplementedError
 
         with pytest.raises(checks.CheckFailed, match="still the stub"):
             check(unwritten)
+        with pytest.raises(checks.CheckFailed):
+            check(lambda *inputs, **options: None)
 
     return right, wrong, stub
