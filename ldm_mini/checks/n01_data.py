@@ -2,7 +2,7 @@
 
 import torch
 
-from .checking import CheckFailed, attempt, compare, noise, passed
+from .checking import attempt, compare, noise, passed, several
 
 
 def alpha_over(function):
@@ -41,8 +41,7 @@ def inpainting_input(function):
     image = noise(2, 3, 6, 6).clamp(-1, 1)
     mask = (noise(2, 1, 6, 6, seed=2) > 0).float()
     got = attempt(function, image, mask, name="inpainting_input")
-    if not isinstance(got, (tuple, list)) or len(got) != 2:
-        raise CheckFailed("inpainting_input should return two tensors: the masked image and the mask.")
+    got = several(got, "inpainting_input", "two tensors: the masked image and the mask")
     hidden = torch.where(mask.bool(), torch.tensor(-1.0), image)
     compare(got[0], hidden, "the masked image", mistakes=[
         (image * (1 - mask), "the hole is 0, which is mid-grey in [-1, 1]. The released model has black (-1) there: "
