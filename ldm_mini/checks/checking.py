@@ -1,6 +1,7 @@
 """What every check is made of: call a learner's function safely, compare its result, name the likely mistake."""
 
 import traceback
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ def compare(got, want, what: str, mistakes=(), shapes=None, rtol=1e-4, atol=1e-5
     shapes: {a shape that a known mistake has: the same}.
     Raises CheckFailed naming the first difference: type, shape, dtype kind, a known mistake, or the largest error.
     """
-    want = torch.as_tensor(want)
+    want = want if isinstance(want, Tensor) else torch.tensor(want, dtype=torch.float64)
     if got is None:
         raise CheckFailed(f"{what} returned None. Did you forget the `return`, or is the stub still in place?")
     if not isinstance(got, Tensor):
@@ -37,9 +38,9 @@ def compare(got, want, what: str, mistakes=(), shapes=None, rtol=1e-4, atol=1e-5
         return
     if not got.isfinite().all():
         raise CheckFailed(f"{what} contains NaN or infinity. Look for a division by zero.")
-    # a value counts as a mistake only where it could be told from the right one, which is not so for every input
+    # only now that it is wrong: for some inputs a mistake gives the right value too
     for value, message in mistakes:
-        value = torch.as_tensor(value).detach().double()
+        value = torch.as_tensor(value, dtype=torch.float64).detach()
         if value.shape == got.shape and torch.allclose(got, value, rtol=rtol, atol=atol):
             raise CheckFailed(f"{what}: {message}")
     error = (got - want).abs()
@@ -58,23 +59,23 @@ def several(got, name: str, what: str) -> tuple:
 
 def number(got, name: str) -> Tensor:
     """A learner's number, in whatever shape it came, as float64 without axes."""
-    if isinstance(got, (int, float)) and not isinstance(got, bool) or isinstance(got, Tensor) and got.numel() == 1:
-        return torch.as_tensor(got).detach().double().reshape(())
     if got is None:
         raise CheckFailed(f"{name} returned None. Did you forget the `return`?")
+    if isinstance(got, Real) and not isinstance(got, bool) or isinstance(got, Tensor) and got.numel() == 1:
+        return torch.as_tensor(got, dtype=torch.float64).detach().reshape(())
     raise CheckFailed(f"{name} should return one number, not {_found(got)}.")
 
 
 def whole(got, name: str) -> int:
     """A learner's whole number; 3.0 is one."""
-    if isinstance(got, bool) or not isinstance(got, (int, float)) or got % 1 != 0:
+    if isinstance(got, bool) or not isinstance(got, Real) or got % 1 != 0:
         raise CheckFailed(f"{name} should return a whole number, not {_found(got)}.")
     return int(got)
 
 
 def truth(got, name: str) -> bool:
-    """A learner's yes or no; a tensor of one bool is one."""
-    if isinstance(got, bool) or isinstance(got, Tensor) and got.numel() == 1 and got.dtype == torch.bool:
+    """A learner's yes or no; a tensor of one value is one."""
+    if isinstance(got, bool) or isinstance(got, Tensor) and got.numel() == 1:
         return bool(got)
     raise CheckFailed(f"{name} should return True or False, not {_found(got)}.")
 
@@ -102,6 +103,7 @@ def passed(message: str):
 
 def attempt(function, *inputs, name: str):
     """Call a learner's function; an exception inside it becomes a message that says where it came from."""
+    # the function gets copies, and the originals show whether it wrote into them
     copies = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
     try:
         result = function(*copies)

@@ -25,6 +25,7 @@ def box_iou(function):
     a = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.2, 0.1, 0.6, 0.9], [0.7, 0.7, 0.9, 0.8]])
     b = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.25, 0.25, 0.75, 0.75], [0.0, 0.6, 0.1, 0.9], [0.1, 0.1, 0.2, 0.2]])
     low, high = torch.maximum(a[:, None, :2], b[None, :, :2]), torch.minimum(a[:, None, 2:], b[None, :, 2:])
+    # `raw` is what comes out without the clamp: two negative sides make a positive area
     inter, raw = (high - low).clamp(min=0).prod(-1), (high - low).prod(-1)
     area = lambda box: (box[:, 2:] - box[:, :2]).prod(-1)  # noqa: E731
     total = area(a)[:, None] + area(b)[None]

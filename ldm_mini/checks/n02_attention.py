@@ -28,6 +28,7 @@ def attention(function):
         ((products / 2) @ v, "the softmax is missing: scores become weights that are positive and add up to 1."),
         (weights / 2 @ v, "scale the scores before the softmax, not the weights after it."),
     ])
+    # exp overflows at 88, and these scores go up to thousands; softmax subtracts the largest first
     big = attempt(function, 100 * q, 100 * k, v, name="attention")
     if not big.isfinite().all():
         raise CheckFailed(f"{name} overflows when scores are large: exp(1000) is infinite. Subtract each row's largest "
@@ -102,6 +103,7 @@ def is_order_blind(function):
     x = noise(2, 40, 6).double()
     blur = lambda x: (x + x.roll(1, 1) + x.roll(-1, 1)) / 3                     # noqa: E731
     self_attention = lambda x: (x @ x.transpose(1, 2) / 6**0.5).softmax(-1) @ x  # noqa: E731
+    # each layer catches another test that is too tame, so their order is that of the hints
     cases = [
         ("a layer that treats every token alike", lambda x: x.tanh(), True,
          " Reorder the tokens of x (axis 1); the new output must be the old one, *reordered alike*."),

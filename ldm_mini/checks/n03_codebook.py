@@ -56,6 +56,7 @@ def restart_dead(function):
     idle = torch.tensor([0, 20, 3, 19, 21, 50, 0, 20])
     dead = idle >= 20
     places = []
+    # random draws: look often enough that what never happens is no accident
     for _ in range(24):
         out = attempt(function, codebook, idle, vectors, 20, name="restart_dead")
         book, new_idle = several(out, "restart_dead", "two things: codebook, idle")

@@ -95,6 +95,7 @@ def vq_loss(function):
 
 
 def _judge_loss_value(loss, z: Tensor, e: Tensor, weight: float, name: str):
+    # the values cannot tell where a gradient was stopped: `_judge_loss_gradients` does
     mse, per_vector, per_picture = F.mse_loss(z, e), z.shape[1], z[0].numel()
     right = (1 + weight) * mse
     sums = "sums instead of means: take the mean over all elements, so that the weight does not depend on the size of "\
@@ -162,6 +163,7 @@ def vector_quantizer(cls):
     name = getattr(cls, "__name__", "your class")
     module = attempt(lambda: cls(**sizes), name=f"{name}(codebook_size=9, dim=3, commitment_weight=0.4)")
     _set_codebook(module, name)
+    # in training mode a codebook may move, and nothing could be compared
     module.eval()
     z, upstream = noise(2, 3, 5, 4).requires_grad_(), noise(2, 3, 5, 4, seed=2)
     book = _codebook(module)

@@ -153,6 +153,7 @@ def adaptive_lambda(function):
     except RuntimeError:
         raise CheckFailed("after adaptive_lambda the losses cannot be back-propagated any more: pass "
                           "retain_graph=True, since the real backward pass is still to come.") from None
+    # a critic without any gradient, where only the clamp is left
     model, nll, g_loss = _losses(scale_g=0.0, scale_nll=30.0)
     a = _norm(nll, model.last_layer)
     got = attempt(lambda: function(nll, g_loss, model), name="adaptive_lambda")

@@ -69,6 +69,7 @@ def ddpm_letters(function):
 def diffusion_posterior(function):
     """`function(x0, x_t, t, abar)`: x0, x_t (B,D), t one int, abar (T,) -> mean (B,D), variance (number)."""
     x0, x_t = noise(5, 3), noise(5, 3, seed=1)
+    # t = 0 comes last: who gets only that wrong should be told so
     for t in (25, 1, T - 1, 0):
         got = attempt(function, x0, x_t, t, ABAR, name="posterior")
         call = f"posterior(x0, x_t, {t}, abar)"
@@ -91,8 +92,8 @@ def diffusion_posterior(function):
             (mean(b, BEFORE[t - 1]) if t else x0 * 0, "t is off by one: this is the step from t - 1."),
         ])
         tilde = beta * (1 - b) / (1 - a)
-        variance = f"the variance of {call}"
-        compare(number(got[1], variance), tilde, variance, mistakes=[
+        variance = got[1].flatten()[0] if isinstance(got[1], torch.Tensor) else got[1]  # some give one per sample
+        compare(number(variance, "posterior's variance"), tilde, f"the variance of {call}", mistakes=[
             (beta, "this is beta, the variance of a step forward. Knowing x0, less is left: beta_tilde."),
             (tilde.sqrt(), "this is the standard deviation; return its square."),
             (beta.sqrt(), "this is sqrt(beta); the variance is beta * (1 - abar_{t-1}) / (1 - abar_t)."),
@@ -155,6 +156,7 @@ def ideal_x0(function):
             (points[d.argmin(1)], "this is the nearest point. The mean weighs *all* points by how likely they are."),
             (points.mean(0).expand_as(x_t), "this is the plain mean: weigh each point by how likely it led to x_t."),
         ])
+    # far from all points each exp underflows to 0, and 0 / 0 follows
     got = attempt(function, points, x_t + 30, 0.999, 0.02, name="ideal_x0")
     if isinstance(got, torch.Tensor) and not got.isfinite().all():
         raise CheckFailed("ideal_x0 is NaN when sigma is small: each exp(-distance^2 / (2 sigma^2)) becomes 0, and 0/0 "

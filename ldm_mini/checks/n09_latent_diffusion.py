@@ -94,6 +94,7 @@ def compression(function):
 def scale_factor(function):
     """`function(latents)`: latents (N,c,h,w) -> the one number that gives them unit variance."""
     for seed, shape in ((0, (3, 2, 2, 2)), (1, (6, 4, 3, 5))):
+        # channels differ in mean and in spread, or centring each of them would go unseen
         spread = torch.linspace(0.5, 3, shape[1]).view(1, -1, 1, 1)
         z = 1.5 * noise(*shape, seed=seed) * spread + torch.linspace(-2, 3, shape[1]).view(1, -1, 1, 1)
         got = attempt(function, z, name="latent_scale")
@@ -221,6 +222,7 @@ def latent_sample(function):
     if net.training is False:
         raise CheckFailed("sample left the network in evaluation mode, and training would go on without its dropout. "
                           "Remember `net.training` and restore it.")
+    # and the other way round: whoever always calls net.train() at the end is wrong here
     attempt(function, stage, net.eval(), SCHEDULE, z_T, scale, steps, name="sample")
     if net.training:
         raise CheckFailed("sample put the network into training mode, which was in evaluation mode before. Remember "

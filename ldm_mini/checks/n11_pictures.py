@@ -116,6 +116,7 @@ class _Shown:
 def inpaint_condition(function):
     """`function(encode, image, mask)`: (B,3,H,W) in [-1,1], (B,1,H,W), 1 = hole -> (B,c+1,h,w)."""
     image, mask = noise(2, 3, 16, 24).clamp(-1, 1), torch.zeros(2, 1, 16, 24)
+    # edges inside of the 4 x 4 cells: there nearest, average and largest disagree
     mask[0, :, 4:11, 6:18], mask[1, :, :8, :8], mask[1, 0, 12:15, 13:16] = 1, 1, 1
     encode = _Shown()
     got = attempt(function, encode, image, mask, name="inpaint_condition")

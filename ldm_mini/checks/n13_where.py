@@ -63,6 +63,7 @@ def border_reach(function):
     ]
     for case, got in zip(cases, answers):
         if whole(got, f"border_reach({case})") != right(case):
+            # one wrong answer proves nothing; a rule that explains all of them does
             why = [message for options, message in mistakes if all(
                 right(case, **options) == got for case, got in zip(cases, answers))]
             if all(got == sum(layer != "up" for layer in case) for case, got in zip(cases, answers)):

@@ -143,6 +143,8 @@ def block_from_compvis(function):
 
 def pooled_scale(function):
     """`function(batches)`: latents (b,c,h,w), b differs, once through -> 1 / standard deviation of all values."""
+    differ = "Batches differ in size and in mean: add up n, sum and sum of squares."
+    # the third stream has a mean of hundreds of spreads: in float32 the difference of two sums is rounding
     for sizes, mean, spread in (((3, 2), 0.5, 1.0), ((8, 1, 4, 3), -1.0, 2.0), ((4, 4, 2), 40.0, 0.02)):
         parts = [mean + spread * (1 + i) * noise(b, 4, 2, 2, seed=i) + spread * i for i, b in enumerate(sizes)]
         stream = _Stream(parts)
@@ -160,19 +162,17 @@ def pooled_scale(function):
             (all_values.std(), "upside down: it multiplies the latents, so it is 1 / standard deviation."),
             (1 / all_values.std(correction=0), "divide by n - 1, as torch's std and the released code do; the paper "
                                                "writes n. (With a whole batch of pictures nobody can tell.)"),
-            (sum(1 / p.std() for p in z) / len(z), "a mean of the batches' factors. Batches differ in size and in "
-                                                        "mean: add up n, sum and sum of squares."),
-            (len(z) / sum(p.std() for p in z), "1 / the mean of the batches' standard deviations. Batches differ "
-                                                    "in size and in mean: add up n, sum and sum of squares."),
-            ((sum(p.var() for p in z) / len(z)) ** -0.5, "a mean of the batches' variances. Batches differ in "
-             "size and in mean: add up n, sum and sum of squares."),
+            (sum(1 / p.std() for p in z) / len(z), f"a mean of the batches' factors. {differ}"),
+            (len(z) / sum(p.std() for p in z), f"1 / the mean of the batches' standard deviations. {differ}"),
+            ((sum(p.var() for p in z) / len(z)) ** -0.5, f"a mean of the batches' variances. {differ}"),
             (within**-0.5, "each batch was centred by its own mean; what differs between batches counts too."),
             (1 / z[-1].std(), "the last batch alone."), (1 / z[0].std(), "the first batch alone."),
             (all_values.square().mean().rsqrt(), "root mean square: a standard deviation is about the mean."),
             (1 / all_values.var(), "1 / variance; take the root."),
-        ] if mean != 40 else [(got, "right as long as the mean is small. Here it is hundreds of standard "
-                               "deviations, and the difference of two large sums has "
-                               "lost all its digits: add up in float64.")])
+        ] if mean != 40 else [
+            (got, "right as long as the mean is small. Here it is hundreds of standard deviations, and the difference "
+                  "of two large sums has lost all its digits: add up in float64."),
+        ])
         if stream.kept:
             raise CheckFailed("pooled_scale is right, but keeps all the batches. Three numbers are enough: n, sum, sum "
                               "of squares.")
