@@ -1,6 +1,7 @@
 """What every check is made of: call a learner's function safely, compare its result, name the likely mistake."""
 
 import traceback
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -14,16 +15,20 @@ class CheckFailed(AssertionError):
         return [f"CheckFailed: {self}"]
 
 
-def compare(got, want: Tensor, what: str, mistakes=(), rtol=1e-4, atol=1e-5):
-    """Hold a learner's result against the right one.
+def compare(got, want, what: str, mistakes=(), shapes=None, rtol=1e-4, atol=1e-5):
+    """Hold a learner's result against the right one, a tensor or a number.
 
     mistakes: pairs (value a known mistake would give, what to tell the learner about it).
+    shapes: {a shape that a known mistake has: the same}.
     Raises CheckFailed naming the first difference: type, shape, dtype kind, a known mistake, or the largest error.
     """
+    want = want if isinstance(want, Tensor) else torch.tensor(want, dtype=torch.float64)
     if got is None:
         raise CheckFailed(f"{what} returned None. Did you forget the `return`, or is the stub still in place?")
     if not isinstance(got, Tensor):
         raise CheckFailed(f"{what} should be a torch.Tensor, not {type(got).__name__}.")
+    if tuple(got.shape) in (shapes or {}):
+        raise CheckFailed(f"{what} has shape {tuple(got.shape)}: {shapes[tuple(got.shape)]}")
     if got.shape != want.shape:
         raise CheckFailed(f"{what} has shape {tuple(got.shape)}; it should be {tuple(want.shape)}.")
     if (got.is_floating_point(), got.dtype == torch.uint8) != (want.is_floating_point(), want.dtype == torch.uint8):
@@ -33,13 +38,62 @@ def compare(got, want: Tensor, what: str, mistakes=(), rtol=1e-4, atol=1e-5):
         return
     if not got.isfinite().all():
         raise CheckFailed(f"{what} contains NaN or infinity. Look for a division by zero.")
+    # only now that it is wrong: for some inputs a mistake gives the right value too
     for value, message in mistakes:
-        if value.shape == got.shape and torch.allclose(got, value.detach().double(), rtol=rtol, atol=atol):
+        value = torch.as_tensor(value, dtype=torch.float64).detach()
+        if value.shape == got.shape and torch.allclose(got, value, rtol=rtol, atol=atol):
             raise CheckFailed(f"{what}: {message}")
     error = (got - want).abs()
     where = tuple(int(i) for i in torch.unravel_index(error.argmax(), error.shape))
-    raise CheckFailed(f"{what} is off by up to {error.max():.3g} (at index {where}: got {got[where]:.4g}, "
-                      f"expected {want[where]:.4g}).")
+    at = f"at index {where}: " if where else ""
+    raise CheckFailed(f"{what} is off by up to {error.max():.3g} ({at}got {got[where]:.4g}, expected "
+                      f"{want[where]:.4g}).")
+
+
+def several(got, name: str, what: str) -> tuple:
+    """A learner's results, as many as the first word of `what` says: "two things: the mean and the variance"."""
+    if not isinstance(got, (tuple, list)) or len(got) != {"two": 2, "three": 3}[what.partition(" ")[0]]:
+        raise CheckFailed(f"{name} should return {what}; got {_found(got)}.")
+    return tuple(got)
+
+
+def number(got, name: str) -> Tensor:
+    """A learner's number, in whatever shape it came, as float64 without axes."""
+    if got is None:
+        raise CheckFailed(f"{name} returned None. Did you forget the `return`?")
+    if isinstance(got, Real) and not isinstance(got, bool) or isinstance(got, Tensor) and got.numel() == 1:
+        return torch.as_tensor(got, dtype=torch.float64).detach().reshape(())
+    raise CheckFailed(f"{name} should return one number, not {_found(got)}.")
+
+
+def whole(got, name: str) -> int:
+    """A learner's whole number; 3.0 is one."""
+    if isinstance(got, bool) or not isinstance(got, Real) or got % 1 != 0:
+        raise CheckFailed(f"{name} should return a whole number, not {_found(got)}.")
+    return int(got)
+
+
+def truth(got, name: str) -> bool:
+    """A learner's yes or no; a tensor of one value is one."""
+    if isinstance(got, bool) or isinstance(got, Tensor) and got.numel() == 1:
+        return bool(got)
+    raise CheckFailed(f"{name} should return True or False, not {_found(got)}.")
+
+
+def count(got, right: int, name: str, mistakes: dict):
+    """Hold a learner's count against the right one; mistakes: {what a known one counts: what to tell the learner}."""
+    got = whole(got, name)
+    if got != right:
+        raise CheckFailed(f"{name}: " + mistakes.get(got, f"got {got:,}, expected {right:,}."))
+
+
+def _found(got) -> str:
+    """What a learner's function returned, in words."""
+    if got is None:
+        return "None (did you forget the `return`?)"
+    if isinstance(got, Tensor):
+        return f"a tensor of shape {tuple(got.shape)}"
+    return f"a {type(got).__name__} of {len(got)}" if isinstance(got, (tuple, list, dict)) else _brief(got)
 
 
 def passed(message: str):
@@ -49,6 +103,7 @@ def passed(message: str):
 
 def attempt(function, *inputs, name: str):
     """Call a learner's function; an exception inside it becomes a message that says where it came from."""
+    # the function gets copies, and the originals show whether it wrote into them
     copies = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
     try:
         result = function(*copies)
@@ -65,14 +120,16 @@ def attempt(function, *inputs, name: str):
 
 
 def _brief(x) -> str:
-    """An input of a learner's function, in a few letters: tensors by their shape, networks by their class."""
+    """An input of a learner's function, in a few letters: tensors by their shape, functions and networks by name."""
     if isinstance(x, Tensor):
         return str(tuple(x.shape))
     if isinstance(x, (list, tuple)):
         return "[" + ", ".join(map(_brief, x)) + "]"
     if isinstance(x, dict):
         return "{" + ", ".join(f"{key}: {_brief(value)}" for key, value in x.items()) + "}"
-    text = type(x).__name__ if isinstance(x, torch.nn.Module) else repr(x)
+    if callable(x):
+        return getattr(x, "__name__", type(x).__name__)
+    text = repr(x)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from .checking import CheckFailed, attempt, compare, noise, passed
+from .checking import CheckFailed, attempt, compare, noise, passed, several
 
 
 def to_picture(function):
@@ -39,14 +39,12 @@ def guidance(function):
 def latent_numbers(function):
     """`function(height, width, f, channels)`: (numbers in an RGB picture, numbers in its latent)."""
     for h, w, f, c in ((64, 64, 4, 3), (256, 256, 8, 4), (512, 256, 16, 16)):
-        got, right = attempt(function, h, w, f, c, name="latent_numbers"), (h * w * 3, (h // f) * (w // f) * c)
-        call = f"latent_numbers({h}, {w}, {f}, {c})"
-        if not isinstance(got, tuple) or len(got) != 2:
-            raise CheckFailed(f"{call} should return two numbers (picture, latent), not {got!r}.")
+        right, call = (h * w * 3, (h // f) * (w // f) * c), f"latent_numbers({h}, {w}, {f}, {c})"
+        got = several(attempt(function, h, w, f, c, name="latent_numbers"), call, "two numbers (picture, latent)")
         if got == (right[0], h * w // f * c):
             raise CheckFailed(f"{call}: f divides the height *and* the width, so the area shrinks by f squared.")
         if got == (h * w, right[1]):
             raise CheckFailed(f"{call}: a picture has three numbers per pixel (red, green, blue).")
-        if tuple(got) != right:
+        if got != right:
             raise CheckFailed(f"{call} returned {got}; it should be {right}.")
     passed("latent_numbers: the diffusion model sees that many times fewer numbers")

@@ -2,7 +2,7 @@
 
 import torch
 
-from .checking import CheckFailed, attempt, compare, noise, passed
+from .checking import attempt, compare, noise, passed, several
 
 
 def alpha_over(function):
@@ -25,6 +25,7 @@ def box_iou(function):
     a = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.2, 0.1, 0.6, 0.9], [0.7, 0.7, 0.9, 0.8]])
     b = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.25, 0.25, 0.75, 0.75], [0.0, 0.6, 0.1, 0.9], [0.1, 0.1, 0.2, 0.2]])
     low, high = torch.maximum(a[:, None, :2], b[None, :, :2]), torch.minimum(a[:, None, 2:], b[None, :, 2:])
+    # `raw` is what comes out without the clamp: two negative sides make a positive area
     inter, raw = (high - low).clamp(min=0).prod(-1), (high - low).prod(-1)
     area = lambda box: (box[:, 2:] - box[:, :2]).prod(-1)  # noqa: E731
     total = area(a)[:, None] + area(b)[None]
@@ -41,8 +42,7 @@ def inpainting_input(function):
     image = noise(2, 3, 6, 6).clamp(-1, 1)
     mask = (noise(2, 1, 6, 6, seed=2) > 0).float()
     got = attempt(function, image, mask, name="inpainting_input")
-    if not isinstance(got, (tuple, list)) or len(got) != 2:
-        raise CheckFailed("inpainting_input should return two tensors: the masked image and the mask.")
+    got = several(got, "inpainting_input", "two tensors: the masked image and the mask")
     hidden = torch.where(mask.bool(), torch.tensor(-1.0), image)
     compare(got[0], hidden, "the masked image", mistakes=[
         (image * (1 - mask), "the hole is 0, which is mid-grey in [-1, 1]. The released model has black (-1) there: "

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checking import CheckFailed, attempt, compare, noise, passed
+from .checking import CheckFailed, attempt, compare, noise, passed, several
 
 
 def ema_codebook(function):
@@ -20,9 +20,7 @@ def ema_codebook(function):
     mean = lambda a, b, d=decay: d * a + (1 - d) * b                            # noqa: E731
     new_count, new_total = mean(count, number), mean(total, sums)
     out = attempt(function, count, total, vectors, indices, decay, name="ema_codebook")
-    if not isinstance(out, (tuple, list)) or len(out) != 3:
-        raise CheckFailed("ema_codebook should return three things: codebook, count, total.")
-    book, got_count, got_total = out
+    book, got_count, got_total = several(out, "ema_codebook", "three things: codebook, count, total")
     swapped = "decay is the part of the *old* value that stays: decay * old + (1 - decay) * new."
     batch_means = sums / number.clamp(min=1)[:, None]
     loose = {"rtol": 2e-3, "atol": 2e-3}                                        # some add a little to empty counts
@@ -58,11 +56,10 @@ def restart_dead(function):
     idle = torch.tensor([0, 20, 3, 19, 21, 50, 0, 20])
     dead = idle >= 20
     places = []
+    # random draws: look often enough that what never happens is no accident
     for _ in range(24):
         out = attempt(function, codebook, idle, vectors, 20, name="restart_dead")
-        if not isinstance(out, (tuple, list)) or len(out) != 2:
-            raise CheckFailed("restart_dead should return two things: codebook, idle.")
-        book, new_idle = out
+        book, new_idle = several(out, "restart_dead", "two things: codebook, idle")
         compare(book, torch.where(dead[:, None], book if isinstance(book, Tensor) and book.shape == codebook.shape
                                   else codebook, codebook), "the codebook of living codes")
         found = (book[:, None] == vectors[None]).all(-1)                        # (K,N): which vector each code is

@@ -38,6 +38,7 @@ def best_guess(function):
 def ssim_map(function):
     """`function(x, y, local_mean)`: x, y (B,C,H,W) in [0,1], local_mean a function of images -> index (B,C,H,W)."""
     x, y = noise(2, 3, 12, 12).sigmoid(), noise(2, 3, 12, 12, seed=1).sigmoid()
+    # pictures that are alike: of unrelated ones the covariance is about 0, and hides its mistakes
     y = 0.6 * x + 0.4 * y
     average = lambda t: F.avg_pool2d(F.pad(t, (1,) * 4, mode="reflect"), 3, 1)  # noqa: E731
     m, n, xx, yy, xy = average(x), average(y), average(x * x), average(y * y), average(x * y)
@@ -48,10 +49,9 @@ def ssim_map(function):
 
     got = attempt(function, x, y, average, name="ssim_map")
     name = "ssim_map(x, y, local_mean)"
-    if isinstance(got, torch.Tensor) and got.numel() in (1, 2):
-        raise CheckFailed(f"{name}: return the whole map {tuple(x.shape)}; whoever calls it takes the mean.")
+    mean = f"return the whole map {tuple(x.shape)}; whoever calls it takes the mean."
     shown = (2 * c + 0.03**2) / (v + w + 0.03**2)
-    compare(got, index(), name, mistakes=[
+    compare(got, index(), name, shapes=dict.fromkeys([(), (1,), (2,), (2, 1, 1, 1)], mean), mistakes=[
         (index(xx, yy, xy), "variance and covariance are not centred: the mean of x*x, *minus* the square of the mean; "
                             "the mean of x*y, minus the product of the means."),
         (index(c=xy), "the covariance is not centred: subtract the product of the local means."),
@@ -96,6 +96,7 @@ def unit_normalise(function):
         ((x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True), "this standardises. Subtract no mean, only divide by "
                                                                  "the length."),
     ], rtol=1e-3)
+    # a position where no channel speaks: ReLU networks have many, and one NaN spoils a training
     silent = torch.zeros(1, 5, 2, 2, requires_grad=True)
     try:
         out = function(silent)
@@ -126,11 +127,9 @@ def layer_distance(function):
     want = (h * square).sum(1).mean((1, 2))
     name = "layer_distance(a, b, head)"
     got = attempt(function, a, b, head, name="layer_distance")
-    if isinstance(got, torch.Tensor) and got.shape == (3, 4, 5):
-        raise CheckFailed(f"{name} still has the positions, shape (3, 4, 5): take the mean over height and width.")
-    if isinstance(got, torch.Tensor) and got.numel() == 1:
-        raise CheckFailed(f"{name} returns one number for the batch. Give one for each pair, shape (B,).")
-    compare(got, want, name, mistakes=[
+    shapes = {(3, 4, 5): "the positions are still there: take the mean over height and width.",
+              **dict.fromkeys([(), (1,)], "this is one number for the batch. Give one for each pair, shape (B,).")}
+    compare(got, want, name, shapes=shapes, mistakes=[
         ((h * (a - b).square()).sum(1).mean((1, 2)), "the maps are not unit-normalised."),
         ((h * _unit(a - b).square()).sum(1).mean((1, 2)), "normalise the two maps first, then subtract."),
         (square.sum(1).mean((1, 2)), "the head has no effect: each channel's squared difference times its weight."),
@@ -179,6 +178,7 @@ def lpips(make):
     heads = [noise(c, seed=c).abs() for c in (4, 6, 8)]
     x, y = noise(2, 3, 16, 16).tanh(), noise(2, 3, 16, 16, seed=1).tanh()
     build = lambda: attempt(make, _Trunk(), deepcopy(heads), shift, scale, name="LPIPS(net, heads, shift, scale)")  # noqa: E731
+    # two of the same parts: random heads and dropout betray themselves by a difference
     mine, again = build(), build()
     if not isinstance(mine, nn.Module):
         raise CheckFailed("LPIPS should be an nn.Module: `class LPIPS(nn.Module)`, with super().__init__() first.")

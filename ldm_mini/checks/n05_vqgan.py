@@ -4,15 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checking import CheckFailed, attempt, compare, noise, passed
+from .checking import CheckFailed, attempt, compare, noise, number, passed, several
 
 
 def hinge_losses(function):
     """`function(real, fake)`: logits of any shape -> discriminator's loss (), generator's loss ()."""
     real, fake = noise(3, 1, 4, 4) + 1.3, noise(2, 1, 5, 5, seed=1) - 0.3  # other shapes: each has its own mean
     got = attempt(function, real, fake, name="hinge_losses")
-    if not isinstance(got, (tuple, list)) or len(got) != 2:
-        raise CheckFailed("hinge_losses should return two things: the discriminator's loss and the generator's.")
+    got = several(got, "hinge_losses", "two things: the discriminator's loss and the generator's")
     relu = torch.relu
     d = lambda r, f: 0.5 * (r.mean() + f.mean())  # noqa: E731
     compare(got[0], d(relu(1 - real), relu(1 + fake)), "the discriminator's loss", mistakes=[
@@ -52,14 +51,10 @@ def receptive_field(function):
 
     for kernels, strides in (([3, 5, 2], [2, 3, 1]), ([5], [1]), ([3, 3], [1, 1]), ([4] * 4, [2, 2, 1, 1]),
                              ([4] * 5, [2, 2, 2, 1, 1]), ([3, 1, 5], [1, 2, 3])):
-        got = attempt(function, list(kernels), list(strides), name="receptive_field")
-        if got is None:
-            raise CheckFailed("receptive_field returned None. Did you forget the `return`?")
-        if not isinstance(got, (int, float, Tensor)) or isinstance(got, Tensor) and got.numel() != 1:
-            raise CheckFailed(f"receptive_field should return one number, not {got!r}.")
-        if isinstance(got, bool) or float(got) != field(kernels, strides):
-            raise CheckFailed(f"receptive_field({kernels}, {strides}) gave {got}; it should be "
-                              f"{field(kernels, strides)}. {_field_hint(float(got), kernels, strides)}")
+        got = number(attempt(function, list(kernels), list(strides), name="receptive_field"), "receptive_field").item()
+        if got != field(kernels, strides):
+            raise CheckFailed(f"receptive_field({kernels}, {strides}) gave {got:g}; it should be "
+                              f"{field(kernels, strides)}. {_field_hint(got, kernels, strides)}")
     passed("receptive_field: 70 pixels for three strided layers, 34 for two")
 
 
@@ -158,6 +153,7 @@ def adaptive_lambda(function):
     except RuntimeError:
         raise CheckFailed("after adaptive_lambda the losses cannot be back-propagated any more: pass "
                           "retain_graph=True, since the real backward pass is still to come.") from None
+    # a critic without any gradient, where only the clamp is left
     model, nll, g_loss = _losses(scale_g=0.0, scale_nll=30.0)
     a = _norm(nll, model.last_layer)
     got = attempt(lambda: function(nll, g_loss, model), name="adaptive_lambda")

@@ -2,7 +2,7 @@
 
 import torch
 
-from .checking import CheckFailed, attempt, compare, noise, passed
+from .checking import CheckFailed, attempt, compare, noise, number, passed, several
 
 T = 40
 BETAS = torch.linspace(0.002, 0.2, T, dtype=torch.float64)
@@ -38,8 +38,7 @@ def add_noise(function):
 def ddpm_letters(function):
     """`function(abar)`: alphas_cumprod (T,) -> DDPM's alpha, beta, beta_tilde, each (T,)."""
     got = attempt(function, ABAR, name="ddpm_letters")
-    if not isinstance(got, (tuple, list)) or len(got) != 3:
-        raise CheckFailed("ddpm_letters should return three tensors: alpha, beta, beta_tilde.")
+    got = several(got, "ddpm_letters", "three tensors: alpha, beta, beta_tilde")
     alpha, beta, tilde = ABAR / BEFORE, 1 - ABAR / BEFORE, BETAS * (1 - BEFORE) / (1 - ABAR)
     wrapped = ABAR / ABAR.roll(1)
     slip = (1 - ABAR[1:]) / (1 - ABAR[:-1])  # whatever t = 0 holds
@@ -70,11 +69,11 @@ def ddpm_letters(function):
 def diffusion_posterior(function):
     """`function(x0, x_t, t, abar)`: x0, x_t (B,D), t one int, abar (T,) -> mean (B,D), variance (number)."""
     x0, x_t = noise(5, 3), noise(5, 3, seed=1)
+    # t = 0 comes last: who gets only that wrong should be told so
     for t in (25, 1, T - 1, 0):
         got = attempt(function, x0, x_t, t, ABAR, name="posterior")
         call = f"posterior(x0, x_t, {t}, abar)"
-        if not isinstance(got, (tuple, list)) or len(got) != 2:
-            raise CheckFailed("posterior should return two things: the mean and the variance.")
+        got = several(got, "posterior", "two things: the mean and the variance")
         a, b, beta = ABAR[t], BEFORE[t], BETAS[t]
         mean = lambda a, b, u=x0, v=x_t: (  # noqa: E731
             b.sqrt() * (1 - a / b) * u + (a / b).sqrt() * (1 - b) * v) / (1 - a)
@@ -93,13 +92,13 @@ def diffusion_posterior(function):
             (mean(b, BEFORE[t - 1]) if t else x0 * 0, "t is off by one: this is the step from t - 1."),
         ])
         tilde = beta * (1 - b) / (1 - a)
-        variance = got[1] if isinstance(got[1], torch.Tensor) else torch.tensor(float(got[1]))
-        compare(variance.reshape(-1)[:1], tilde.view(1), f"the variance of {call}", mistakes=[
-            (beta.view(1), "this is beta, the variance of a step forward. Knowing x0, less is left: beta_tilde."),
-            (tilde.sqrt().view(1), "this is the standard deviation; return its square."),
-            (beta.sqrt().view(1), "this is sqrt(beta); the variance is beta * (1 - abar_{t-1}) / (1 - abar_t)."),
-            ((1 - b).view(1), "1 - abar_{t-1} is what is unknown about x_{t-1} *before* you see x_t."),
-            ((beta * (1 - ABAR[t - 1]) / (1 - a)).view(1), wraps),
+        variance = got[1].flatten()[0] if isinstance(got[1], torch.Tensor) else got[1]  # some give one per sample
+        compare(number(variance, "posterior's variance"), tilde, f"the variance of {call}", mistakes=[
+            (beta, "this is beta, the variance of a step forward. Knowing x0, less is left: beta_tilde."),
+            (tilde.sqrt(), "this is the standard deviation; return its square."),
+            (beta.sqrt(), "this is sqrt(beta); the variance is beta * (1 - abar_{t-1}) / (1 - abar_t)."),
+            (1 - b, "1 - abar_{t-1} is what is unknown about x_{t-1} *before* you see x_t."),
+            (beta * (1 - ABAR[t - 1]) / (1 - a), wraps),
         ])
     passed("posterior: Bayes' rule in closed form, and at t = 0 it is certain")
 
@@ -157,6 +156,7 @@ def ideal_x0(function):
             (points[d.argmin(1)], "this is the nearest point. The mean weighs *all* points by how likely they are."),
             (points.mean(0).expand_as(x_t), "this is the plain mean: weigh each point by how likely it led to x_t."),
         ])
+    # far from all points each exp underflows to 0, and 0 / 0 follows
     got = attempt(function, points, x_t + 30, 0.999, 0.02, name="ideal_x0")
     if isinstance(got, torch.Tensor) and not got.isfinite().all():
         raise CheckFailed("ideal_x0 is NaN when sigma is small: each exp(-distance^2 / (2 sigma^2)) becomes 0, and 0/0 "

@@ -70,6 +70,7 @@ def res_block(cls):
             (fresh, "it must return its shortcut, and nothing else: conv2 starts at zero.")])
         _wake(reference)
         mine.load_state_dict(reference.state_dict())
+        # the norms' eps shows only where features are as small as it
         for scale in (1.0, 1e-3):
             got = attempt(call, x * scale, time, name="ResBlock.forward")
             compare(got, reference(x * scale, time), f"ResBlock({c_in}, {c_out})(x, time)", rtol=1e-3, atol=1e-4,
@@ -103,6 +104,7 @@ def through_the_u(function):
         (u("h stays"), "the blocks' outputs are pushed, but h itself does not move on: `h = block(h)`, then push h."),
         (u("each from x"), "each input block got the first h; it must get the output of the block before."),
     ])
+    # the same way with sizes that change: a skip of the wrong level no longer fits
     sizes = [lambda h, s=s: F.interpolate(torch.cat([h, h[:, :1]], 1), size=(s, s)) for s in (8, 8, 4, 4)]
     back = [lambda h, s=s: F.interpolate(h[:, ::2], size=(s, s)) for s in (4, 8, 8, 8)]
     got = _through(function, noise(1, 1, 8, 8), sizes, lambda h: h, back)

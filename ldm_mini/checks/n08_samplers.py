@@ -17,6 +17,7 @@ def _abar(s: int):
 def ddpm_step(function):
     """`function(x_t, x0, t, s, abar, noise)`: a draw from q(x_s | x_t, x0); x_t, x0, noise (B,D), ints t > s >= -1."""
     x_t, x0, eta = noise(5, 3), noise(5, 3, seed=1), noise(5, 3, seed=2)
+    # next door, far, the last noisy step, and twice to the clean image
     for t, s in ((30, 29), (30, 12), (49, 0), (0, -1), (6, -1)):
         a, b = ABAR[t], _abar(s)
         step = a / b

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..schedule import NoiseSchedule
-from .checking import CheckFailed, attempt, compare, noise, passed
+from .checking import CheckFailed, attempt, compare, noise, number, passed, several
 
 SCHEDULE = NoiseSchedule(torch.linspace(0.01, 0.35, 20, dtype=torch.float64))
 CODES = torch.tensor([-1.5, -0.5, 0.5, 1.5])  # the codebook of `FirstStage`, in one dimension
@@ -70,25 +70,23 @@ def compression(function):
     for case in ((256, 256, 4, 3, 8192), (256, 256, 8, 4, 16384), (64, 32, 4, 4, 1024), (256, 256, 16, 16, 1024)):
         height, width, f, c, size = case
         got = attempt(function, *case, name="compression")
-        if not isinstance(got, (tuple, list)) or len(got) != 2:
-            raise CheckFailed("compression should return two numbers: the ratio of values, and the bits per pixel.")
-        got = [torch.as_tensor(float(v)).reshape(1) for v in got]
-        want = lambda v: torch.tensor([float(v)])  # noqa: E731
-        compare(got[0], want(3 * f * f / c), f"values of an image per latent value, compression{case}", mistakes=[
-            (want(3 * f / c), "both sides shrink by f: there are f * f fewer positions."),
-            (want(f * f), "positions are f * f fewer, but an image has 3 numbers in each and the latent has c."),
-            (want(f * f / c), "the image has 3 values (red, green, blue) at every position."),
-            (want(c / (3 * f * f)), "upside down: more than 1 means that the latent is smaller."),
-            (want(math.log2(size) / f**2), "the order: first the ratio of the values, then the bits."),
-            (want(3 * height * width), "divide by the number of latent values, c * (H/f) * (W/f)."),
+        got = several(got, "compression", "two numbers: the ratio of values, and the bits per pixel")
+        ratio, bits = f"values of an image per latent value, compression{case}", f"bits per pixel, compression{case}"
+        compare(number(got[0], ratio), 3 * f * f / c, ratio, mistakes=[
+            (3 * f / c, "both sides shrink by f: there are f * f fewer positions."),
+            (f * f, "positions are f * f fewer, but an image has 3 numbers in each and the latent has c."),
+            (f * f / c, "the image has 3 values (red, green, blue) at every position."),
+            (c / (3 * f * f), "upside down: more than 1 means that the latent is smaller."),
+            (math.log2(size) / f**2, "the order: first the ratio of the values, then the bits."),
+            (3 * height * width, "divide by the number of latent values, c * (H/f) * (W/f)."),
         ])
-        compare(got[1], want(math.log2(size) / f**2), f"bits per pixel, compression{case}", mistakes=[
-            (want(math.log2(size)), "this is the bits of one code; one code stands for f * f pixels."),
-            (want(c * math.log2(size) / f**2), "one code is a whole vector of c numbers: c does not count again."),
-            (want(size / f**2), "a number below K takes log2(K) bits."),
-            (want(math.log(size) / f**2), "natural logarithm: that is nats. Bits are log2."),
-            (want(math.log2(size) / f), "both sides shrink by f: one code stands for f * f pixels."),
-            (want(math.log2(size) * height * width / f**2), "that is the whole image: divide by its pixels."),
+        compare(number(got[1], bits), math.log2(size) / f**2, bits, mistakes=[
+            (math.log2(size), "this is the bits of one code; one code stands for f * f pixels."),
+            (c * math.log2(size) / f**2, "one code is a whole vector of c numbers: c does not count again."),
+            (size / f**2, "a number below K takes log2(K) bits."),
+            (math.log(size) / f**2, "natural logarithm: that is nats. Bits are log2."),
+            (math.log2(size) / f, "both sides shrink by f: one code stands for f * f pixels."),
+            (math.log2(size) * height * width / f**2, "that is the whole image: divide by its pixels."),
         ])
     passed("compression: fewer values to model, and far fewer bits to keep")
 
@@ -96,6 +94,7 @@ def compression(function):
 def scale_factor(function):
     """`function(latents)`: latents (N,c,h,w) -> the one number that gives them unit variance."""
     for seed, shape in ((0, (3, 2, 2, 2)), (1, (6, 4, 3, 5))):
+        # channels differ in mean and in spread, or centring each of them would go unseen
         spread = torch.linspace(0.5, 3, shape[1]).view(1, -1, 1, 1)
         z = 1.5 * noise(*shape, seed=seed) * spread + torch.linspace(-2, 3, shape[1]).view(1, -1, 1, 1)
         got = attempt(function, z, name="latent_scale")
@@ -103,28 +102,25 @@ def scale_factor(function):
             hint = (" One per channel would also change how much each channel counts in the loss, and the paper's "
                     "rescaling does not." if got.numel() == shape[1] else "")
             raise CheckFailed(f"latent_scale returned {got.numel()} numbers; it should be one for all values." + hint)
-        if got is None:
-            raise CheckFailed("latent_scale returned None. Did you forget the `return`?")
-        got = torch.as_tensor(got).detach().double().reshape(1)
-        one = lambda v: v.double().reshape(1)  # noqa: E731
-        std = z.double().std()
-        compare(got, one(1 / std), f"latent_scale of latents {shape}", rtol=1e-5, atol=0, mistakes=[
-            (one(std), "upside down: you will *multiply* by it, so it is 1 / standard deviation."),
-            (one(1 / std**2), "this is 1 / variance. To make the variance 1, divide by its root."),
-            (one(std**2), "this is the variance; the factor is 1 / its square root."),
-            (one(1 / z.double().std(correction=0)), "the biased standard deviation (divided by n); "
+        z = z.double()
+        std = z.std()
+        compare(number(got, "latent_scale"), 1 / std, f"latent_scale of latents {shape}", rtol=1e-5, atol=0, mistakes=[
+            (std, "upside down: you will *multiply* by it, so it is 1 / standard deviation."),
+            (1 / std**2, "this is 1 / variance. To make the variance 1, divide by its root."),
+            (std**2, "this is the variance; the factor is 1 / its square root."),
+            (1 / z.std(correction=0), "the biased standard deviation (divided by n); "
              "the released code's `std()` divides by n - 1."),
-            (one(1 / z.double().square().mean().sqrt()), "root mean square: it counts the mean as spread. Latents are "
+            (1 / z.square().mean().sqrt(), "root mean square: it counts the mean as spread. Latents are "
              "not centred before they are scaled, but a standard deviation is about their mean."),
-            (one(1 / z.double().std((0, 2, 3)).mean()), "a mean over channels of their standard deviations; take one "
+            (1 / z.std((0, 2, 3)).mean(), "a mean over channels of their standard deviations; take one "
              "standard deviation of all values, as they are: differences between the channels' means count."),
-            (one(1 / z.double().flatten(1).std(1).mean()), "a mean over pictures of their standard deviations; take "
+            (1 / z.flatten(1).std(1).mean(), "a mean over pictures of their standard deviations; take "
              "one of all values of all pictures."),
-            (one(1 / z.double().var((0, 2, 3)).mean().sqrt()), "you centred each channel; the paper's factor is "
+            (1 / z.var((0, 2, 3)).mean().sqrt(), "you centred each channel; the paper's factor is "
              "1 / standard deviation of all values, as they are."),
-            (one((z.double() - z.double().mean((0, 2, 3), keepdim=True)).square().mean().rsqrt()), "you centred each "
+            ((z - z.mean((0, 2, 3), keepdim=True)).square().mean().rsqrt(), "you centred each "
              "channel; the paper's factor is 1 / standard deviation of all values, as they are."),
-            (one(1 / z.double().abs().max()), "that scales the largest value to 1, and depends on one outlier."),
+            (1 / z.abs().max(), "that scales the largest value to 1, and depends on one outlier."),
         ])
     passed("latent_scale: one number, 1 / standard deviation of all values")
 
@@ -226,6 +222,7 @@ def latent_sample(function):
     if net.training is False:
         raise CheckFailed("sample left the network in evaluation mode, and training would go on without its dropout. "
                           "Remember `net.training` and restore it.")
+    # and the other way round: whoever always calls net.train() at the end is wrong here
     attempt(function, stage, net.eval(), SCHEDULE, z_T, scale, steps, name="sample")
     if net.training:
         raise CheckFailed("sample put the network into training mode, which was in evaluation mode before. Remember "

@@ -34,6 +34,8 @@ def text_transformer(module):
     net = attempt(lambda: module(20, 8, width=16, layers=2, heads=2), name="the text transformer")
     ids = torch.tensor([[1, 5, 6, 7, 2, 0, 0, 0], [1, 7, 6, 5, 2, 0, 0, 0], [1, 5, 6, 7, 9, 8, 3, 2]])
     mask = ids != 0
+    if not isinstance(net, nn.Module):
+        raise CheckFailed("the text transformer should be an nn.Module: give the class, or a function that makes one.")
     net.eval()
     out = attempt(net, ids, mask, name="the text transformer")
     if not isinstance(out, Tensor) or out.shape != (3, 8, 16):

@@ -42,6 +42,7 @@ def box_tokens(function):
 def shuffle_objects(function):
     """`function(words, generator)`: words (B, N, 3) -> the same objects of each sample in an order of its own."""
     size, objects = 600, 4
+    # every word is another number, so each tells where it came from
     words = torch.arange(size * objects * 3).view(size, objects, 3)
     got = attempt(function, words, torch.Generator().manual_seed(0), name="shuffle_objects")
     if not isinstance(got, Tensor) or got.shape != words.shape:
@@ -168,6 +169,7 @@ def two_guidances(function):
                          for i, v in enumerate((0.0, 1.0, 10.0)))
     calls = []
 
+    # squares, and values far apart: no mixture of the three outputs looks like another one
     def net(x, time, cond):
         calls.append(len(x))
         scale = 1 + time.view(-1, 1, 1, 1) / 1000

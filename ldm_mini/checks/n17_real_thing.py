@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checking import CheckFailed, attempt, compare, noise, passed
+from .checking import CheckFailed, attempt, compare, count, noise, number, passed, several
 
 NAMES = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_proj": "emb_layers.1", "norm2": "out_layers.0",
          "conv2": "out_layers.3", "shortcut": "skip_connection"}  # ours: the released code's
@@ -16,14 +16,12 @@ def res_block_parameters(function):
     """`function(width_in, width_out, time_dim)` -> how many numbers a residual block of the U-Net holds."""
     for case in ((320, 640, 1280), (96, 96, 384), (64, 32, 48)):
         a, b, time = case
-        got, name = attempt(function, *case, name="res_block_parameters"), f"res_block_parameters{case}"
-        if isinstance(got, bool) or not isinstance(got, (int, float)) or got != int(got):
-            raise CheckFailed(f"{name} should return a whole number, not {got!r}.")
+        got = attempt(function, *case, name="res_block_parameters")
         norms, conv1, conv2, by_time = 2 * a + 2 * b, 9 * a * b + b, 9 * b * b + b, time * b + b
         skip = a * b + b if a != b else 0
         right = norms + conv1 + conv2 + by_time + skip
         no_bias = 3 * b + (b if a != b else 0)
-        mistakes = {
+        count(got, right, f"res_block_parameters{case}", mistakes={
             right - skip: "where the width changes the skip needs a 1x1 convolution, or there is nothing to add to.",
             right - skip + a * b + b: "where the width stays, the skip is the input itself: no convolution.",
             right - skip + (9 * a * b + b) * (a != b): "the skip's convolution is 1x1, not 3x3.",
@@ -39,9 +37,7 @@ def res_block_parameters(function):
             right - 8 * (a * b + b * b): "the convolutions are 3x3.",
             right + by_time: "the time is added once: its layer gives width_out numbers (twice as many only where it "
                              "scales and shifts).",
-        }
-        if got != right:
-            raise CheckFailed(f"{name}: " + mistakes.get(int(got), f"got {int(got):,}, expected {right:,}."))
+        })
     passed("res_block_parameters: two norms, two convolutions, the time, and a skip where the width changes")
 
 
@@ -63,11 +59,7 @@ def epsilon(function):
     """`function(norm)`: norm takes (B,C,H,W), C a multiple of 32, and gives it normalised -> the norm's epsilon."""
     for eps, groups in ((1e-5, 32), (1e-6, 8), (1e-3, 1), (1e-8, 32)):
         norm = _Norm(eps, groups)
-        got = attempt(function, norm, name="epsilon")
-        if isinstance(got, Tensor) and got.numel() == 1:
-            got = got.item()
-        if isinstance(got, bool) or not isinstance(got, (int, float)):
-            raise CheckFailed(f"epsilon should return one number, not {type(got).__name__}.")
+        got = number(attempt(function, norm, name="epsilon"), "epsilon").item()
         if not norm.seen:
             raise CheckFailed("epsilon never called the norm: it can only be found from what the norm does.")
         if abs(got - eps) <= 0.05 * eps:
@@ -97,8 +89,7 @@ def split_qkv(function):
         for shape in ((3 * width, width), (3 * width,)):
             qkv, name = noise(*shape, seed=seed), f"split_qkv of {shape} with {heads} heads"
             got = attempt(function, qkv, heads, name="split_qkv")
-            if not isinstance(got, (tuple, list, Tensor)) or len(got) != 3:
-                raise CheckFailed(f"{name} should return three tensors, q, k and v.")
+            got = several(list(got) if isinstance(got, Tensor) else got, name, "three tensors, q, k and v")
             parts = qkv.unflatten(0, (heads, 3, -1))
             right = [parts[:, i].flatten(0, 1) for i in range(3)]
             wrong = {
@@ -152,38 +143,36 @@ def block_from_compvis(function):
 
 def pooled_scale(function):
     """`function(batches)`: latents (b,c,h,w), b differs, once through -> 1 / standard deviation of all values."""
-    one = lambda v: torch.as_tensor(v).double().reshape(1)  # noqa: E731
+    differ = "Batches differ in size and in mean: add up n, sum and sum of squares."
+    # the third stream has a mean of hundreds of spreads: in float32 the difference of two sums is rounding
     for sizes, mean, spread in (((3, 2), 0.5, 1.0), ((8, 1, 4, 3), -1.0, 2.0), ((4, 4, 2), 40.0, 0.02)):
         parts = [mean + spread * (1 + i) * noise(b, 4, 2, 2, seed=i) + spread * i for i, b in enumerate(sizes)]
         stream = _Stream(parts)
         got = attempt(function, stream, name="pooled_scale")
-        if got is None:
-            raise CheckFailed("pooled_scale returned None. Did you forget the `return`?")
         if stream.begun > 1 or stream.given < len(parts):
             raise CheckFailed("pooled_scale: the batches come once, as from a data loader; go through all of them, in "
                               "one loop.")
-        if torch.as_tensor(got).numel() != 1:
-            raise CheckFailed(f"pooled_scale returned {torch.as_tensor(got).numel()} numbers; one for all channels.")
+        if isinstance(got, Tensor) and got.numel() > 1:
+            raise CheckFailed(f"pooled_scale returned {got.numel()} numbers; one for all channels.")
+        got = number(got, "pooled_scale")
         z, n = [p.double() for p in parts], sum(p.numel() for p in parts)
-        whole = torch.cat(z)
+        all_values = torch.cat(z)
         within = sum(p.var(correction=0) * p.numel() for p in z) / n
-        compare(one(got), one(1 / whole.std()), f"pooled_scale of batches of {sizes}", rtol=2e-5, atol=0, mistakes=[
-            (one(whole.std()), "upside down: it multiplies the latents, so it is 1 / standard deviation."),
-            (one(1 / whole.std(correction=0)), "divide by n - 1, as torch's std and the released code do; the paper "
+        compare(got, 1 / all_values.std(), f"pooled_scale of batches of {sizes}", rtol=2e-5, atol=0, mistakes=[
+            (all_values.std(), "upside down: it multiplies the latents, so it is 1 / standard deviation."),
+            (1 / all_values.std(correction=0), "divide by n - 1, as torch's std and the released code do; the paper "
                                                "writes n. (With a whole batch of pictures nobody can tell.)"),
-            (one(sum(1 / p.std() for p in z) / len(z)), "a mean of the batches' factors. Batches differ in size and in "
-                                                        "mean: add up n, sum and sum of squares."),
-            (one(len(z) / sum(p.std() for p in z)), "1 / the mean of the batches' standard deviations. Batches differ "
-                                                    "in size and in mean: add up n, sum and sum of squares."),
-            (one((sum(p.var() for p in z) / len(z)) ** -0.5), "a mean of the batches' variances. Batches differ in "
-             "size and in mean: add up n, sum and sum of squares."),
-            (one(within**-0.5), "each batch was centred by its own mean; what differs between batches counts too."),
-            (one(1 / z[-1].std()), "the last batch alone."), (one(1 / z[0].std()), "the first batch alone."),
-            (one(whole.square().mean().rsqrt()), "root mean square: a standard deviation is about the mean."),
-            (one(1 / whole.var()), "1 / variance; take the root."),
-        ] if mean != 40 else [(one(got), "right as long as the mean is small. Here it is hundreds of standard "
-                               "deviations, and the difference of two large sums has "
-                               "lost all its digits: add up in float64.")])
+            (sum(1 / p.std() for p in z) / len(z), f"a mean of the batches' factors. {differ}"),
+            (len(z) / sum(p.std() for p in z), f"1 / the mean of the batches' standard deviations. {differ}"),
+            ((sum(p.var() for p in z) / len(z)) ** -0.5, f"a mean of the batches' variances. {differ}"),
+            (within**-0.5, "each batch was centred by its own mean; what differs between batches counts too."),
+            (1 / z[-1].std(), "the last batch alone."), (1 / z[0].std(), "the first batch alone."),
+            (all_values.square().mean().rsqrt(), "root mean square: a standard deviation is about the mean."),
+            (1 / all_values.var(), "1 / variance; take the root."),
+        ] if mean != 40 else [
+            (got, "right as long as the mean is small. Here it is hundreds of standard deviations, and the difference "
+                  "of two large sums has lost all its digits: add up in float64."),
+        ])
         if stream.kept:
             raise CheckFailed("pooled_scale is right, but keeps all the batches. Three numbers are enough: n, sum, sum "
                               "of squares.")

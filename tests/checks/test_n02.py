@@ -2,9 +2,9 @@
 
 import math
 
-import pytest
 import torch
 import torch.nn.functional as F
+from solutions import spoiled, try_all
 
 from ldm_mini import attention as ours
 from ldm_mini import checks
@@ -98,100 +98,83 @@ def macs(n, m, d, c, q=1, kv=2, table=2, out=1):
 
 
 N = 40  # the tokens that the check of is_order_blind uses
-CORRECT = [
-    (checks.attention, attention_in_loops),
-    (checks.attention, attention_in_einsum),
-    (checks.attention, F.scaled_dot_product_attention),
-    (checks.attention, ours.attention),
-    (checks.attention, lambda q, k, v: (k @ q.mT / q.shape[-1] ** 0.5).softmax(-2).mT @ v),   # keys first
-    (checks.multi_head, multi_head),
-    (checks.multi_head, head_by_head),
-    (checks.multi_head, batched_heads),
-    (checks.multi_head, by_hand),
-    (checks.masked_attention, masked),
-    (checks.masked_attention, masked_loops),
-    (checks.masked_attention, masked_by_hand),
-    (checks.masked_attention, ours.attention),
-    (checks.masked_attention, lambda q, k, v, m: masked(q, k, v, m, -1e9) * m.any(-1).view(-1, 1, 1, 1)),
-    (checks.is_order_blind, shuffled),
-    (checks.is_order_blind, blind_close),
-    (checks.is_order_blind, lambda f, x: all(shuffled(f, x) for _ in range(3))),
-    (checks.attention_macs, macs),
-    (checks.attention_macs, lambda n, m, d, c: 2 * d * (n * d + m * c + n * m)),
-]
+CORRECT = {
+    checks.attention: [
+        attention_in_loops, attention_in_einsum, F.scaled_dot_product_attention, ours.attention,
+        lambda q, k, v: (k @ q.mT / q.shape[-1] ** 0.5).softmax(-2).mT @ v,
+    ],
+    checks.multi_head: [multi_head, head_by_head, batched_heads, by_hand],
+    checks.masked_attention: [
+        masked, masked_loops, masked_by_hand, ours.attention,
+        lambda q, k, v, m: masked(q, k, v, m, -1e9) * m.any(-1).view(-1, 1, 1, 1),
+    ],
+    checks.is_order_blind: [shuffled, blind_close, lambda f, x: all(shuffled(f, x) for _ in range(3))],
+    checks.attention_macs: [macs, lambda n, m, d, c: 2 * d * (n * d + m * c + n * m)],
+}
 
-MUTANTS = [
-    (checks.attention, lambda q, k, v: (q @ k.mT).softmax(-1) @ v, "scale is missing"),
-    (checks.attention, lambda q, k, v: (q @ k.mT / q.shape[-1]).softmax(-1) @ v, "not by d"),
-    (checks.attention, lambda q, k, v: (q @ k.mT * q.shape[-1] ** 0.5).softmax(-1) @ v, "you multiplied"),
-    (checks.attention, lambda q, k, v: (q @ k.mT / v.shape[-1] ** 0.5).softmax(-1) @ v, "values"),
-    (checks.attention, lambda q, k, v: (q @ k.mT / k.shape[-2] ** 0.5).softmax(-1) @ v, "number of keys"),
-    (checks.attention, lambda q, k, v: (q @ k.mT / q.shape[2] ** 0.5).softmax(-1) @ v, "not their number"),
-    (checks.attention, lambda q, k, v: (q @ k.mT / q.shape[1] ** 0.5).softmax(-1) @ v, "that of the heads"),
-    (checks.attention, lambda q, k, v: scores(q, k).softmax(1) @ v, "over the heads"),
-    (checks.attention, lambda q, k, v: scores(q, k).softmax(-2) @ v, "wrong axis"),
-    (checks.attention, lambda q, k, v: scores(q, k) @ v, "softmax is missing"),
-    (checks.attention, lambda q, k, v: (q @ k.mT).softmax(-1) / 2 @ v, "off by"),
-    (checks.attention, lambda q, k, v: scores(q, k).softmax(-1) / q.shape[-1] ** 0.5 @ v, "before the softmax"),
-    (checks.attention, lambda q, k, v: scores(q, k).softmax(-1), "shape of the weights"),
-    (checks.attention, lambda q, k, v: scores(q, k).exp() / scores(q, k).exp().sum(-1, keepdim=True) @ v, "overflows"),
-    (checks.attention, lambda q, k, v: q @ k @ v, "RuntimeError"),
-    (checks.attention, lambda q, k, v: None, "return"),
-    (checks.multi_head, lambda *a: multi_head(*a, split=lambda t: t.reshape(2, 3, -1, 4)), "mixes tokens"),
-    (checks.multi_head, lambda *a: multi_head(*a, split=lambda t: t.reshape(2, 3, -1, 4),
-                                              merge=lambda t: t.reshape(2, -1, 12)), "mixes tokens"),
-    (checks.multi_head, lambda *a: multi_head(*a, merge=lambda t: t.reshape(2, -1, 12)), "on the way back"),
-    (checks.multi_head, lambda *a: multi_head(*a, split=lambda t: t[:, None]), "one single head"),
-    (checks.multi_head, lambda *a: multi_head(*a, split=lambda t: t.view(2, -1, 4, 3).permute(0, 3, 1, 2)),
-     "neighbouring"),
-    (checks.multi_head, lambda *a: multi_head(*a, mix=lambda q, k, v: (q @ k.mT / 12**0.5).softmax(-1) @ v), "head's"),
-    (checks.multi_head, lambda *a: multi_head(*a, mix=lambda q, k, v: (q @ k.mT).softmax(-1) @ v), "missing"),
-    (checks.multi_head, lambda x, c, q, k, v, o, h: multi_head(x, x, q, k, v, o, h), "RuntimeError"),
-    (checks.multi_head, lambda x, c, q, k, v, o, h: multi_head(x, c, q, k, v, torch.eye(12), h), "shape"),
-    (checks.masked_attention, lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v), "Did you use it"),
-    (checks.masked_attention, lambda q, k, v, m: masked(2 * q, k, v, m), "scale is missing"),
-    (checks.masked_attention, lambda q, k, v, m: masked(q, k, v, ~m), "upside down"),
-    (checks.masked_attention, lambda q, k, v, m: scores(q, k).softmax(-1) * m[:, None, None] @ v, "adds up to 1"),
-    (checks.masked_attention, lambda q, k, v, m: (scores(q, k) * m[:, None, None]).softmax(-1) @ v, "exp"),
-    (checks.masked_attention, lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v * m[:, None, :, None]),
-     "adds up"),
-    (checks.masked_attention, lambda q, k, v, m: masked(q, k, v, m, clean=False), "NaN"),
-    (checks.masked_attention, lambda q, k, v, m: masked(q, k, v, m, -1e9), "large negative"),
-    (checks.masked_attention, lambda q, k, v, m: masked(q, k, v, m | ~m.any(-1, keepdim=True)), "seen again"),
-    (checks.masked_attention, lambda q, k, v, m: masked(q, k, v, m[0].expand_as(m)), "off by"),
-    (checks.is_order_blind, lambda f, x: torch.equal(f(x[:, torch.randperm(N)]), f(x)), "reordered alike"),
-    (checks.attention_macs, lambda n, m, d, c: d * (2 * n * d + 2 * m * c + 2 * n * n), "n tokens look at m"),
-    (checks.is_order_blind, lambda f, x: True, "position code"),
-    (checks.is_order_blind, lambda f, x: False, "treats every token alike"),
-    (checks.is_order_blind, lambda f, x: shuffled(f, x, torch.arange(N)), "Did your shuffle move"),
-    (checks.is_order_blind, lambda f, x: shuffled(f, x, axis=0), "axis 1"),
-    (checks.is_order_blind, lambda f, x: shuffled(f, x, torch.arange(N).flip(0)), "reversal"),
-    (checks.is_order_blind, lambda f, x: shuffled(f, x, torch.arange(N).roll(7)), "reversal"),
-    (checks.is_order_blind, lambda f, x: shuffled(f, x, again=False), "it should be True"),
-    (checks.is_order_blind, lambda f, x: shuffled(f, x, close=torch.equal), "last digit"),
-    (checks.is_order_blind, lambda f, x: "yes", "True or False"),
-    (checks.attention_macs, lambda *a: macs(*a, table=1), "used twice"),
-    (checks.attention_macs, lambda *a: macs(*a, out=0), "at the end"),
-    (checks.attention_macs, lambda *a: macs(*a, kv=1), "two projections"),
-    (checks.attention_macs, lambda *a: macs(*a, kv=0), "are missing"),
-    (checks.attention_macs, lambda *a: macs(*a, q=0, kv=0, out=0), "table alone"),
-    (checks.attention_macs, lambda n, m, d, c: macs(n, n, d, d) - 2 * (n - m) * n * d, "come from the context"),
-    (checks.attention_macs, lambda n, m, d, c: macs(n, m, d, d), "context_dim"),
-    (checks.attention_macs, lambda *a: 2 * macs(*a), "as one"),
-    (checks.attention_macs, lambda *a: macs(*a) + 1, "expected"),
-    (checks.attention_macs, lambda n, m, d, c: None, "whole number"),
-]
+MUTANTS = {
+    checks.attention: [
+        (lambda q, k, v: (q @ k.mT).softmax(-1) @ v, "scale is missing"),
+        (lambda q, k, v: (q @ k.mT / q.shape[-1]).softmax(-1) @ v, "not by d"),
+        (lambda q, k, v: (q @ k.mT * q.shape[-1] ** 0.5).softmax(-1) @ v, "you multiplied"),
+        (lambda q, k, v: (q @ k.mT / v.shape[-1] ** 0.5).softmax(-1) @ v, "values"),
+        (lambda q, k, v: (q @ k.mT / k.shape[-2] ** 0.5).softmax(-1) @ v, "number of keys"),
+        (lambda q, k, v: (q @ k.mT / q.shape[2] ** 0.5).softmax(-1) @ v, "not their number"),
+        (lambda q, k, v: (q @ k.mT / q.shape[1] ** 0.5).softmax(-1) @ v, "that of the heads"),
+        (lambda q, k, v: scores(q, k).softmax(1) @ v, "over the heads"),
+        (lambda q, k, v: scores(q, k).softmax(-2) @ v, "wrong axis"),
+        (lambda q, k, v: scores(q, k) @ v, "softmax is missing"),
+        (lambda q, k, v: (q @ k.mT).softmax(-1) / 2 @ v, "off by"),
+        (lambda q, k, v: scores(q, k).softmax(-1) / q.shape[-1] ** 0.5 @ v, "before the softmax"),
+        (lambda q, k, v: scores(q, k).softmax(-1), "shape of the weights"),
+        (lambda q, k, v: scores(q, k).exp() / scores(q, k).exp().sum(-1, keepdim=True) @ v, "overflows"),
+        (lambda q, k, v: q @ k @ v, "RuntimeError"),
+        (lambda q, k, v: None, "return"),
+    ],
+    checks.multi_head: [
+        *spoiled(multi_head, (dict(split=lambda t: t.reshape(2, 3, -1, 4)), "mixes tokens"),
+                 (dict(split=lambda t: t.reshape(2, 3, -1, 4), merge=lambda t: t.reshape(2, -1, 12)), "mixes tokens"),
+                 (dict(merge=lambda t: t.reshape(2, -1, 12)), "on the way back"),
+                 (dict(split=lambda t: t[:, None]), "one single head"),
+                 (dict(split=lambda t: t.view(2, -1, 4, 3).permute(0, 3, 1, 2)), "neighbouring"),
+                 (dict(mix=lambda q, k, v: (q @ k.mT / 12**0.5).softmax(-1) @ v), "head's"),
+                 (dict(mix=lambda q, k, v: (q @ k.mT).softmax(-1) @ v), "missing")),
+        (lambda x, c, q, k, v, o, h: multi_head(x, x, q, k, v, o, h), "RuntimeError"),
+        (lambda x, c, q, k, v, o, h: multi_head(x, c, q, k, v, torch.eye(12), h), "shape"),
+    ],
+    checks.masked_attention: [
+        *spoiled(masked, (dict(clean=False), "NaN")),
+        (lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v), "Did you use it"),
+        (lambda q, k, v, m: masked(2 * q, k, v, m), "scale is missing"),
+        (lambda q, k, v, m: masked(q, k, v, ~m), "upside down"),
+        (lambda q, k, v, m: scores(q, k).softmax(-1) * m[:, None, None] @ v, "adds up to 1"),
+        (lambda q, k, v, m: (scores(q, k) * m[:, None, None]).softmax(-1) @ v, "exp"),
+        (lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v * m[:, None, :, None]), "adds up"),
+        (lambda q, k, v, m: masked(q, k, v, m, -1e9), "large negative"),
+        (lambda q, k, v, m: masked(q, k, v, m | ~m.any(-1, keepdim=True)), "seen again"),
+        (lambda q, k, v, m: masked(q, k, v, m[0].expand_as(m)), "off by"),
+    ],
+    checks.is_order_blind: [
+        *spoiled(shuffled, (dict(axis=0), "axis 1"), (dict(again=False), "it should be True"),
+                 (dict(close=torch.equal), "last digit")),
+        (lambda f, x: torch.equal(f(x[:, torch.randperm(N)]), f(x)), "reordered alike"),
+        (lambda f, x: True, "position code"),
+        (lambda f, x: False, "treats every token alike"),
+        (lambda f, x: shuffled(f, x, torch.arange(N)), "Did your shuffle move"),
+        (lambda f, x: shuffled(f, x, torch.arange(N).flip(0)), "reversal"),
+        (lambda f, x: shuffled(f, x, torch.arange(N).roll(7)), "reversal"),
+        (lambda f, x: "yes", "True or False"),
+    ],
+    checks.attention_macs: [
+        *spoiled(macs, (dict(table=1), "used twice"), (dict(out=0), "at the end"), (dict(kv=1), "two projections"),
+                 (dict(kv=0), "are missing"), (dict(q=0, kv=0, out=0), "table alone")),
+        (lambda n, m, d, c: d * (2 * n * d + 2 * m * c + 2 * n * n), "n tokens look at m"),
+        (lambda n, m, d, c: macs(n, n, d, d) - 2 * (n - m) * n * d, "come from the context"),
+        (lambda n, m, d, c: macs(n, m, d, d), "context_dim"),
+        (lambda *a: 2 * macs(*a), "as one"),
+        (lambda *a: macs(*a) + 1, "expected"),
+        (lambda n, m, d, c: None, "whole number"),
+    ],
+}
 
-
-@pytest.mark.parametrize("check, solution", CORRECT)
-def test_correct_variants_pass(check, solution, capsys):
-    torch.manual_seed(0)
-    check(solution)
-    assert capsys.readouterr().out.startswith("✓")
-
-
-@pytest.mark.parametrize("check, mutant, hint", MUTANTS)
-def test_mutants_are_killed_with_a_hint(check, mutant, hint):
-    torch.manual_seed(0)
-    with pytest.raises(checks.CheckFailed, match=hint):
-        check(mutant)
+test_right_solutions_pass, test_wrong_ones_fail_with_a_hint, test_the_stub_is_named = try_all(CORRECT, MUTANTS)

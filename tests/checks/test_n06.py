@@ -1,7 +1,7 @@
 """Checks of notebook 06: known wrong solutions fail with a message that helps; right ones written another way pass."""
 
-import pytest
 import torch
+from solutions import spoiled, try_all
 
 from ldm_mini import checks
 from ldm_mini.diffusion import ideal_denoiser, to_x0_eps
@@ -104,117 +104,93 @@ def v_with(sign):
     return lambda p, o, x, a, s: {"eps": (x - s * o) / a, "x0": o, "v": a * x + sign * s * o}[p]
 
 
-CORRECT = [
-    (checks.add_noise, lambda x0, e, t, betas: jump(x0, e, abar(betas)[t])),
-    (checks.add_noise, lambda x0, e, t, betas: NoiseSchedule(betas).add_noise(x0, e, t)),
-    (checks.add_noise, lambda x0, e, t, betas: jump(x0, e, (1 - betas).log().cumsum(0).exp()[t])),
-    (checks.add_noise, small_steps),
-    (checks.ddpm_letters, letters),
-    (checks.ddpm_letters, lambda a: list(letters(a.double()))),
-    (checks.diffusion_posterior, textbook),
-    (checks.diffusion_posterior, precise),
-    (checks.diffusion_posterior, library_posterior),
-    (checks.diffusion_posterior, lambda *args: (textbook(*args)[0], float(textbook(*args)[1]))),
-    (checks.to_x0, lambda *args: to_x0_eps(*args)[0]),
-    (checks.to_x0, v_with(-1)),
-    (checks.to_x0, lambda p, o, x, a, s: {"eps": x / a - o * s / a, "x0": o, "v": (x - s * (s * x + a * o)) / a}[p]),
-    (checks.ideal_x0, ideal),
-    (checks.ideal_x0, library_ideal),
-    (checks.ideal_x0, stable_loop),
-    (checks.ideal_x0, lambda p, x, a, s: torch.softmax(-torch.cdist(x / a, p).square() * a**2 / s**2 / 2, 1) @ p),
-]
+CORRECT = {
+    checks.add_noise: [
+        lambda x0, e, t, betas: jump(x0, e, abar(betas)[t]),
+        lambda x0, e, t, betas: NoiseSchedule(betas).add_noise(x0, e, t),
+        lambda x0, e, t, betas: jump(x0, e, (1 - betas).log().cumsum(0).exp()[t]), small_steps,
+    ],
+    checks.ddpm_letters: [letters, lambda a: list(letters(a.double()))],
+    checks.diffusion_posterior: [
+        textbook, precise, library_posterior, lambda *args: (textbook(*args)[0], float(textbook(*args)[1])),
+    ],
+    checks.to_x0: [
+        lambda *args: to_x0_eps(*args)[0], v_with(-1),
+        lambda p, o, x, a, s: {"eps": x / a - o * s / a, "x0": o, "v": (x - s * (s * x + a * o)) / a}[p],
+    ],
+    checks.ideal_x0: [
+        ideal, library_ideal, stable_loop,
+        lambda p, x, a, s: torch.softmax(-torch.cdist(x / a, p).square() * a**2 / s**2 / 2, 1) @ p,
+    ],
+}
 
-MUTANTS = [
-    # amplitudes
-    (checks.add_noise, lambda x, e, t, b: abar(b)[t][:, None] * x + (1 - abar(b)[t])[:, None] * e, "roots"),
-    (checks.add_noise, lambda x, e, t, b: abar(b)[t].sqrt()[:, None] * x + (1 - abar(b)[t])[:, None] * e, "roots"),
-    (checks.add_noise, lambda x, e, t, b: abar(b)[t][:, None] * x + (1 - abar(b)[t]).sqrt()[:, None] * e, "roots"),
-    (checks.add_noise, lambda x, e, t, b: (r := abar(b)[t].sqrt()[:, None]) * x + (1 - r) * e, "variances add up"),
-    # timesteps
-    (checks.add_noise, lambda x, e, t, b: jump(x, e, abar(b)[t - 1]), "off by one.*wraps"),
-    (checks.add_noise, lambda x, e, t, b: jump(x, e, before(abar(b))[t]), "off by one"),
-    (checks.add_noise, lambda x, e, t, b: jump(x, e, abar(b)[(t + 1).clamp(max=len(b) - 1)]), r"off by one.*t \+ 1"),
-    (checks.add_noise, lambda x, e, t, b: jump(x, e, abar(b)[t + 1]), "IndexError"),
-    # which number
-    (checks.add_noise, lambda x, e, t, b: jump(x, e, (1 - b).prod().expand(len(x))), "noise of the last step"),
-    (checks.add_noise, lambda x, e, t, b: jump(x, e, 1 - b[t]), "one small step"),
-    (checks.add_noise, lambda x, e, t, b: jump(x, e, (1 - b.cumsum(0)[t]).clamp(min=0)), "multiply"),
-    (checks.add_noise, lambda x, e, t, b: jump(x, e, abar(b)[t]) + 0.01, "off by up to"),
-    (checks.add_noise, lambda x, e, t, b: jump(e, x, abar(b)[t]), "swapped"),
-    (checks.add_noise, lambda x, e, t, b: abar(b)[t].sqrt() @ x + (1 - abar(b)[t]).sqrt() @ e, "shape"),
-    # alpha from the note, and its relatives
-    (checks.ddpm_letters, lambda a: ((1 - a) / (1 - before(a)).clamp(min=1e-12), *letters(a)[1:]), "slip of the note"),
-    (checks.ddpm_letters, lambda a: ((1 - a) / (1 - before(a)), *letters(a)[1:]), "slip of the note"),
-    (checks.ddpm_letters, lambda a: ((1 - a) / (1 - a.roll(1)), *letters(a)[1:]), "slip of the note"),
-    (checks.ddpm_letters, lambda a: ((1 - before(a)) / (1 - a), *letters(a)[1:]), "factor of beta_tilde"),
-    (checks.ddpm_letters, lambda a: (a / a.roll(1), *letters(a)[1:]), "last"),
-    (checks.ddpm_letters, lambda a: (before(a) / a, *letters(a)[1:]), "upside down"),
-    (checks.ddpm_letters, lambda a: (a.sqrt(), *letters(a)[1:]), "LDM's alpha"),
-    (checks.ddpm_letters, lambda a: (letters(a)[0].sqrt(), *letters(a)[1:]), "square root"),
-    (checks.ddpm_letters, lambda a: (a, *letters(a)[1:]), "abar itself"),
-    (checks.ddpm_letters, lambda a: (letters(a)[0], 1 - a, letters(a)[2]), "all steps so far"),
-    (checks.ddpm_letters, lambda a: (*letters(a)[:2], letters(a)[1]), "this is beta"),
-    (checks.ddpm_letters, lambda a: (*letters(a)[:2], letters(a)[1] * (1 - a) / (1 - before(a)).clamp(min=1e-12)),
-     "upside down"),
-    (checks.ddpm_letters, lambda a: (*letters(a)[:2], letters(a)[2].sqrt()), "variance"),
-    (checks.ddpm_letters, lambda a: letters(a)[:2], "three tensors"),
-    # the posterior
-    (checks.diffusion_posterior, lambda *args: textbook(*args, variance="beta"), "this is beta.*beta_tilde"),
-    (checks.diffusion_posterior, lambda *args: textbook(*args, variance="root"), "standard deviation"),
-    (checks.diffusion_posterior, lambda *args: textbook(*args, root=False), "roots"),
-    (checks.diffusion_posterior, lambda *args: textbook(*args, first=None), "index -1"),
-    (checks.diffusion_posterior, lambda *args: textbook(*args, other="swapped"), "swapped"),
-    (checks.diffusion_posterior, lambda *args: textbook(*args, other="late"), "off by one"),
-    (checks.diffusion_posterior, lambda *args: textbook(*args, other="late noise"), "off by one"),
-    (checks.diffusion_posterior, earlier, "off by one.*t - 1"),
-    (checks.diffusion_posterior, later, r"off by one.*t \+ 1"),
-    (checks.diffusion_posterior, lambda *args: textbook(*args)[0], "two things"),
-    (checks.diffusion_posterior, lambda *args: (textbook(*args)[0] * 1.01, textbook(*args)[1]), "off by up to"),
-    # languages of a prediction
-    (checks.to_x0, v_with(1), "sign of v"),
-    (checks.to_x0, lambda p, o, x, a, s: to_x0_eps(p, o, x, a, s)[1], "network's own output"),
-    (checks.to_x0, lambda p, o, x, a, s: to_x0_eps({"eps": "x0", "x0": "eps", "v": "v"}[p], o, x, a, s)[0],
-     "network's own output"),
-    (checks.to_x0, lambda p, o, x, a, s: (x - s * o) / a, "as if it were eps"),
-    (checks.to_x0, lambda p, o, x, a, s: to_x0_eps(p, o, x, s, a)[0], "swapped"),
-    (checks.to_x0, lambda p, o, x, a, s: x - s * o if p == "eps" else to_x0_eps(p, o, x, a, s)[0], "division"),
-    (checks.to_x0, lambda p, o, x, a, s: (x + s * o) / a if p == "eps" else o, "taken away"),
-    (checks.to_x0, lambda p, o, x, a, s: (x - s * o) / a if p != "x0" else o, "v as if it were eps"),
-    (checks.to_x0, lambda p, o, x, a, s: (x - s * o) / a if p == "eps" else o, "neither"),
-    (checks.to_x0, lambda p, o, x, a, s: to_x0_eps(p, o, x, a, s)[p == "v"], "this is eps"),
-    (checks.to_x0, lambda p, o, x, a, s: to_x0_eps(p, o, x, *((s, a) if p == "v" else (a, s)))[0], "swapped"),
-    # the ideal denoiser
-    (checks.ideal_x0, lambda *args: ideal(*args, shrink=False), r"alpha \* point"),
-    (checks.ideal_x0, lambda *args: ideal(*args, over=lambda s: s**2), "the 2 is missing"),
-    (checks.ideal_x0, lambda *args: ideal(*args, over=lambda s: 2 * s), "variance"),
-    (checks.ideal_x0, lambda *args: ideal(*args, square=False), "squared"),
-    (checks.ideal_x0, lambda *args: ideal(*args, sign=1.0), "near points"),
-    (checks.ideal_x0, lambda *args: ideal(*args, dim=0), "over the points"),
-    (checks.ideal_x0, lambda p, x, a, s: torch.exp(-torch.cdist(x, a * p) ** 2 / (2 * s * s)) @ p, "add up to 1"),
-    (checks.ideal_x0, lambda p, x, a, s: a * ideal(p, x, a, s), "no alpha"),
-    (checks.ideal_x0, lambda p, x, a, s: p[torch.cdist(x, a * p).argmin(1)], "nearest point"),
-    (checks.ideal_x0, lambda p, x, a, s: p.mean(0).expand_as(x), "plain mean"),
-    (checks.ideal_x0, naive_ideal, "softmax"),
-]
+MUTANTS = {
+    checks.add_noise: [
+        (lambda x, e, t, b: abar(b)[t][:, None] * x + (1 - abar(b)[t])[:, None] * e, "roots"),
+        (lambda x, e, t, b: abar(b)[t].sqrt()[:, None] * x + (1 - abar(b)[t])[:, None] * e, "roots"),
+        (lambda x, e, t, b: abar(b)[t][:, None] * x + (1 - abar(b)[t]).sqrt()[:, None] * e, "roots"),
+        (lambda x, e, t, b: (r := abar(b)[t].sqrt()[:, None]) * x + (1 - r) * e, "variances add up"),
+        (lambda x, e, t, b: jump(x, e, abar(b)[t - 1]), "off by one.*wraps"),
+        (lambda x, e, t, b: jump(x, e, before(abar(b))[t]), "off by one"),
+        (lambda x, e, t, b: jump(x, e, abar(b)[(t + 1).clamp(max=len(b) - 1)]), r"off by one.*t \+ 1"),
+        (lambda x, e, t, b: jump(x, e, abar(b)[t + 1]), "IndexError"),
+        (lambda x, e, t, b: jump(x, e, (1 - b).prod().expand(len(x))), "noise of the last step"),
+        (lambda x, e, t, b: jump(x, e, 1 - b[t]), "one small step"),
+        (lambda x, e, t, b: jump(x, e, (1 - b.cumsum(0)[t]).clamp(min=0)), "multiply"),
+        (lambda x, e, t, b: jump(x, e, abar(b)[t]) + 0.01, "off by up to"),
+        (lambda x, e, t, b: jump(e, x, abar(b)[t]), "swapped"),
+        (lambda x, e, t, b: abar(b)[t].sqrt() @ x + (1 - abar(b)[t]).sqrt() @ e, "shape"),
+    ],
+    checks.ddpm_letters: [
+        (lambda a: ((1 - a) / (1 - before(a)).clamp(min=1e-12), *letters(a)[1:]), "slip of the note"),
+        (lambda a: ((1 - a) / (1 - before(a)), *letters(a)[1:]), "slip of the note"),
+        (lambda a: ((1 - a) / (1 - a.roll(1)), *letters(a)[1:]), "slip of the note"),
+        (lambda a: ((1 - before(a)) / (1 - a), *letters(a)[1:]), "factor of beta_tilde"),
+        (lambda a: (a / a.roll(1), *letters(a)[1:]), "last"),
+        (lambda a: (before(a) / a, *letters(a)[1:]), "upside down"),
+        (lambda a: (a.sqrt(), *letters(a)[1:]), "LDM's alpha"),
+        (lambda a: (letters(a)[0].sqrt(), *letters(a)[1:]), "square root"),
+        (lambda a: (a, *letters(a)[1:]), "abar itself"),
+        (lambda a: (letters(a)[0], 1 - a, letters(a)[2]), "all steps so far"),
+        (lambda a: (*letters(a)[:2], letters(a)[1]), "this is beta"),
+        (lambda a: (*letters(a)[:2], letters(a)[1] * (1 - a) / (1 - before(a)).clamp(min=1e-12)), "upside down"),
+        (lambda a: (*letters(a)[:2], letters(a)[2].sqrt()), "variance"),
+        (lambda a: letters(a)[:2], "three tensors"),
+    ],
+    checks.diffusion_posterior: [
+        *spoiled(textbook, (dict(variance="beta"), "this is beta.*beta_tilde"),
+                 (dict(variance="root"), "standard deviation"), (dict(root=False), "roots"),
+                 (dict(first=None), "index -1"), (dict(other="swapped"), "swapped"), (dict(other="late"), "off by one"),
+                 (dict(other="late noise"), "off by one")),
+        (earlier, "off by one.*t - 1"),
+        (later, r"off by one.*t \+ 1"),
+        (lambda *args: textbook(*args)[0], "two things"),
+        (lambda *args: (textbook(*args)[0] * 1.01, textbook(*args)[1]), "off by up to"),
+    ],
+    checks.to_x0: [
+        (v_with(1), "sign of v"),
+        (lambda p, o, x, a, s: to_x0_eps(p, o, x, a, s)[1], "network's own output"),
+        (lambda p, o, x, a, s: to_x0_eps({"eps": "x0", "x0": "eps", "v": "v"}[p], o, x, a, s)[0],
+         "network's own output"),
+        (lambda p, o, x, a, s: (x - s * o) / a, "as if it were eps"),
+        (lambda p, o, x, a, s: to_x0_eps(p, o, x, s, a)[0], "swapped"),
+        (lambda p, o, x, a, s: x - s * o if p == "eps" else to_x0_eps(p, o, x, a, s)[0], "division"),
+        (lambda p, o, x, a, s: (x + s * o) / a if p == "eps" else o, "taken away"),
+        (lambda p, o, x, a, s: (x - s * o) / a if p !="x0" else o, "v as if it were eps"),
+        (lambda p, o, x, a, s: (x - s * o) / a if p == "eps" else o, "neither"),
+        (lambda p, o, x, a, s: to_x0_eps(p, o, x, a, s)[p == "v"], "this is eps"),
+        (lambda p, o, x, a, s: to_x0_eps(p, o, x, *((s, a) if p == "v" else (a, s)))[0], "swapped"),
+    ],
+    checks.ideal_x0: [
+        *spoiled(ideal, (dict(shrink=False), r"alpha \* point"), (dict(over=lambda s: s**2), "the 2 is missing"),
+                 (dict(over=lambda s: 2 * s), "variance"), (dict(square=False), "squared"),
+                 (dict(sign=1.0), "near points"), (dict(dim=0), "over the points")),
+        (lambda p, x, a, s: torch.exp(-torch.cdist(x, a * p) ** 2 / (2 * s * s)) @ p, "add up to 1"),
+        (lambda p, x, a, s: a * ideal(p, x, a, s), "no alpha"),
+        (lambda p, x, a, s: p[torch.cdist(x, a * p).argmin(1)], "nearest point"),
+        (lambda p, x, a, s: p.mean(0).expand_as(x), "plain mean"),
+        (naive_ideal, "softmax"),
+    ],
+}
 
-
-@pytest.mark.parametrize("check, solution", CORRECT)
-def test_correct_variants_pass(check, solution, capsys):
-    check(solution)
-    assert capsys.readouterr().out.startswith("✓")
-
-
-@pytest.mark.parametrize("check, mutant, hint", MUTANTS)
-def test_mutants_are_killed_with_a_hint(check, mutant, hint):
-    with pytest.raises(checks.CheckFailed, match=hint):
-        check(mutant)
-
-
-@pytest.mark.parametrize("check", [checks.add_noise, checks.ddpm_letters, checks.diffusion_posterior, checks.to_x0,
-                                   checks.ideal_x0])
-def test_the_stub_is_named(check):
-    def stub(*args):
-        raise NotImplementedError
-
-    with pytest.raises(checks.CheckFailed, match="still the stub"):
-        check(stub)
+test_right_solutions_pass, test_wrong_ones_fail_with_a_hint, test_the_stub_is_named = try_all(CORRECT, MUTANTS)

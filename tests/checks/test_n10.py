@@ -2,8 +2,8 @@
 
 import math
 
-import pytest
 import torch
+from solutions import spoiled, try_all
 from torch import nn
 from torch.nn import functional as F
 
@@ -41,19 +41,6 @@ class Library(nn.Module):
 def modulo(num_classes, dim):
     """-1 wraps around to the last row by itself."""
     return Rows(num_classes, dim, "modulo")
-
-
-@pytest.mark.parametrize("module", [Rows, Library, modulo])
-def test_class_tokens_right(module):
-    checks.class_tokens(module)
-
-
-@pytest.mark.parametrize("how, message", [
-    ("zero", "not the first class"), ("last class", "row of its own"), ("shift", "shifted by one"), ("flat", "shape"),
-    ("no row", "one row more"), ("detached", "no gradient")])
-def test_class_tokens_wrong(how, message):
-    with pytest.raises(checks.CheckFailed, match=message):
-        checks.class_tokens(lambda *sizes: Rows(*sizes, how))
 
 
 class Text(nn.Module):
@@ -99,20 +86,6 @@ class ByHand(nn.Module):
         return h
 
 
-@pytest.mark.parametrize("module", [Text, ByHand])
-def test_text_transformer_right(module):
-    checks.text_transformer(module)
-
-
-@pytest.mark.parametrize("how, message", [
-    ("no positions", "order is lost"), ("no mask", "padding is read"), ("inverted", "(?i)mask"), ("causal", "causal"),
-    ("no norm", "LayerNorm"), ("pooled", r"\(3, 8, 16\)"), ("no attention", "attention is missing"),
-    ("detached", "no gradient")])
-def test_text_transformer_wrong(how, message):
-    with pytest.raises(checks.CheckFailed, match=message):
-        checks.text_transformer(lambda *sizes, **more: Text(*sizes, **more, how=how))
-
-
 def maps_of(maps, size, heads="mean", mode="bilinear", mix=False, calls="mean", layers="mean", swap=False):
     out = []
     for each in maps.values():
@@ -124,18 +97,6 @@ def maps_of(maps, size, heads="mean", mode="bilinear", mix=False, calls="mean", 
         more = {"align_corners": False} if mode == "bilinear" else {}
         out.append(F.interpolate(picture[None], scale_factor=size / side, mode=mode, **more)[0])
     return sum(out) / (len(out) if layers == "mean" else 1)
-
-
-def test_word_maps_right():
-    checks.word_maps(maps_of)
-
-
-@pytest.mark.parametrize("options, message", [
-    (dict(heads="sum"), "over the heads"), (dict(mode="nearest"), "bilinear"), (dict(mix=True), "transpose first"),
-    (dict(calls="last"), "all calls"), (dict(layers="sum"), "do not add"), (dict(swap=True), "row by row")])
-def test_word_maps_wrong(options, message):
-    with pytest.raises(checks.CheckFailed, match=message):
-        checks.word_maps(lambda maps, size: maps_of(maps, size, **options))
 
 
 def dropped(cond, null, p, generator, how="right"):
@@ -169,14 +130,29 @@ def loop(cond, null, p, generator):
             for name in cond}
 
 
-@pytest.mark.parametrize("function", [dropped, loop])
-def test_drop_conditions_right(function):
-    checks.drop_conditions(function)
+CORRECT = {
+    checks.class_tokens: [Rows, Library, modulo],
+    checks.text_transformer: [Text, ByHand],
+    checks.word_maps: [maps_of],
+    checks.drop_conditions: [dropped, loop],
+}
 
+MUTANTS = {
+    checks.class_tokens: spoiled(
+        Rows, ("zero", "not the first class"), ("last class", "row of its own"), ("shift", "shifted by one"),
+        ("flat", "shape"), ("no row", "one row more"), ("detached", "no gradient")),
+    checks.text_transformer: spoiled(
+        Text, ("no positions", "order is lost"), ("no mask", "padding is read"), ("inverted", "(?i)mask"),
+        ("causal", "causal"), ("no norm", "LayerNorm"), ("pooled", r"\(3, 8, 16\)"),
+        ("no attention", "attention is missing"), ("detached", "no gradient")),
+    checks.word_maps: spoiled(
+        maps_of, (dict(heads="sum"), "over the heads"), (dict(mode="nearest"), "bilinear"),
+        (dict(mix=True), "transpose first"), (dict(calls="last"), "all calls"), (dict(layers="sum"), "do not add"),
+        (dict(swap=True), "row by row")),
+    checks.drop_conditions: spoiled(
+        dropped, ("never", "nothing was dropped"), ("batch", "not once for all"), ("swapped", "swapped"),
+        ("each part", "same draw"), ("pieces", "in pieces"), ("mask forgotten", "same draw"), ("blend", "mixture"),
+        ("no generator", "generator")),
+}
 
-@pytest.mark.parametrize("how, message", [
-    ("never", "nothing was dropped"), ("batch", "not once for all"), ("swapped", "swapped"), ("each part", "same draw"),
-    ("pieces", "in pieces"), ("mask forgotten", "same draw"), ("blend", "mixture"), ("no generator", "generator")])
-def test_drop_conditions_wrong(how, message):
-    with pytest.raises(checks.CheckFailed, match=message):
-        checks.drop_conditions(lambda *inputs: dropped(*inputs, how=how))
+test_right_solutions_pass, test_wrong_ones_fail_with_a_hint, test_the_stub_is_named = try_all(CORRECT, MUTANTS)

@@ -1,7 +1,7 @@
 """The checks of notebook 12: right solutions in several styles pass, known mistakes fail with the right message."""
 
-import pytest
 import torch
+from solutions import spoiled, try_all
 
 from ldm_mini import checks
 from ldm_mini.cond import Cond
@@ -34,25 +34,6 @@ def tokens_in_loops(labels, boxes, grid, pad):
     return torch.tensor(rows)
 
 
-@pytest.mark.parametrize("function", [tokens, tokens_in_loops])
-def test_box_tokens_right(function):
-    checks.box_tokens(function)
-
-
-@pytest.mark.parametrize("how, message", [
-    ("grid", "grid - 1"), ("floor", "cuts off"), ("swap", "x and y are swapped"), ("no pad", "all its three words"),
-    ("class only", "its corners must"), ("corners first", "class comes first"),
-    ("bottom first", "top left corner comes"), ("columns", "stand together")])
-def test_box_tokens_wrong(how, message):
-    with pytest.raises(checks.CheckFailed, match=message):
-        checks.box_tokens(lambda *inputs: tokens(*inputs, how=how))
-
-
-def test_box_tokens_of_another_type():
-    with pytest.raises(checks.CheckFailed, match="dtype"):
-        checks.box_tokens(lambda *inputs: tokens(*inputs).float())
-
-
 def shuffled(words, generator, how="right"):
     size, objects = words.shape[:2]
     source = torch.Generator().manual_seed(7) if how == "own generator" else generator
@@ -77,20 +58,6 @@ def shuffled(words, generator, how="right"):
 
 def shuffled_in_a_loop(words, generator):
     return torch.stack([sample[torch.randperm(len(sample), generator=generator)] for sample in words])
-
-
-@pytest.mark.parametrize("function", [shuffled, shuffled_in_a_loop])
-def test_shuffle_objects_right(function):
-    checks.shuffle_objects(function)
-
-
-@pytest.mark.parametrize("how, message", [
-    ("words", "tore objects apart"), ("all words", "tore objects apart"), ("samples", "moved to other samples"),
-    ("one order", "same order"), ("nothing", "nothing moved"), ("randint", "each \\*once\\*"),
-    ("roll", "equally likely"), ("own generator", "other generators")])
-def test_shuffle_objects_wrong(how, message):
-    with pytest.raises(checks.CheckFailed, match=message):
-        checks.shuffle_objects(lambda *inputs: shuffled(*inputs, how=how))
 
 
 def joined(parts, how="right"):
@@ -121,21 +88,6 @@ def joined(parts, how="right"):
 def joined_by_cond(parts):
     made = Cond.join([Cond(**part) for part in parts])
     return vars(made)
-
-
-@pytest.mark.parametrize("function", [joined, joined_by_cond])
-def test_join_conditions_right(function):
-    checks.join_conditions(function)
-
-
-@pytest.mark.parametrize("how, message", [
-    ("reversed", "order of the parts"), ("unread", "True, not False"), ("no mask", "5 columns"), ("not", "may be read"),
-    ("float", "dtype"), ("int", "stay bool"), ("vectors cat", "\\*added\\*"), ("mean", "not averaged"),
-    ("last", "only the last"), ("first", "only the first"), ("maps reversed", "order of the parts"),
-    ("empty", "leave them")])
-def test_join_conditions_wrong(how, message):
-    with pytest.raises(checks.CheckFailed, match=message):
-        checks.join_conditions(lambda parts: joined(parts, how=how))
 
 
 def subsets(size, weights, p_each, p_single, generator, how="right"):
@@ -171,26 +123,6 @@ def subsets_in_a_loop(size, weights, p_each, p_single, generator):
     return torch.tensor(rows)
 
 
-@pytest.mark.parametrize("function", [subsets, subsets_in_a_loop])
-def test_draw_subsets_right(function):
-    checks.draw_subsets(function)
-
-
-@pytest.mark.parametrize("how, message", [
-    ("stay", "chance to be \\*dropped\\*"), ("together", "dropped together"),
-    ("batch", "in all samples or in none"), ("flat", "were not used"),
-    ("one for all", "same part"), ("drops one", "\\*keeps\\* one"), ("swapped", "1 - p_single"),
-    ("on top", "keeps exactly one|on top of each other")])
-def test_draw_subsets_wrong(how, message):
-    with pytest.raises(checks.CheckFailed, match=message):
-        checks.draw_subsets(lambda *inputs: subsets(*inputs, how=how))
-
-
-def test_draw_subsets_as_numbers():
-    with pytest.raises(checks.CheckFailed, match="bool"):
-        checks.draw_subsets(lambda *inputs: subsets(*inputs).float())
-
-
 def guided(net, x_t, t, none, first, both, s, r, how="right"):
     if how == "three calls":
         n, f, b = (net(x_t, t, cond) for cond in (none, first, both))
@@ -208,26 +140,37 @@ def guided_in_another_order(net, x_t, t, none, first, both, s, r):
     return (1 - s) * n + (s - r) * f + r * b
 
 
-@pytest.mark.parametrize("function", [guided, guided_in_another_order])
-def test_two_guidances_right(function):
-    checks.two_guidances(function)
+CORRECT = {
+    checks.box_tokens: [tokens, tokens_in_loops],
+    checks.shuffle_objects: [shuffled, shuffled_in_a_loop],
+    checks.join_conditions: [joined, joined_by_cond],
+    checks.draw_subsets: [subsets, subsets_in_a_loop],
+    checks.two_guidances: [guided, guided_in_another_order],
+}
 
+MUTANTS = {
+    checks.box_tokens: [(lambda *inputs: tokens(*inputs).float(), "dtype")] + spoiled(
+        tokens, ("grid", "grid - 1"), ("floor", "cuts off"), ("swap", "x and y are swapped"),
+        ("no pad", "all its three words"), ("class only", "its corners must"), ("corners first", "class comes first"),
+        ("bottom first", "top left corner comes"), ("columns", "stand together")),
+    checks.shuffle_objects: spoiled(
+        shuffled, ("words", "tore objects apart"), ("all words", "tore objects apart"),
+        ("samples", "moved to other samples"), ("one order", "same order"), ("nothing", "nothing moved"),
+        ("randint", "each \\*once\\*"), ("roll", "equally likely"), ("own generator", "other generators")),
+    checks.join_conditions: spoiled(
+        joined, ("reversed", "order of the parts"), ("unread", "True, not False"), ("no mask", "5 columns"),
+        ("not", "may be read"), ("float", "dtype"), ("int", "stay bool"), ("vectors cat", "\\*added\\*"),
+        ("mean", "not averaged"), ("last", "only the last"), ("first", "only the first"),
+        ("maps reversed", "order of the parts"), ("empty", "leave them")),
+    checks.draw_subsets: [(lambda *inputs: subsets(*inputs).float(), "bool")] + spoiled(
+        subsets, ("stay", "chance to be \\*dropped\\*"), ("together", "dropped together"),
+        ("batch", "in all samples or in none"), ("flat", "were not used"), ("one for all", "same part"),
+        ("drops one", "\\*keeps\\* one"), ("swapped", "1 - p_single"),
+        ("on top", "keeps exactly one|on top of each other")),
+    checks.two_guidances: spoiled(
+        guided, ("three calls", "3 times"), ("scales", "scales are swapped"), ("from none", "both - first"),
+        ("start first", "start from `none`"), ("start both", "start from `none`"), ("joint", "one guidance for both"),
+        ("sign", "the differences point away"), ("both first", "first - none")),
+}
 
-@pytest.mark.parametrize("how, message", [
-    ("three calls", "3 times"), ("scales", "scales are swapped"), ("from none", "both - first"),
-    ("start first", "start from `none`"), ("start both", "start from `none`"), ("joint", "one guidance for both"),
-    ("sign", "the differences point away"), ("both first", "first - none")])
-def test_two_guidances_wrong(how, message):
-    with pytest.raises(checks.CheckFailed, match=message):
-        checks.two_guidances(lambda *inputs: guided(*inputs, how=how))
-
-
-@pytest.mark.parametrize("name", ["box_tokens", "shuffle_objects", "join_conditions", "draw_subsets", "two_guidances"])
-def test_stubs_are_told_so(name):
-    def stub(*inputs):
-        raise NotImplementedError
-
-    with pytest.raises(checks.CheckFailed, match="stub"):
-        getattr(checks, name)(stub)
-    with pytest.raises(checks.CheckFailed):
-        getattr(checks, name)(lambda *inputs: None)
+test_right_solutions_pass, test_wrong_ones_fail_with_a_hint, test_the_stub_is_named = try_all(CORRECT, MUTANTS)

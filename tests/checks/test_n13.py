@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from solutions import spoiled, try_all
 
 from ldm_mini import checks
 from ldm_mini.blocks import Downsample, Upsample
@@ -27,37 +28,12 @@ def by_inverse(layer, x, order):
     return ((back - out).abs().amax() / out.abs().amax()).item()
 
 
-RIGHT_ORDER = [error, by_inverse, lambda layer, x, order: error(layer, x, order).reshape(1)]
-WRONG_ORDER = [
-    (dict(back=False), "put the output in the same order"),
-    (dict(relative=False), "relative"),
-    (dict(mean=True), "largest"),
-    (dict(shuffle=False), "Is x shuffled"),
-]
+def channels_too(layer, x, order):
+    def mix(image):
+        return image.flatten(1)[:, torch.randperm(image[0].numel(), generator=torch.Generator().manual_seed(0))]
 
-
-@pytest.mark.parametrize("function", RIGHT_ORDER)
-def test_order_error_right(function, capsys):
-    checks.order_error(function)
-    assert "✓" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("options, message", WRONG_ORDER)
-def test_order_error_wrong(options, message):
-    with pytest.raises(checks.CheckFailed, match=message):
-        checks.order_error(lambda layer, x, order: error(layer, x, order, **options))
-
-
-def test_order_error_shuffles_channels_too():
-    def channels(layer, x, order):
-        def mix(image):
-            return image.flatten(1)[:, torch.randperm(image[0].numel(), generator=torch.Generator().manual_seed(0))]
-
-        out = layer(x)
-        return (mix(layer(mix(x).view_as(x))) - mix(out)).abs().max() / out.abs().max()
-
-    with pytest.raises(checks.CheckFailed, match="pixels"):
-        checks.order_error(channels)
+    out = layer(x)
+    return (mix(layer(mix(x).view_as(x))) - mix(out)).abs().max() / out.abs().max()
 
 
 def reach(layers, down=True, first=True, up=True, up_conv=False, pixels=True):
@@ -96,23 +72,6 @@ def measured(layers):
     return differs.index(False) * pixel if False in differs else size
 
 
-RIGHT_REACH = [reach, lambda layers: float(reach(layers))]
-WRONG_REACH = [(dict(down=False), "is a 3x3 convolution too"), (dict(first=False), "before"),
-               (dict(up=False), "half as large again"), (dict(up_conv=True), "repeats pixels"),
-               (dict(pixels=False), "several pixels of the input")]
-
-
-@pytest.mark.parametrize("function", RIGHT_REACH)
-def test_border_reach_right(function):
-    checks.border_reach(function)
-
-
-@pytest.mark.parametrize("options, message", WRONG_REACH)
-def test_border_reach_wrong(options, message):
-    with pytest.raises(checks.CheckFailed, match=message):
-        checks.border_reach(lambda layers: reach(layers, **options))
-
-
 @pytest.mark.parametrize("layers", [["conv"] * 3, ["conv", "down", "conv"], ["conv", "conv", "down", "conv", "conv"]])
 def test_border_reach_is_what_real_layers_do(layers):
     """Left border: a stride-2 convolution of padding 1 reads pixels -1, 0, 1; whole coarse pixels are reached."""
@@ -144,43 +103,18 @@ def centred(train_x, train_y, test_x, test_y):
     return 1 - rest.square().sum() / (test_y - test_y.mean(0)).square().sum()
 
 
-@pytest.mark.parametrize("function", [r2, centred])
-def test_probe_right(function):
-    checks.probe(function)
-
-
-@pytest.mark.parametrize("options, message", [
-    (dict(one=False), "constant is missing"), (dict(judge="train"), "training"),
-    (dict(fit="test"), "fitted on the test"), (dict(mean="all"), "each column"),
-    (dict(mean="none"), "take the mean away"), (dict(part="rest"), "not. explained"),
-    (dict(part="mse"), "squared error")])
-def test_probe_wrong(options, message):
-    with pytest.raises(checks.CheckFailed, match=message):
-        checks.probe(lambda *rows: r2(*rows, **options))
-
-
-def grid(height, width, kind="centres"):
+def grid(height, width, how="right"):
     y, x = torch.meshgrid(torch.arange(height) / 1.0, torch.arange(width) / 1.0, indexing="ij")
-    if kind == "edges":
+    if how == "edges":
         return torch.stack([y / (height - 1), x / (width - 1)]) * 2 - 1
-    half = 0.0 if kind == "corners" else 0.5
+    half = 0.0 if how == "corners" else 0.5
     place = torch.stack([(y + half) / height, (x + half) / width])
-    return {"swapped": place.flip(0) * 2 - 1, "unit": place}.get(kind, place * 2 - 1)
+    return {"swapped": place.flip(0) * 2 - 1, "unit": place}.get(how, place * 2 - 1)
 
 
-def test_coordinates_right():
-    checks.coordinates(grid)
-    checks.coordinates(lambda h, w: torch.stack(torch.meshgrid(
-        torch.linspace(1 / h - 1, 1 - 1 / h, h), torch.linspace(1 / w - 1, 1 - 1 / w, w), indexing="ij")))
-
-
-@pytest.mark.parametrize("kind, message", [("edges", "borders"), ("corners", "half a pixel"), ("unit", "0 to 1"),
-                                           ("swapped", "first channel is the row")])
-def test_coordinates_wrong(kind, message):
-    with pytest.raises(checks.CheckFailed, match=message):
-        checks.coordinates(lambda h, w: grid(h, w, kind))
-    with pytest.raises(checks.CheckFailed, match="shape"):
-        checks.coordinates(lambda h, w: grid(h, w).permute(1, 2, 0))
+def grid_by_linspace(h, w):
+    lines = torch.linspace(1 / h - 1, 1 - 1 / h, h), torch.linspace(1 / w - 1, 1 - 1 / w, w)
+    return torch.stack(torch.meshgrid(*lines, indexing="ij"))
 
 
 def knows(net, channels, size, factor=1, shifts=((1, 0), (0, 1), (1, 1)), relative=True, tolerance=1e-3,
@@ -205,20 +139,6 @@ def every_shift(net, channels, size, factor=1):
     return torch.stack(errors).max() > 1e-4
 
 
-@pytest.mark.parametrize("function", [knows, every_shift])
-def test_knows_where_right(function):
-    checks.knows_where(function)
-
-
-@pytest.mark.parametrize("options, message", [
-    (dict(shifts=((1, 0),)), "shifts of columns"), (dict(shifts=((0, 1),)), "shifts of rows"),
-    (dict(in_factor=False), "multiples of `factor`"), (dict(relative=False), "fraction of the output"),
-    (dict(tolerance=0.0), "tolerance"), (dict(tolerance=10.0), "knows where the border is")])
-def test_knows_where_wrong(options, message):
-    with pytest.raises(checks.CheckFailed, match=message):
-        checks.knows_where(lambda *inputs: knows(*inputs, **options))
-
-
 def test_the_premise_holds_for_the_library():
     """Downsample and Upsample pass on shifts of the ring, and zero padding alone breaks that."""
     torch.manual_seed(0)
@@ -228,3 +148,36 @@ def test_the_premise_holds_for_the_library():
             layer.conv = torch.nn.Conv2d(2, 2, 3, stride=layer.conv.stride, padding=1, padding_mode=padding)
         with torch.no_grad():
             assert knows(layers, 2, 8, factor=2) is expected
+
+
+CORRECT = {
+    checks.order_error: [error, by_inverse, lambda layer, x, order: error(layer, x, order).reshape(1)],
+    checks.border_reach: [reach, lambda layers: float(reach(layers))],
+    checks.probe: [r2, centred],
+    checks.coordinates: [grid, grid_by_linspace],
+    checks.knows_where: [knows, every_shift],
+}
+
+MUTANTS = {
+    checks.order_error: [(channels_too, "pixels")] + spoiled(
+        error, (dict(back=False), "put the output in the same order"), (dict(relative=False), "relative"),
+        (dict(mean=True), "largest"), (dict(shuffle=False), "Is x shuffled")),
+    checks.border_reach: spoiled(
+        reach, (dict(down=False), "is a 3x3 convolution too"), (dict(first=False), "before"),
+        (dict(up=False), "half as large again"), (dict(up_conv=True), "repeats pixels"),
+        (dict(pixels=False), "several pixels of the input")),
+    checks.probe: spoiled(
+        r2, (dict(one=False), "constant is missing"), (dict(judge="train"), "training"),
+        (dict(fit="test"), "fitted on the test"), (dict(mean="all"), "each column"),
+        (dict(mean="none"), "take the mean away"), (dict(part="rest"), "not. explained"),
+        (dict(part="mse"), "squared error")),
+    checks.coordinates: [(lambda h, w: grid(h, w).permute(1, 2, 0), "shape")] + spoiled(
+        grid, ("edges", "borders"), ("corners", "half a pixel"), ("unit", "0 to 1"),
+        ("swapped", "first channel is the row")),
+    checks.knows_where: spoiled(
+        knows, (dict(shifts=((1, 0),)), "shifts of columns"), (dict(shifts=((0, 1),)), "shifts of rows"),
+        (dict(in_factor=False), "multiples of `factor`"), (dict(relative=False), "fraction of the output"),
+        (dict(tolerance=0.0), "tolerance"), (dict(tolerance=10.0), "knows where the border is")),
+}
+
+test_right_solutions_pass, test_wrong_ones_fail_with_a_hint, test_the_stub_is_named = try_all(CORRECT, MUTANTS)

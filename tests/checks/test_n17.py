@@ -2,8 +2,8 @@
 
 import re
 
-import pytest
 import torch
+from solutions import spoiled, try_all
 
 from ldm_mini import checks
 from ldm_mini.blocks import ResBlock
@@ -19,32 +19,6 @@ def by_formula(a, b, time, first=True, skip=None):
 def by_building(a, b, time):
     with torch.device("meta"):
         return sum(p.numel() for p in ResBlock(a, b, time, groups=1).parameters())
-
-
-@pytest.mark.parametrize("right", [by_formula, by_building, lambda *case: float(by_formula(*case))])
-def test_res_block_parameters(right, capsys):
-    checks.res_block_parameters(right)
-    assert "✓ res_block_parameters" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("wrong, message", [
-    (lambda a, b, t: by_formula(a, b, t, skip=0), "1x1 convolution"),
-    (lambda a, b, t: by_formula(a, b, t, skip=a * b + b), "the skip is the input itself"),
-    (lambda a, b, t: by_formula(a, b, t, skip=(9 * a * b + b) * (a != b)), "not 3x3"),
-    (lambda a, b, t: by_formula(a, b, t) - 2 * a - 2 * b, "a gain and a bias per channel"),
-    (lambda a, b, t: by_formula(a, b, t) - a - b, "two numbers per channel"),
-    (lambda a, b, t: by_formula(a, b, t) - 2 * b + 2 * a, "the second norm"),
-    (lambda a, b, t: by_formula(a, b, t) - 3 * b - (b if a != b else 0), "have biases"),
-    (lambda a, b, t: by_formula(a, b, t) - t * b - b, "time embedding is missing"),
-    (lambda a, b, t: by_formula(a, b, t) - t * b - b + t * a + a, "to width_out channels"),
-    (lambda a, b, t: by_formula(a, b, t) - 9 * b * b + 9 * a * b, "second convolution"),
-    (lambda a, b, t: by_formula(a, b, t) + t * b + b, "once"),
-    (lambda a, b, t: by_formula(a, b, t) - 9 * a * b - 9 * b * b + a * b + b * b, "are 3x3"),
-    (lambda a, b, t: by_formula(a, b, t) + 1, "expected"), (lambda a, b, t: None, "whole number"),
-])
-def test_wrong_counts(wrong, message):
-    with pytest.raises(checks.CheckFailed, match=message):
-        checks.res_block_parameters(wrong)
 
 
 # ------------------------------------------------------------------------------------------------------------- epsilon
@@ -72,26 +46,6 @@ def two_sizes(norm):
     return from_signs(norm, guess**0.5).item()
 
 
-@pytest.mark.parametrize("right", [from_signs, from_deviations, two_sizes])
-def test_epsilon(right, capsys):
-    checks.epsilon(right)
-    assert "✓ epsilon" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("wrong, message", [
-    (lambda norm: from_signs(norm, 1.0), "float32 cannot see"),
-    (lambda norm: ((signs() / norm(signs())) ** 2).mean(), "subtract the variance"),
-    (lambda norm: from_signs(norm) ** 0.5, "square root"),
-    (lambda norm: 1 / from_signs(norm), "1 / epsilon"),
-    (lambda norm: 1e-5, "never called"), (lambda norm: norm(signs()), "one number"),
-    (lambda norm: norm(signs()).mean().item() + 1e-5, "found 1e-05 in a norm with 1e-06"),
-    (lambda norm: norm(torch.zeros(1, 3, 4, 4)), "multiple of 32"),
-])
-def test_wrong_epsilons(wrong, message):
-    with pytest.raises(checks.CheckFailed, match=message):
-        checks.epsilon(wrong)
-
-
 # ------------------------------------------------------------------------------------------------------- q, k and v
 
 
@@ -108,28 +62,6 @@ def split_by_index(qkv, num_heads):
     d = len(qkv) // num_heads // 3
     rows = torch.arange(len(qkv))
     return torch.stack([qkv[rows // d % 3 == i] for i in range(3)])
-
-
-@pytest.mark.parametrize("right", [split_with_a_view, split_in_loops, split_by_index])
-def test_split_qkv(right, capsys):
-    checks.split_qkv(right)
-    assert "✓ split_qkv" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("wrong, message", [
-    (lambda qkv, heads: qkv.chunk(3), "that is the \\*new\\* order"),
-    (lambda qkv, heads: [qkv[i::3] for i in range(3)], "every third row|the \\*new\\* order"),
-    (lambda qkv, heads: [qkv.unflatten(0, (heads, -1, 3))[:, :, i].flatten(0, 1) for i in range(3)],
-     "every third row|the axes are"),
-    (lambda qkv, heads: [split_in_loops(qkv, heads)[i] for i in (1, 0, 2)], "changed places"),
-    (lambda qkv, heads: split_in_loops(qkv, heads)[::-1], "q, k, v"),
-    (lambda qkv, heads: [p.unflatten(0, (heads, -1)).transpose(0, 1).flatten(0, 1) for p in split_in_loops(qkv, heads)],
-     "must stay blocks"),
-    (lambda qkv, heads: qkv, "three tensors"), (lambda qkv, heads: [qkv] * 3, "has shape"),
-])
-def test_wrong_splits(wrong, message):
-    with pytest.raises(checks.CheckFailed, match=message):
-        checks.split_qkv(wrong)
 
 
 # --------------------------------------------------------------------------------------------------------------- names
@@ -156,31 +88,8 @@ def rename_by_pattern(state):
     return {pattern.sub(lambda match: WORDS[match[0]], name): value.clone() for name, value in state.items()}
 
 
-@pytest.mark.parametrize("right", [rename, rename_by_replacing, rename_by_pattern])
-def test_block_from_compvis(right, capsys):
-    checks.block_from_compvis(right)
-    assert "✓ block_from_compvis" in capsys.readouterr().out
-
-
 def swapped(a, b):
     return lambda state: rename(state, WORDS | {a: WORDS[b], b: WORDS[a]})
-
-
-@pytest.mark.parametrize("wrong, message", [
-    (swapped("in_layers.0", "out_layers.0"), "norm1.weight is out_layers.0.weight"),
-    (swapped("in_layers.2", "out_layers.3"), "place in a Sequential"),
-    (lambda state: rename(state, {**WORDS, "out_layers.2": "conv2"} | {"out_layers.3": "conv3"}), "unknown"),
-    (lambda state: {name: value for name, value in rename(state).items() if "shortcut" not in name}, "missing"),
-    (lambda state: {ours + ".weight": state[theirs + ".weight"] for theirs, ours in WORDS.items()} | {
-        ours + ".bias": state[theirs + ".bias"] for theirs, ours in WORDS.items()}, "no skip_connection"),
-    (lambda state: rename({n: v for n, v in state.items() if n.endswith("weight")}), "missing .*bias"),
-    (lambda state: state | rename(state), "still have the released names"),
-    (lambda state: {name: value * 2 for name, value in rename(state).items()}, "something else"),
-    (lambda state: list(rename(state)), "should return a dict"),
-])
-def test_wrong_names(wrong, message):
-    with pytest.raises(checks.CheckFailed, match=message):
-        checks.block_from_compvis(wrong)
 
 
 # --------------------------------------------------------------------------------------------------------------- scale
@@ -204,12 +113,6 @@ def welford(batches):
     return (n - 1) ** 0.5 / m2**0.5
 
 
-@pytest.mark.parametrize("right", [three_sums, welford])
-def test_pooled_scale(right, capsys):
-    checks.pooled_scale(right)
-    assert "✓ pooled_scale" in capsys.readouterr().out
-
-
 def centred(batches):
     sums = [((z - z.mean()).square().sum().item(), z.numel()) for z in batches]
     return (sum(s for s, _ in sums) / sum(n for _, n in sums)) ** -0.5
@@ -228,20 +131,82 @@ def mean_of(function, then=lambda v: v):
     return solution
 
 
-@pytest.mark.parametrize("wrong, message", [
-    (mean_of(lambda z: 1 / z.std()), "mean of the batches' factors"),
-    (mean_of(lambda z: z.std(), lambda v: 1 / v), "standard deviations. Batches differ"),
-    (mean_of(lambda z: z.var(), lambda v: v**-0.5), "batches' variances"),
-    (centred, "centred by its own mean"), (last, "last batch"), (lambda b: 1 / three_sums(b), "upside down"),
-    (lambda b: three_sums(b, less=0), "n - 1"), (lambda b: three_sums(b) ** 2, "take the root"),
-    (lambda b: mean_of(lambda z: z.square().sum())(b) * 0 + 1, "off by"),
-    (lambda b: three_sums(b, torch.float32), "float64"),
-    (lambda b: 1 / torch.cat(list(b)).double().std(), "keeps all the batches"),
-    (lambda b: 1 / next(iter(b)).double().std(), "come once"),
-    (lambda b: sum(z.mean() for z in b) * 0 + three_sums(b), "come once"),
-    (lambda b: torch.ones(4) * sum(z.numel() for z in b), "returned 4 numbers"),
-    (lambda b: [z for z in b] and None, "returned None"),
-])
-def test_wrong_scales(wrong, message):
-    with pytest.raises(checks.CheckFailed, match=message):
-        checks.pooled_scale(wrong)
+CORRECT = {
+    checks.res_block_parameters: [by_formula, by_building, lambda *case: float(by_formula(*case))],
+    checks.epsilon: [from_signs, from_deviations, two_sizes],
+    checks.split_qkv: [split_with_a_view, split_in_loops, split_by_index],
+    checks.block_from_compvis: [rename, rename_by_replacing, rename_by_pattern],
+    checks.pooled_scale: [three_sums, welford],
+}
+
+MUTANTS = {
+    checks.res_block_parameters: [
+        *spoiled(by_formula, (dict(skip=0), "1x1 convolution")),
+        (lambda a, b, t: by_formula(a, b, t, skip=a * b + b), "the skip is the input itself"),
+        (lambda a, b, t: by_formula(a, b, t, skip=(9 * a * b + b) * (a != b)), "not 3x3"),
+        (lambda a, b, t: by_formula(a, b, t) - 2 * a - 2 * b, "a gain and a bias per channel"),
+        (lambda a, b, t: by_formula(a, b, t) - a - b, "two numbers per channel"),
+        (lambda a, b, t: by_formula(a, b, t) - 2 * b + 2 * a, "the second norm"),
+        (lambda a, b, t: by_formula(a, b, t) - 3 * b - (b if a != b else 0), "have biases"),
+        (lambda a, b, t: by_formula(a, b, t) - t * b - b, "time embedding is missing"),
+        (lambda a, b, t: by_formula(a, b, t) - t * b - b + t * a + a, "to width_out channels"),
+        (lambda a, b, t: by_formula(a, b, t) - 9 * b * b + 9 * a * b, "second convolution"),
+        (lambda a, b, t: by_formula(a, b, t) + t * b + b, "once"),
+        (lambda a, b, t: by_formula(a, b, t) - 9 * a * b - 9 * b * b + a * b + b * b, "are 3x3"),
+        (lambda a, b, t: by_formula(a, b, t) + 1, "expected"),
+        (lambda a, b, t: None, "whole number"),
+    ],
+    checks.epsilon: [
+        (lambda norm: from_signs(norm, 1.0), "float32 cannot see"),
+        (lambda norm: ((signs() / norm(signs())) ** 2).mean(), "subtract the variance"),
+        (lambda norm: from_signs(norm) ** 0.5, "square root"),
+        (lambda norm: 1 / from_signs(norm), "1 / epsilon"),
+        (lambda norm: 1e-5, "never called"),
+        (lambda norm: norm(signs()), "one number"),
+        (lambda norm: norm(signs()).mean().item() + 1e-5, "found 1e-05 in a norm with 1e-06"),
+        (lambda norm: norm(torch.zeros(1, 3, 4, 4)), "multiple of 32"),
+    ],
+    checks.split_qkv: [
+        (lambda qkv, heads: qkv.chunk(3), "that is the \\*new\\* order"),
+        (lambda qkv, heads: [qkv[i::3] for i in range(3)], "every third row|the \\*new\\* order"),
+        (lambda qkv, heads: [qkv.unflatten(0, (heads, -1, 3))[:, :, i].flatten(0, 1) for i in range(3)],
+         "every third row|the axes are"),
+        (lambda qkv, heads: [split_in_loops(qkv, heads)[i] for i in (1, 0, 2)], "changed places"),
+        (lambda qkv, heads: split_in_loops(qkv, heads)[::-1], "q, k, v"),
+        (lambda qkv, n: [p.unflatten(0, (n, -1)).transpose(0, 1).flatten(0, 1) for p in split_in_loops(qkv, n)],
+         "must stay blocks"),
+        (lambda qkv, heads: qkv, "three tensors"),
+        (lambda qkv, heads: [qkv] * 3, "has shape"),
+    ],
+    checks.block_from_compvis: [
+        (swapped("in_layers.0", "out_layers.0"), "norm1.weight is out_layers.0.weight"),
+        (swapped("in_layers.2", "out_layers.3"), "place in a Sequential"),
+        (lambda state: rename(state, {**WORDS, "out_layers.2": "conv2"} | {"out_layers.3": "conv3"}), "unknown"),
+        (lambda state: {name: value for name, value in rename(state).items() if "shortcut" not in name}, "missing"),
+        (lambda state: {f"{ours}.{kind}": state[f"{theirs}.{kind}"] for theirs, ours in WORDS.items()
+                        for kind in ("weight", "bias")}, "no skip_connection"),
+        (lambda state: rename({n: v for n, v in state.items() if n.endswith("weight")}), "missing .*bias"),
+        (lambda state: state | rename(state), "still have the released names"),
+        (lambda state: {name: value * 2 for name, value in rename(state).items()}, "something else"),
+        (lambda state: list(rename(state)), "should return a dict"),
+    ],
+    checks.pooled_scale: [
+        *spoiled(three_sums, (dict(less=0), "n - 1")),
+        (mean_of(lambda z: 1 / z.std()), "mean of the batches' factors"),
+        (mean_of(lambda z: z.std(), lambda v: 1 / v), "standard deviations. Batches differ"),
+        (mean_of(lambda z: z.var(), lambda v: v**-0.5), "batches' variances"),
+        (centred, "centred by its own mean"),
+        (last, "last batch"),
+        (lambda b: 1 / three_sums(b), "upside down"),
+        (lambda b: three_sums(b) ** 2, "take the root"),
+        (lambda b: mean_of(lambda z: z.square().sum())(b) * 0 + 1, "off by"),
+        (lambda b: three_sums(b, torch.float32), "float64"),
+        (lambda b: 1 / torch.cat(list(b)).double().std(), "keeps all the batches"),
+        (lambda b: 1 / next(iter(b)).double().std(), "come once"),
+        (lambda b: sum(z.mean() for z in b) * 0 + three_sums(b), "come once"),
+        (lambda b: torch.ones(4) * sum(z.numel() for z in b), "returned 4 numbers"),
+        (lambda b: [z for z in b] and None, "returned None"),
+    ],
+}
+
+test_right_solutions_pass, test_wrong_ones_fail_with_a_hint, test_the_stub_is_named = try_all(CORRECT, MUTANTS)

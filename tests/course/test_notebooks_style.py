@@ -24,7 +24,10 @@ HEADER = {  # what the first cell must say: how to recognise it
     "**Read:** minutes": r"\*\*Read:?\*\*:? +.*\d+ min",
     "**Run:** time on 2 CPU cores and on a GPU": r"\*\*Run:?\*\*:? +(?=.*\d+ (s|min))(?=.*CPU)(?=.*GPU)",
     "**Paper:** sections": r"\*\*Paper:?\*\*:? +\S",
+    "**In the package:** the files that hold it, finished": r"\*\*In the package:?\*\*:? .*`ldm_mini/\S+`",
 }
+WITHOUT_A_NOTEBOOK = {"__init__.py", "__main__.py", "files.py", "hub.py",  # what the paper's files stand on
+                      "dit.py"}  # until notebook 15 is written
 FORBIDDEN = r"^%%(time|capture)|%matplotlib|^\s*#.*NBVAL_|warnings\.(simplefilter|filterwarnings)"
 MACHINE = r"/(?:home|root|Users|tmp|work)/[\w.]+|[A-Z]:\\\\?Users"
 
@@ -35,11 +38,18 @@ def text_of(output):
     return "\n".join(part if isinstance(part, str) else json.dumps(part) for part in parts)
 
 
+def in_the_package(nb):
+    """The files (and folders/) of the package that the header names."""
+    found = re.search(r"^- \*\*In the package:?\*\*(.*)", nb.cells[0].source, re.M)
+    return re.findall(r"`(ldm_mini/[^`]+)`", found[1]) if found else []
+
+
 def notebook_problems(nb):
     """What is wrong with the notebook as a whole."""
     code = [cell for cell in nb.cells if cell.cell_type == "code" and cell.source.strip()]
     header = nb.cells[0].source if nb.cells and nb.cells[0].cell_type == "markdown" else ""
     found = [f"the first cell lacks {what}" for what, pattern in HEADER.items() if not re.search(pattern, header)]
+    found += [f"there is no {name} in the package" for name in in_the_package(nb) if not (ROOT / name).exists()]
     if nb.metadata.get("kernelspec", {}).get("name") != "python3":
         found.append("the kernel must be python3")
     if "widgets" in nb.metadata:
@@ -125,10 +135,22 @@ def test_the_course_is_complete_and_in_order():
     assert [name for name in names if f"(notebooks/{name})" not in readme] == []
 
 
+def test_the_map_of_notebooks_and_files_reads_both_ways():
+    """A notebook's header names the files that hold what it builds; a file's docstring, the notebook that builds it."""
+    named = {path.stem[:2]: in_the_package(nbformat.read(path, as_version=4)) for path in NOTEBOOKS}
+    files = {path.name: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+             for path in (ROOT / "ldm_mini").glob("*.py") if path.name not in WITHOUT_A_NOTEBOOK}
+    assert [name for name in files if not any(f"ldm_mini/{name}" in others for others in named.values())] == []
+    told = [(number, f"ldm_mini/{name}") for name, text in files.items()
+            for sentence in re.findall(r"Built in notebooks? [^.]*", text) for number in re.findall(r"\d\d", sentence)]
+    assert [(number, name) for number, name in told if name not in named[number]] == []
+
+
 def good_notebook():
     new = nbformat.v4
     header = ("# 03 · Test\n\n- **You build:** a quantiser\n- **Before this:** 02\n- **Read:** 20 min\n"
-              "- **Run:** 40 s on 2 CPU cores, 10 s on a GPU\n- **Paper:** 3.1")
+              "- **Run:** 40 s on 2 CPU cores, 10 s on a GPU\n- **Paper:** 3.1\n"
+              "- **In the package:** `ldm_mini/quantizer.py`")
     stream = new.new_output("stream", name="stdout", text="0.125\n")
     picture = new.new_output("display_data", data={"text/plain": "<Figure size 300x200 with 1 Axes>"})
     return new.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}}, cells=[
@@ -159,6 +181,8 @@ def source(index, old, new):
     (source(0, "GPU", "card"), r"\*\*Run:\*\*"),
     (source(0, "CPU cores", "cores"), r"\*\*Run:\*\*"),
     (source(0, "**Paper:** 3.1", ""), "Paper"),
+    (source(0, "In the package", "In the house"), "In the package"),
+    (source(0, "quantizer.py", "quantiser.py"), "no ldm_mini/quantiser.py"),
     (source(0, "**Paper:**", "![](https://example.org/a.png) **Paper:**"), "linked from the network"),
     (source(1, "### END SOLUTION", ""), "pair up"),
     (source(1, "### BEGIN SOLUTION", "### END SOLUTION"), "pair up"),
