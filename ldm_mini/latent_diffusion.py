@@ -160,7 +160,7 @@ class LatentDiffusion(nn.Module):
             negative = {"caption": [negative] * batch_size(batch)}
         instead = {**batch, **self._move(negative)}
         return Cond.join([part.encode(instead) if not part.keys or negative.keys() & set(part.keys)
-                          else part.null(batch) for part in getattr(self.conditioner, "parts", [self.conditioner])])
+                          else part.null(batch) for part in self.conditioner.parts])
 
     @torch.no_grad()
     def sample(self, batch: dict | None = None, num: int | None = None, steps: int = 20,
