@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .concat_conditioners import InpaintConditioner, LowResConditioner, SemanticConditioner
 from .cond import Cond, Conditioner, batch_size
 from .text import TextTransformer, pool
 
@@ -26,10 +25,8 @@ class LayoutConditioner(Conditioner):
     def __init__(self, num_classes: int, dim: int, max_objects: int = 3, grid: int = 16, num_colors: int | None = None,
                  layers: int = 2, heads: int = 4, vector: bool = True):
         super().__init__()
-        self.arguments = {"num_classes": num_classes, "dim": dim, "max_objects": max_objects, "grid": grid,
-                          "num_colors": num_colors, "layers": layers, "heads": heads, "vector": vector}
-        self.num_classes, self.max_objects, self.grid = num_classes, max_objects, grid
-        self.num_colors, self.vector = num_colors, vector
+        self.num_classes, self.dim, self.max_objects, self.grid = num_classes, dim, max_objects, grid
+        self.num_colors, self.layers, self.heads, self.vector = num_colors, layers, heads, vector
         self.keys = ("labels", "boxes") + (() if num_colors is None else ("colors",))
         self.words = 3 if num_colors is None else 4                             # per object
         self.pad = max(num_classes, grid * grid, (num_colors or 0) + 1)         # the vocabulary's last word
@@ -82,9 +79,6 @@ class LayoutConditioner(Conditioner):
         mask = words != self.pad
         return Cond(context=context, mask=mask, vector=pool(context, mask) if self.vector else None)
 
-    def to_config(self) -> dict:
-        return {"kind": "layout", **self.arguments}
-
 
 def point_codes(grid: int, frequencies: int) -> Tensor:
     """Sines and cosines of the row and the column of each of grid x grid points, (grid^2, 4 * frequencies), std 0.5."""
@@ -106,7 +100,7 @@ class ClassConditioner(Conditioner):
         super().__init__()
         if dim is None and vector_dim is None:
             raise ValueError("ClassConditioner: give dim (a context token), vector_dim (a vector) or both.")
-        self.num_classes, self.dim, self.vector_dim, self.keys = num_classes, dim, vector_dim, (key,)
+        self.num_classes, self.dim, self.vector_dim, self.key, self.keys = num_classes, dim, vector_dim, key, (key,)
         self.token = None if dim is None else nn.Embedding(num_classes + 1, dim)
         self.vector = None if vector_dim is None else nn.Embedding(num_classes + 1, vector_dim)
 
@@ -135,10 +129,6 @@ class ClassConditioner(Conditioner):
         return Cond(context=None if self.token is None else self.token(rows)[:, None],
                     vector=None if self.vector is None else self.vector(rows))
 
-    def to_config(self) -> dict:
-        return {"kind": "class", "num_classes": self.num_classes, "dim": self.dim, "vector_dim": self.vector_dim,
-                "key": self.keys[0]}
-
 
 class TextConditioner(Conditioner):
     """Captions as context tokens (LDM app. E.2.1); "" is "no caption".
@@ -149,7 +139,7 @@ class TextConditioner(Conditioner):
 
     def __init__(self, text_transformer: TextTransformer, vector: bool = True, key: str = "caption"):
         super().__init__()
-        self.text_transformer, self.vector, self.keys = text_transformer, vector, (key,)
+        self.text_transformer, self.vector, self.key, self.keys = text_transformer, vector, key, (key,)
 
     def encode(self, batch: dict) -> Cond:
         """batch[key]: B captions -> context (B,M,D), mask (B,M), vector (B,D)"""
@@ -162,10 +152,6 @@ class TextConditioner(Conditioner):
     def _embed(self, captions: list[str]) -> Cond:
         context, mask = self.text_transformer(captions)
         return Cond(context=context, mask=mask, vector=pool(context, mask) if self.vector else None)
-
-    def to_config(self) -> dict:
-        return {"kind": "text", "text_transformer": self.text_transformer.to_config(), "vector": self.vector,
-                "key": self.keys[0]}
 
 
 class CombinedConditioner(Conditioner):
@@ -240,29 +226,3 @@ class CombinedConditioner(Conditioner):
         for part in self.parts:
             images = part.finish(images, batch) if part.present(batch) else images
         return images
-
-    def to_config(self) -> dict:
-        return {"kind": "combined", "parts": [part.to_config() for part in self.parts],
-                "p_drop_each": self.p_drop_each, "p_single": self.p_single, "weights": self.weights}
-
-
-KINDS = {"class": ClassConditioner, "layout": LayoutConditioner, "lowres": LowResConditioner,
-         "semantic": SemanticConditioner, "inpaint": InpaintConditioner}
-
-
-def build_conditioner(config: dict) -> Conditioner:
-    """The conditioner that a `to_config()` describes, with fresh weights. Raises ValueError for an unknown kind."""
-    arguments = {name: value for name, value in config.items() if name != "kind"}
-    kind = config.get("kind")
-    if kind in KINDS:
-        return KINDS[kind](**arguments)
-    if kind == "text":
-        return TextConditioner(TextTransformer(**arguments.pop("text_transformer")), **arguments)
-    if kind == "language":
-        from .released.language import LanguageConditioner  # an extra, hence only here
-
-        return LanguageConditioner(**arguments)
-    if kind == "combined":
-        return CombinedConditioner([build_conditioner(part) for part in arguments.pop("parts")], **arguments)
-    raise ValueError(f"build_conditioner: unknown kind {kind!r}; this version knows "
-                     f"{[*KINDS, 'text', 'language', 'combined']}.")

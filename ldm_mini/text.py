@@ -11,7 +11,7 @@ from .files import checksums, data_path
 def load_tokenizer():
     """The shipped tokenizer of the caption grammar: a transformers `PreTrainedTokenizerFast` with pad, unk, bos, eos.
 
-    Raises DataFileError if one of its files is missing or damaged.
+    Raises FileError if one of its files is missing or damaged.
     """
     from transformers import PreTrainedTokenizerFast  # slow to import, hence only here
 
@@ -69,11 +69,6 @@ class TextTransformer(nn.Module):
     def unknown_words(self, caption: str) -> list[str]:
         """The words of a caption that the tokenizer does not know: the model cannot tell one from another."""
         return [word for word in caption.split() if self.tokenizer.unk_token_id in self.tokenizer(word)["input_ids"]]
-
-    def to_config(self) -> dict:
-        """The arguments that build it again (with the same tokenizer)."""
-        names = ("width", "layers", "heads", "max_length", "vocab_size", "dropout")
-        return {name: getattr(self, name) for name in names}
 
 
 def pool(context: Tensor, mask: Tensor) -> Tensor:

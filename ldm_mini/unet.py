@@ -36,18 +36,14 @@ class UNetConfig:
     dropout: float = 0.0                        # inside residual blocks
 
     def __post_init__(self):
-        for name in ("channel_mults", "attn_levels"):                           # lists, after a round trip through JSON
-            object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.channel_mults or min(self.channel_mults) <= 0:
             raise ValueError(f"UNetConfig: channel_mults {self.channel_mults} must hold one positive number per level.")
         for name in ("in_channels", "channels", "num_res_blocks", "head_dim", "groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"UNetConfig: {name} must be at least 1, got {getattr(self, name)}.")
         levels = len(self.channel_mults)
-        if isinstance(self.num_heads, (list, tuple)):
-            object.__setattr__(self, "num_heads", tuple(self.num_heads))
-            if len(self.num_heads) != levels:
-                raise ValueError(f"UNetConfig: num_heads {self.num_heads} must have one entry per level, {levels}.")
+        if isinstance(self.num_heads, tuple) and len(self.num_heads) != levels:
+            raise ValueError(f"UNetConfig: num_heads {self.num_heads} must have one entry per level, {levels}.")
         if bad := [level for level in self.attn_levels if not 0 <= level < levels]:
             raise ValueError(f"UNetConfig: attn_levels {bad} do not exist. They are level indices 0 to {levels - 1} "
                              f"(one per entry of channel_mults), not sizes or factors.")

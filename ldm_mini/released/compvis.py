@@ -9,7 +9,7 @@ from torch import Tensor
 from ..attention import AttentionBlock, SpatialTransformer
 from ..autoencoder import Autoencoder, AutoencoderConfig
 from ..blocks import Downsample, ResBlock
-from ..files import CheckpointError
+from ..files import FileError
 from ..kl import KLBottleneck
 from ..quantizer import VectorQuantizer, VQBottleneck
 from ..unet import UNet, UNetConfig
@@ -46,7 +46,7 @@ def unet_from_compvis(params: dict, state_dict: dict[str, Tensor], dtype=None) -
     """A released U-Net. state_dict: plain tensors, named "input_blocks.0.0.weight" and so on; they are not copied.
 
     Its `net(x, t, cond)` takes concatenated channels in cond.concat, or already joined to x.
-    Raises CheckpointError, a ValueError, that lists parameters or names that do not fit.
+    Raises FileError, a ValueError, that lists parameters or names that do not fit.
     """
     net = on_meta(UNet, unet_config_from_compvis(params))
     return fit(net, unet_names(net, params.get("use_new_attention_order", False)), state_dict, dtype=dtype)
@@ -61,7 +61,7 @@ def unet_config_from_compvis(params: dict) -> UNetConfig:
     levels = tuple(i for i in range(len(mults)) if 2**i in params["attention_resolutions"])
     context = params.get("context_dim")
     if (context is not None) != bool(params.get("use_spatial_transformer", False)):
-        raise CheckpointError("a U-Net with use_spatial_transformer needs context_dim, and only that has one.")
+        raise FileError("a U-Net with use_spatial_transformer needs context_dim, and only that has one.")
     if isinstance(context, (list, tuple)):                      # Stable Diffusion 2 writes a list of one
         context, = set(context)
     inputs, outputs = params["in_channels"], params["out_channels"]
@@ -81,14 +81,14 @@ def _heads(params: dict, attended: list[int]) -> dict:
     """
     count, width = params.get("num_heads", -1), params.get("num_head_channels", -1)
     if count == width == -1:
-        raise CheckpointError("a U-Net needs num_heads or num_head_channels.")
+        raise FileError("a U-Net needs num_heads or num_head_channels.")
     split = count if width == -1 else width
     if bad := [w for w in attended if w % split]:
-        raise CheckpointError(f"widths {bad} cannot be split by num_{'heads' if width == -1 else 'head_channels'} = "
+        raise FileError(f"widths {bad} cannot be split by num_{'heads' if width == -1 else 'head_channels'} = "
                               f"{split}.")
     on_the_way_up = params.get("num_heads_upsample", -1)
     if width == -1 and on_the_way_up not in (-1, count) and not params.get("use_spatial_transformer", False):
-        raise CheckpointError(f"num_heads_upsample={on_the_way_up} other than num_heads={count} occurs in no released "
+        raise FileError(f"num_heads_upsample={on_the_way_up} other than num_heads={count} occurs in no released "
                               "model, and our U-Net has the same heads on both ways.")
     return {"num_heads": count} if width == -1 else {"num_heads": None, "head_dim": width}
 
@@ -128,7 +128,7 @@ def autoencoder_from_compvis(params: dict, state_dict: dict[str, Tensor], dtype=
 
     state_dict: plain tensors, named "encoder.conv_in.weight" and so on; they are not copied. What only trained it
     ("loss.discriminator...") is passed over.
-    Raises CheckpointError, a ValueError, that lists parameters or names that do not fit.
+    Raises FileError, a ValueError, that lists parameters or names that do not fit.
     """
     autoencoder = on_meta(autoencoder_of_compvis, params)
     weights = {name: value for name, value in state_dict.items() if not name.startswith("loss.")}
@@ -143,11 +143,11 @@ def autoencoder_of_compvis(params: dict) -> Autoencoder:
     levels, attn_type = len(dd["ch_mult"]), dd.get("attn_type", "vanilla")
     factor, resolution = 2 ** (levels - 1), dd["resolution"]
     if attn_type not in ("vanilla", "none"):
-        raise CheckpointError(f"attn_type {attn_type!r} occurs in no released model; known are vanilla and none.")
+        raise FileError(f"attn_type {attn_type!r} occurs in no released model; known are vanilla and none.")
     if resolution % factor:
-        raise CheckpointError(f"resolution {resolution} cannot be halved {levels - 1} times.")
+        raise FileError(f"resolution {resolution} cannot be halved {levels - 1} times.")
     if dd.get("double_z", True) != (codes is None) or dd["out_ch"] != dd["in_channels"]:
-        raise CheckpointError(f"double_z={dd.get('double_z', True)} with n_embed={codes}, out_ch={dd['out_ch']} with "
+        raise FileError(f"double_z={dd.get('double_z', True)} with n_embed={codes}, out_ch={dd['out_ch']} with "
                               f"in_channels={dd['in_channels']}: KL doubles z and VQ does not, pictures go in and out.")
     # attn_resolutions are true sizes, counted from `resolution`
     attended = tuple(i for i in range(levels) if resolution // 2**i in dd["attn_resolutions"] and attn_type != "none")
@@ -193,5 +193,5 @@ def _check(what: str, params: dict, fixed: dict, known: set) -> None:
     different = {name: params[name] for name, value in fixed.items() if params.get(name, value) != value}
     unknown = sorted(set(params) - known - set(fixed))
     if different or unknown:
-        raise CheckpointError(f"this {what} is none of the released kinds: {different} should be "
+        raise FileError(f"this {what} is none of the released kinds: {different} should be "
                               f"{ {name: fixed[name] for name in different} }, unknown parameters: {unknown}.")

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..autoencoder import Autoencoder
 from ..concat_conditioners import InpaintConditioner, LowResConditioner
 from ..cond import Conditioner
-from ..files import CheckpointError
+from ..files import FileError
 from ..latent_diffusion import LatentDiffusion
 from ..schedule import NoiseSchedule, cosine_betas, linear_betas, scaled_linear_betas
 from ..unet import UNet
@@ -16,12 +16,12 @@ from .compvis import autoencoder_from_compvis, unet_config_from_compvis, unet_na
 from .conditioners import BERT, CLIP, ClassTable, ClipText, RescaledMap, TextEncoder, Words
 from .reading import fit, on_meta, read_weights
 
-PARTS = ("model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model.")
+PREFIXES = ("model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model.")
 CONSTANTS = {"alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
              "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "betas",
              "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
              "lvlb_weights", "logvar", "cond_ids", "scale_factor"}
-BETAS = {"linear": scaled_linear_betas, "sqrt_linear": linear_betas}            # their names, our functions
+COMPVIS_BETAS = {"linear": scaled_linear_betas, "sqrt_linear": linear_betas, "cosine": cosine_betas}  # their names
 IMAGENET = 1000                                                                 # classes; one more row means "none"
 
 
@@ -32,7 +32,7 @@ def from_compvis(yaml_path, ckpt_path, dtype: torch.dtype | None = None, tokeniz
     where there are any. dtype: of all weights; None as stored. Half precision runs under torch.autocast.
     tokenizer: for captions, a transformers tokenizer or the folder of one; None = the model's own from the Hugging Face
     Hub, when the first caption comes. Batches: "class", "caption", "semantic", "lowres", or "image" and "mask".
-    Raises CheckpointError, a ValueError, that lists whatever is unknown, missing or of another shape.
+    Raises FileError, a ValueError, that lists whatever is unknown, missing or of another shape.
     """
     model = _read_yaml(yaml_path)
     params, kind = model["params"], model["target"].rpartition(".")[2]
@@ -40,10 +40,10 @@ def from_compvis(yaml_path, ckpt_path, dtype: torch.dtype | None = None, tokeniz
     if kind in ("VQModel", "VQModelInterface", "AutoencoderKL"):
         return autoencoder_from_compvis(params, weights, dtype)
     if kind != "LatentDiffusion":
-        raise CheckpointError(f"{yaml_path} describes a {kind}; known are LatentDiffusion, VQModel and AutoencoderKL.")
-    parts = {part: _below(weights, part) for part in PARTS}
-    if unknown := sorted(name for name in weights if not name.startswith(PARTS) and name not in CONSTANTS):
-        raise CheckpointError(f"{ckpt_path} holds what no latent diffusion model has: {unknown}.")
+        raise FileError(f"{yaml_path} describes a {kind}; known are LatentDiffusion, VQModel and AutoencoderKL.")
+    parts = {part: _below(weights, part) for part in PREFIXES}
+    if unknown := sorted(name for name in weights if not name.startswith(PREFIXES) and name not in CONSTANTS):
+        raise FileError(f"{ckpt_path} holds what no latent diffusion model has: {unknown}.")
     autoencoder = autoencoder_from_compvis(params["first_stage_config"]["params"], parts["first_stage_model."], dtype)
     net = _net(params["unet_config"]["params"], parts["model.diffusion_model."], parts["model_ema."], dtype)
     conditioner = _conditioner(params, autoencoder, parts["cond_stage_model."], dtype, tokenizer)
@@ -64,7 +64,7 @@ def _read_yaml(path) -> dict:
         model = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["model"]
         return {"target": str(model["target"]), "params": dict(model["params"])}
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is no YAML file that describes a model ({type(error).__name__}: {error})."
+        raise FileError(f"{path} is no YAML file that describes a model ({type(error).__name__}: {error})."
                               ) from None
 
 
@@ -86,12 +86,10 @@ def _net(params: dict, weights: dict, averages: dict, dtype) -> UNet:
 def _schedule(params: dict, weights: dict) -> NoiseSchedule:
     """From the YAML file, unless the checkpoint's own betas say otherwise: the released code believes those."""
     kind, steps = params.get("beta_schedule", "linear"), params.get("timesteps", 1000)
-    if kind == "cosine":
-        betas = cosine_betas(steps)
-    elif kind in BETAS:
-        betas = BETAS[kind](steps, params.get("linear_start", 1e-4), params.get("linear_end", 2e-2))
-    else:
-        raise CheckpointError(f"beta_schedule {kind!r} occurs in no released model; known are {[*BETAS, 'cosine']}.")
+    if kind not in COMPVIS_BETAS:
+        raise FileError(f"beta_schedule {kind!r} occurs in no released model; known are {[*COMPVIS_BETAS]}.")
+    ends = () if kind == "cosine" else (params.get("linear_start", 1e-4), params.get("linear_end", 2e-2))
+    betas = COMPVIS_BETAS[kind](steps, *ends)
     stored = weights.get("betas")
     if stored is not None and not (stored.shape == betas.shape and torch.allclose(stored.double(), betas, rtol=1e-3)):
         betas = stored.double()
@@ -102,7 +100,7 @@ def _scale_factor(params: dict, weights: dict) -> float:
     if "scale_factor" in weights:
         return float(weights["scale_factor"])
     if params.get("scale_by_std", False):
-        raise CheckpointError("the checkpoint lacks scale_factor, which this model measured on its first batch.")
+        raise FileError("the checkpoint lacks scale_factor, which this model measured on its first batch.")
     return float(params.get("scale_factor", 1.0))
 
 
@@ -119,7 +117,7 @@ def _conditioner(params: dict, autoencoder: Autoencoder, weights: dict, dtype, t
              "ClassEmbedder": "crossattn", "BERTEmbedder": "crossattn", "TransformerEmbedder": "crossattn",
              "FrozenCLIPEmbedder": "crossattn"}
     if kind not in wants or params.get("conditioning_key") not in (None, wants[kind]):
-        raise CheckpointError(f"no released model has the condition {kind} by conditioning_key="
+        raise FileError(f"no released model has the condition {kind} by conditioning_key="
                               f"{params.get('conditioning_key')}; known are {wants}.")
     if kind == "__is_first_stage__":                            # its weights are stored a second time: not needed
         return InpaintConditioner(autoencoder.config.latent_channels, factor)
@@ -138,7 +136,7 @@ def _conditioner(params: dict, autoencoder: Autoencoder, weights: dict, dtype, t
 
 def _rescaler(options: dict, weights: dict, dtype) -> RescaledMap:
     if options.get("method", "bilinear") != "bilinear" or options.get("multiplier", 0.5) != 0.5:
-        raise CheckpointError(f"SpatialRescaler halves, bilinearly, in the released models; here {options}.")
+        raise FileError(f"SpatialRescaler halves, bilinearly, in the released models; here {options}.")
     bias = options.get("bias", False)
     rescaler = on_meta(RescaledMap, options["in_channels"], options["out_channels"], options.get("n_stages", 1), bias)
     kinds = ("weight", "bias") if bias else ("weight",)
@@ -170,7 +168,7 @@ def clip_from_weights(weights: dict[str, Tensor], tokenizer=CLIP, dtype=None, co
     if config is None:
         words, layer = "embeddings.token_embedding.weight", "encoder.layers.0.mlp.fc1.weight"
         if missing := [name for name in (words, "embeddings.position_embedding.weight", layer) if name not in plain]:
-            raise CheckpointError(f"these are no weights of a CLIP text encoder: {missing} missing.")
+            raise FileError(f"these are no weights of a CLIP text encoder: {missing} missing.")
         vocabulary, width = plain[words].shape
         config = dict(vocab_size=vocabulary, hidden_size=width, num_attention_heads=max(1, width // 64),
                       intermediate_size=len(plain[layer]), hidden_act="quick_gelu", bos_token_id=0, eos_token_id=2,

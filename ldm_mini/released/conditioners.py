@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..attention import Attention
 from ..concat_conditioners import ConcatConditioner
 from ..cond import Cond, Conditioner, batch_size
-from ..files import CheckpointError
+from ..files import FileError
 
 BERT, CLIP = "bert-base-uncased", "openai/clip-vit-large-patch14"              # tokenizers, by their name on the Hub
 CLIP_FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -20,7 +20,8 @@ class ClassTable(Conditioner):
 
     def __init__(self, rows: int, dim: int, null: bool = True, key: str = "class"):
         super().__init__()
-        self.rows, self.dim, self.has_null, self.keys = rows, dim, null, (key,)
+        self.rows, self.dim, self.has_null, self.key, self.keys = rows, dim, null, key, (key,)
+        self.arguments = {"null": null}                                         # for `hub`: here `null` is a method
         self.table = nn.Embedding(rows, dim)
 
     def encode(self, batch: dict) -> Cond:
@@ -37,16 +38,13 @@ class ClassTable(Conditioner):
             raise ValueError("ClassTable: this model never learned what no class is (cin256): use guidance_scale=1.")
         return self.encode({self.keys[0]: torch.full((batch_size(batch),), self.rows - 1)})
 
-    def to_config(self) -> dict:
-        return {"kind": "class table", "rows": self.rows, "dim": self.dim, "null": self.has_null, "key": self.keys[0]}
-
 
 class Labels(Conditioner):
     """The classes themselves, for a DiT that has its own table of them; num_classes, or -1, is "no class"."""
 
     def __init__(self, num_classes: int, key: str = "class"):
         super().__init__()
-        self.num_classes, self.keys = num_classes, (key,)
+        self.num_classes, self.key, self.keys = num_classes, key, (key,)
 
     def encode(self, batch: dict) -> Cond:
         """batch[key] (B,) integers -> vector (B,) int64"""
@@ -61,9 +59,6 @@ class Labels(Conditioner):
         device = getattr(batch.get(self.keys[0]), "device", None)
         return Cond(vector=torch.full((batch_size(batch),), self.num_classes, device=device))
 
-    def to_config(self) -> dict:
-        return {"kind": "labels", "num_classes": self.num_classes, "key": self.keys[0]}
-
 
 class Words(Conditioner):
     """Base of text as tokens of a fixed number, padding and all, with no mask. batch[key]: B captions, or their ids.
@@ -74,7 +69,8 @@ class Words(Conditioner):
 
     def __init__(self, length: int, tokenizer, key: str):
         super().__init__()
-        self.length, self.tokenizer, self.keys = length, tokenizer, (key,)
+        self.length, self.tokenizer, self.key, self.keys = length, tokenizer, key, (key,)
+        self.arguments = {"tokenizer": getattr(tokenizer, "name_or_path", tokenizer and str(tokenizer))}   # for `hub`
 
     def tokens(self, ids: Tensor) -> Tensor:
         """ids (B,M) -> (B,M,D)"""
@@ -101,13 +97,10 @@ class Words(Conditioner):
             try:
                 self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
             except Exception as error:  # not there, no network, no access: its many classes differ between versions
-                raise CheckpointError(f"the tokenizer {self.tokenizer} could not be loaded ({type(error).__name__}); "
+                raise FileError(f"the tokenizer {self.tokenizer} could not be loaded ({type(error).__name__}); "
                                       "pass tokenizer=, a folder or a transformers tokenizer.") from error
         return self.tokenizer(list(captions), padding="max_length", truncation=True, max_length=self.length,
                               return_tensors="pt")["input_ids"]
-
-    def _tokenizer_name(self) -> str | None:
-        return getattr(self.tokenizer, "name_or_path", self.tokenizer and str(self.tokenizer))
 
 
 class TextEncoder(Words):
@@ -130,10 +123,6 @@ class TextEncoder(Words):
         for block in self.blocks:
             h = block(h)
         return self.norm(h)
-
-    def to_config(self) -> dict:
-        return {"kind": "text encoder", "width": self.width, "layers": self.layers, "vocabulary": self.vocabulary,
-                "length": self.length, "tokenizer": self._tokenizer_name(), "key": self.keys[0]}
 
 
 class TextBlock(nn.Module):
@@ -169,9 +158,6 @@ class ClipText(Words):
         """ids (B,M) -> (B,M,hidden_size)"""
         return self.model(input_ids=ids).last_hidden_state
 
-    def to_config(self) -> dict:
-        return {"kind": "clip", "config": self.config, "tokenizer": self._tokenizer_name(), "key": self.keys[0]}
-
 
 class RescaledMap(ConcatConditioner):
     """A semantic map, halved `halvings` times, then mixed into few channels by a 1x1 convolution (app. D.5).
@@ -181,7 +167,7 @@ class RescaledMap(ConcatConditioner):
 
     def __init__(self, classes: int, channels: int, halvings: int = 2, bias: bool = False, key: str = "semantic"):
         super().__init__(channels, 2**halvings, presence=False)
-        self.classes, self.halvings, self.keys = classes, halvings, (key,)
+        self.classes, self.halvings, self.bias, self.key, self.keys = classes, halvings, bias, key, (key,)
         self.mix = nn.Conv2d(classes, channels, 1, bias=bias)
 
     def maps(self, batch: dict) -> Tensor:
@@ -196,11 +182,3 @@ class RescaledMap(ConcatConditioner):
     def image_size(self, batch: dict) -> tuple[int, int]:
         """The map's."""
         return tuple(batch[self.keys[0]].shape[-2:])
-
-    def to_config(self) -> dict:
-        return {"kind": "rescaled map", "classes": self.classes, "channels": self.channels,
-                "halvings": self.halvings, "bias": self.mix.bias is not None, "key": self.keys[0]}
-
-
-KINDS = {"class table": ClassTable, "labels": Labels, "text encoder": TextEncoder, "clip": ClipText,
-         "rescaled map": RescaledMap}

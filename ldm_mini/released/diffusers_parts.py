@@ -9,7 +9,7 @@ from ..attention import AttentionBlock
 from ..autoencoder import Autoencoder, AutoencoderConfig
 from ..blocks import ResBlock
 from ..dit import DiT, DiTConfig
-from ..files import CheckpointError, save_safetensors, write_json
+from ..files import FileError, save_safetensors, write_json
 from ..kl import KLBottleneck
 from ..quantizer import VectorQuantizer, VQBottleneck
 from ..unet import UNet
@@ -40,12 +40,12 @@ def unet_from_diffusers(folder, dtype: torch.dtype | None = None) -> nn.Module:
     """The network of a folder: a UNet2DConditionModel, UNet2DModel (-> UNet) or DiTTransformer2DModel (-> DiT).
 
     A pipeline's folder will do: its part "unet" or "transformer" is taken. dtype: of the weights; None = as stored.
-    Raises CheckpointError, a ValueError, that lists what is unknown, missing or of another shape.
+    Raises FileError, a ValueError, that lists what is unknown, missing or of another shape.
     """
     config, state = _read(folder, ("unet", "transformer"))
     name = config.get("_class_name")
     if name not in ("UNet2DConditionModel", "UNet2DModel", "DiTTransformer2DModel", "Transformer2DModel"):
-        raise CheckpointError(f"{folder} holds a {name}; known are UNet2DConditionModel, UNet2DModel and "
+        raise FileError(f"{folder} holds a {name}; known are UNet2DConditionModel, UNet2DModel and "
                               "DiTTransformer2DModel.")
     load = unet_from_diffusers_state if name.startswith("UNet") else dit_from_diffusers_state
     return load(config, state, dtype)
@@ -54,11 +54,11 @@ def unet_from_diffusers(folder, dtype: torch.dtype | None = None) -> nn.Module:
 def autoencoder_from_diffusers(folder, dtype: torch.dtype | None = None) -> Autoencoder:
     """The first stage of a folder: an AutoencoderKL or VQModel. A pipeline's folder will do: "vae" or "vqvae" is taken.
 
-    Raises CheckpointError, a ValueError, that lists what is unknown, missing or of another shape.
+    Raises FileError, a ValueError, that lists what is unknown, missing or of another shape.
     """
     config, state = _read(folder, ("vae", "vqvae"))
     if config.get("_class_name") not in ("AutoencoderKL", "VQModel"):
-        raise CheckpointError(f"{folder} holds a {config.get('_class_name')}; known are AutoencoderKL and VQModel.")
+        raise FileError(f"{folder} holds a {config.get('_class_name')}; known are AutoencoderKL and VQModel.")
     return autoencoder_from_diffusers_state(config, state, dtype)
 
 
@@ -106,7 +106,7 @@ def _modern(name: str) -> str:
 
 def _check(what: str, config: dict, fixed: dict) -> None:
     if bad := {name: config[name] for name, values in fixed.items() if config.get(name, values[0]) not in values}:
-        raise CheckpointError(f"{bad} of this {what} differ from what ours computes: "
+        raise FileError(f"{bad} of this {what} differ from what ours computes: "
                               f"{ {name: fixed[name] for name in bad} }.")
 
 
@@ -126,9 +126,9 @@ def autoencoder_of_diffusers(config: dict) -> Autoencoder:
     attended = [kind == "AttnDownEncoderBlock2D" for kind in down]
     mirror = ["AttnUpDecoderBlock2D" if yes else "UpDecoderBlock2D" for yes in reversed(attended)]
     if not set(down) <= {"DownEncoderBlock2D", "AttnDownEncoderBlock2D"} or up != mirror:
-        raise CheckpointError(f"ours has no first stage of the block types {down} and {up}.")
+        raise FileError(f"ours has no first stage of the block types {down} and {up}.")
     if config["in_channels"] != config["out_channels"]:
-        raise CheckpointError(f"in_channels={config['in_channels']}, out_channels={config['out_channels']}: ours gives "
+        raise FileError(f"in_channels={config['in_channels']}, out_channels={config['out_channels']}: ours gives "
                               "back what it takes.")
     z, codes, widths = config["latent_channels"], config.get("num_vq_embeddings"), list(config["block_out_channels"])
     dim = z if codes is None else config.get("vq_embed_dim") or z

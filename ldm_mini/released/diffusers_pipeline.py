@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..dit import DiT
-from ..files import CheckpointError, read_json, save_safetensors, write_json
+from ..files import FileError, read_json, save_safetensors, write_json
 from ..latent_diffusion import LatentDiffusion
 from ..quantizer import VQBottleneck
 from ..schedule import NoiseSchedule, cosine_betas, linear_betas, scaled_linear_betas
@@ -15,7 +15,7 @@ from .conditioners import ClipText, Labels
 from .diffusers_parts import autoencoder_from_diffusers, describe, save_diffusers, unet_from_diffusers
 from .reading import read_folder
 
-BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas}
+DIFFUSERS_BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas, "squaredcos_cap_v2": cosine_betas}
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
 
@@ -24,7 +24,7 @@ def from_diffusers(folder, dtype: torch.dtype | None = None, tokenizer=None) -> 
 
     dtype: of the weights; None as stored. Half precision runs under torch.autocast.
     tokenizer: None = the folder's own. Batches: "caption"; "class" for a DiT; none for an unconditional model.
-    Raises CheckpointError, a ValueError, that lists whatever is unknown, missing or of another shape.
+    Raises FileError, a ValueError, that lists whatever is unknown, missing or of another shape.
     """
     folder = Path(folder)
     parts = read_json(folder / "model_index.json")
@@ -35,7 +35,7 @@ def from_diffusers(folder, dtype: torch.dtype | None = None, tokenizer=None) -> 
     if parts.get("text_encoder", [None])[0] is not None:
         config, weights = read_folder(folder / "text_encoder")
         if (kind := config.get("architectures", ["CLIPTextModel"])) != ["CLIPTextModel"]:
-            raise CheckpointError(f"{folder} reads its captions by {kind}; known is CLIPTextModel.")
+            raise FileError(f"{folder} reads its captions by {kind}; known is CLIPTextModel.")
         conditioner = clip_from_weights(weights, tokenizer or str(folder / "tokenizer"), dtype, config)
     elif isinstance(net, DiT):
         conditioner = Labels(net.config.num_classes)
@@ -51,14 +51,13 @@ def from_diffusers(folder, dtype: torch.dtype | None = None, tokenizer=None) -> 
 def _schedule(config: dict) -> NoiseSchedule:
     steps, kind = config.get("num_train_timesteps", 1000), config.get("beta_schedule", "linear")
     if config.get("rescale_betas_zero_snr", False):
-        raise CheckpointError("rescale_betas_zero_snr: a schedule with no signal at its end, which ours does not have.")
+        raise FileError("rescale_betas_zero_snr: a schedule with no signal at its end, which ours does not have.")
     if config.get("trained_betas") is not None:
         return NoiseSchedule(config["trained_betas"])
-    if kind == "squaredcos_cap_v2":
-        return NoiseSchedule(cosine_betas(steps))
-    if kind not in BETAS:
-        raise CheckpointError(f"beta_schedule {kind!r} is unknown; known are {[*BETAS, 'squaredcos_cap_v2']}.")
-    return NoiseSchedule(BETAS[kind](steps, config.get("beta_start", 1e-4), config.get("beta_end", 0.02)))
+    if kind not in DIFFUSERS_BETAS:
+        raise FileError(f"beta_schedule {kind!r} is unknown; known are {[*DIFFUSERS_BETAS]}.")
+    ends = () if kind == "squaredcos_cap_v2" else (config.get("beta_start", 1e-4), config.get("beta_end", 0.02))
+    return NoiseSchedule(DIFFUSERS_BETAS[kind](steps, *ends))
 
 
 def to_diffusers(model: nn.Module, folder) -> Path:
@@ -98,9 +97,8 @@ def to_diffusers(model: nn.Module, folder) -> Path:
 def _scheduler_config(model: LatentDiffusion) -> dict:
     """A DDIMScheduler that takes the timesteps of our samplers."""
     config, names = dict(model.schedule.config), {ours: theirs for theirs, ours in PREDICTIONS.items()}
-    known = config["kind"] in BETAS
-    betas = (dict(beta_schedule=config["kind"], beta_start=config["start"], beta_end=config["end"]) if known else
-             dict(trained_betas=model.schedule.betas.tolist()))
+    betas = (dict(beta_schedule=config["kind"], beta_start=config["start"], beta_end=config["end"])
+             if "start" in config else dict(trained_betas=model.schedule.betas.tolist()))
     return {"_class_name": "DDIMScheduler", "_diffusers_version": "0.31.0", "clip_sample": False,
             "num_train_timesteps": model.schedule.num_steps, "prediction_type": names[model.prediction],
             "set_alpha_to_one": True, "timestep_spacing": "trailing", "steps_offset": 1, **betas}

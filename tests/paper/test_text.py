@@ -7,7 +7,7 @@ import torch
 from tiny_tokenizer import WORDS, tiny_tokenizer
 from torch.testing import assert_close
 
-from ldm_mini.files import DataFileError
+from ldm_mini.files import FileError
 from ldm_mini.text import TextTransformer, load_tokenizer, pool
 
 CAPTIONS = ["a red apple left of the dog", "", "a dog"]
@@ -106,7 +106,7 @@ def test_a_missing_tokenizer_is_named(monkeypatch):
     monkeypatch.setattr("ldm_mini.files.checksums", dict)
     load_tokenizer.cache_clear()
     try:
-        with pytest.raises(DataFileError, match="tokenizer/tokenizer.json"):
+        with pytest.raises(FileError, match="tokenizer/tokenizer.json"):
             load_tokenizer.__wrapped__()
     finally:
         load_tokenizer.cache_clear()

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from ldm_mini import conditioners, tasks
 from ldm_mini.__main__ import main
-from ldm_mini.files import CheckpointError, load_safetensors, save_safetensors
+from ldm_mini.files import FileError, load_safetensors, save_safetensors
 from ldm_mini.latent_diffusion import LatentDiffusion
 from ldm_mini.released import language
 from ldm_mini.released.language import FrozenTextEncoder, LanguageConditioner
@@ -114,25 +114,25 @@ def test_saved_and_loaded_with_the_same_language_model_only(folder, encoder, mon
     again = conditioners.build_conditioner(json.loads(json.dumps(part.to_config())))
     again.load_state_dict(part.state_dict())
     assert_close(again.encode({"caption": CAPTIONS}).context, part.encode({"caption": CAPTIONS}).context)
-    with pytest.raises(CheckpointError, match="another language model"):
+    with pytest.raises(FileError, match="another language model"):
         conditioners.build_conditioner({**part.to_config(), "sha256": "0" * 64})
-    with pytest.raises(CheckpointError, match="another language model"):
+    with pytest.raises(FileError, match="another language model"):
         LanguageConditioner(16, sha256="0" * 64, encoder=encoder)
-    with pytest.raises(CheckpointError, match="another language model"):        # not MiniLM, though in its place
+    with pytest.raises(FileError, match="another language model"):        # not MiniLM, though in its place
         FrozenTextEncoder()
 
 
 def test_damaged_or_foreign_folders_are_refused(folder, tmp_path):
-    with pytest.raises(CheckpointError, match="lacks config.json, tokenizer.json, model.safetensors"):
+    with pytest.raises(FileError, match="lacks config.json, tokenizer.json, model.safetensors"):
         FrozenTextEncoder(tmp_path)
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     weights = load_safetensors(folder / "model.safetensors")
     save_safetensors(tmp_path / "model.safetensors", {k: v for k, v in weights.items() if "layer.1" not in k})
-    with pytest.raises(CheckpointError, match="lacks 16 weights of a BERT"):
+    with pytest.raises(FileError, match="lacks 16 weights of a BERT"):
         FrozenTextEncoder(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(CheckpointError, match="'gpt2'"):
+    with pytest.raises(FileError, match="'gpt2'"):
         FrozenTextEncoder(tmp_path)
 
 

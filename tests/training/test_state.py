@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ldm_mini import files as files_
-from ldm_mini.files import CheckpointError, load_safetensors, read_json, save_safetensors, write_file, write_json
+from ldm_mini.files import FileError, load_safetensors, read_json, save_safetensors, write_file, write_json
 from ldm_mini.hub import INDEX, WEIGHTS, load_weights, save_weights
 from ldm_mini.training.state import latest, load_training_state, rng_state, save_training_state, set_rng_state
 
@@ -65,24 +65,24 @@ def test_a_truncated_file_is_an_error_that_names_it(tmp_path, cut):
     path = tmp_path / "a.safetensors"
     save_safetensors(path, {"a": torch.zeros(40)})
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(CheckpointError, match="a.safetensors is truncated or damaged"):
+    with pytest.raises(FileError, match="a.safetensors is truncated or damaged"):
         load_safetensors(path)
 
 
 def test_a_missing_file_and_bad_json_are_errors_that_name_them(tmp_path):
-    with pytest.raises(CheckpointError, match="b.safetensors does not exist"):
+    with pytest.raises(FileError, match="b.safetensors does not exist"):
         load_safetensors(tmp_path / "b.safetensors")
-    with pytest.raises(CheckpointError, match="config.json does not exist"):
+    with pytest.raises(FileError, match="config.json does not exist"):
         read_json(tmp_path / "config.json")
     for content in (b'{"a": ', b"\xff\xfe"):
         (tmp_path / "config.json").write_bytes(content)
-        with pytest.raises(CheckpointError, match="config.json is damaged"):
+        with pytest.raises(FileError, match="config.json is damaged"):
             read_json(tmp_path / "config.json")
 
 
 def test_wrong_names_are_listed(tmp_path):
     save_safetensors(tmp_path / "a.safetensors", {"net.weight": torch.zeros(1), "old": torch.zeros(1)})
-    with pytest.raises(CheckpointError, match=r"another model: 1 missing: net.bias; 1 unknown: old\."):
+    with pytest.raises(FileError, match=r"another model: 1 missing: net.bias; 1 unknown: old\."):
         load_safetensors(tmp_path / "a.safetensors", expected=["net.weight", "net.bias"])
 
 
@@ -223,22 +223,22 @@ def test_half_precision_only_where_asked(tmp_path):
     back = load_weights(tmp_path, tensors)
     assert same_bits(back["w"], tensors["w"].half()) and same_bits(back["buffer"], tensors["buffer"])
     assert same_bits(back["count"], tensors["count"])
-    with pytest.raises(CheckpointError, match="w has values beyond float16"):
+    with pytest.raises(FileError, match="w has values beyond float16"):
         save_weights(tmp_path, {"w": torch.tensor([1e5])}, half=("w",))
 
 
 def test_weights_of_another_model_are_refused(tmp_path):
     save_weights(tmp_path, {"a": torch.zeros(3), "b": torch.zeros(2)})
-    with pytest.raises(CheckpointError, match=r"1 missing: c; 1 unknown: b"):
+    with pytest.raises(FileError, match=r"1 missing: c; 1 unknown: b"):
         load_weights(tmp_path, {"a": torch.zeros(3), "c": torch.zeros(2)})
-    with pytest.raises(CheckpointError, match=r"other shapes than this model: a \(3,\) instead of \(4,\)"):
+    with pytest.raises(FileError, match=r"other shapes than this model: a \(3,\) instead of \(4,\)"):
         load_weights(tmp_path, {"a": torch.zeros(4), "b": torch.zeros(2)})
 
 
 def test_a_missing_shard_is_named(tmp_path):
     files = save_weights(tmp_path, {f"{i}": torch.randn(1000) for i in range(3)}, shard_bytes=5000)
     (tmp_path / files[1]).unlink()
-    with pytest.raises(CheckpointError, match=f"{files[1]} does not exist"):
+    with pytest.raises(FileError, match=f"{files[1]} does not exist"):
         load_weights(tmp_path)
 
 
@@ -345,7 +345,7 @@ def test_latest_passes_over_what_is_incomplete(tmp_path, damage):
 
 def test_nothing_to_find(tmp_path):
     assert latest(tmp_path) is None and latest(tmp_path / "never") is None
-    with pytest.raises(CheckpointError, match="state.json does not exist"):
+    with pytest.raises(FileError, match="state.json does not exist"):
         load_training_state(tmp_path)
 
 
