@@ -8,7 +8,9 @@ from tiny_tokenizer import tiny_tokenizer
 from torch.testing import assert_close
 
 from ldm_mini.cond import Cond, Conditioner, batch_size
-from ldm_mini.conditioners import ClassConditioner, CombinedConditioner, TextConditioner, build_conditioner
+from ldm_mini.conditioners import ClassConditioner, CombinedConditioner, TextConditioner
+from ldm_mini.files import FileError
+from ldm_mini.hub import build, describe
 from ldm_mini.text import TextTransformer
 from ldm_mini.unet import UNet, UNetConfig
 
@@ -145,8 +147,8 @@ def test_a_learners_own_part_joins_in_and_feeds_the_net(text):
     for given in (batch, {"caption": batch["caption"]}, {"color": batch["color"]}):
         assert net(*nn_input, combined.encode(given)).shape == (2, 3, 4, 4)
     assert net(*nn_input, combined.null(batch)).shape == (2, 3, 4, 4)
-    with pytest.raises(NotImplementedError, match="Palette"):
-        combined.to_config()
+    with pytest.raises(FileError, match="parts, 1: a Palette is no part of ldm_mini"):
+        build(describe(combined))
 
 
 def test_the_text_encoder_learns_with_the_net(text):
@@ -162,12 +164,12 @@ def test_the_text_encoder_learns_with_the_net(text):
 def test_configs_rebuild(text, classes, tokenizer, monkeypatch):
     monkeypatch.setattr("ldm_mini.text.load_tokenizer", lambda: tokenizer)
     combined = CombinedConditioner([text, classes], p_drop_each=0.2).eval()
-    again = build_conditioner(json.loads(json.dumps(combined.to_config()))).eval()
+    again = build(json.loads(json.dumps(describe(combined)))).eval()
     again.load_state_dict(combined.state_dict())
     assert again.p_drop_each == 0.2 and again.keys == ("caption", "class")
     equal(again.encode(BATCH), combined.encode(BATCH))
-    with pytest.raises(ValueError, match="'sound'"):
-        build_conditioner({"kind": "sound"})
+    with pytest.raises(FileError, match="a conditioners.Sound is no part"):
+        build({"class": "conditioners.Sound"})
 
 
 def test_batch_size_and_its_complaints():

@@ -5,7 +5,8 @@ import torch
 from torch.testing import assert_close
 
 from ldm_mini.cond import Cond
-from ldm_mini.conditioners import ClassConditioner, CombinedConditioner, LayoutConditioner, build_conditioner
+from ldm_mini.conditioners import ClassConditioner, CombinedConditioner, LayoutConditioner
+from ldm_mini.hub import build, describe
 from ldm_mini.unet import UNet, UNetConfig
 
 LABELS = torch.tensor([[4, 1, -1], [2, -1, -1], [-1, -1, -1]])
@@ -98,6 +99,6 @@ def test_it_combines_and_its_config_rebuilds(layout):
     combined = CombinedConditioner([ClassConditioner(5, 16, 16), layout], p_drop_each=0.5).eval()
     both = combined.encode({**BATCH, "class": torch.tensor([1, 2, -1])})
     assert both.context.shape == (3, 10, 16) and both.mask[2].tolist() == [True] + [False] * 9
-    again = build_conditioner(combined.to_config()).eval()
+    again = build(describe(combined)).eval()
     again.load_state_dict(combined.state_dict())
     assert_close(again.encode(BATCH).context, combined.encode(BATCH).context)

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch.testing import assert_close
 
-from ldm_mini import conditioners, tasks
+from ldm_mini import hub, tasks
 from ldm_mini.__main__ import main
 from ldm_mini.files import FileError, load_safetensors, save_safetensors
 from ldm_mini.latent_diffusion import LatentDiffusion
@@ -111,11 +111,11 @@ def test_only_the_adapter_trains_and_is_saved(encoder):
 def test_saved_and_loaded_with_the_same_language_model_only(folder, encoder, monkeypatch):
     part = conditioner(encoder)
     monkeypatch.setattr(language, "find_language_model", lambda: folder)        # as if it were in the wheel
-    again = conditioners.build_conditioner(json.loads(json.dumps(part.to_config())))
+    again = hub.build(json.loads(json.dumps(hub.describe(part))))
     again.load_state_dict(part.state_dict())
     assert_close(again.encode({"caption": CAPTIONS}).context, part.encode({"caption": CAPTIONS}).context)
     with pytest.raises(FileError, match="another language model"):
-        conditioners.build_conditioner({**part.to_config(), "sha256": "0" * 64})
+        hub.build({**hub.describe(part), "sha256": "0" * 64})
     with pytest.raises(FileError, match="another language model"):
         LanguageConditioner(16, sha256="0" * 64, encoder=encoder)
     with pytest.raises(FileError, match="another language model"):        # not MiniLM, though in its place
