@@ -102,7 +102,7 @@ def load(name_or_folder, kind: str, device=None, **parts) -> nn.Module:
     try:
         model.load_state_dict(load_weights(folder))
     except RuntimeError as error:
-        raise FileError(f"the weights in {folder} were made for another model. {error:.2000}") from None
+        raise FileError(f"the weights in {folder} were made for another model. {error!s:.2000}") from None
     return model.eval().to(device)
 
 
