@@ -35,11 +35,7 @@ def checksums() -> dict:
 
 def sha256(path) -> str:
     """Hex digest of a file's content."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 @lru_cache(maxsize=None)
@@ -65,12 +61,10 @@ def measurement(name: str):
     return json.loads(data_path("measurements", *f"{name}.json".split("/")).read_text(encoding="utf-8"))
 
 
-# ---------------------------------------------------------------------------------------------------------- one file
-
-
 def write_file(path, content: bytes) -> None:
     """Write a file atomically: after a crash, `path` holds either its old content or all of the new one."""
     path = Path(path)
+    # beside the old file, so that the last step is a rename within one disk, which cannot be cut in two
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with open(temporary, "wb") as file:

@@ -29,6 +29,7 @@ def describe(part):
         return [describe(item) for item in part]
     if isinstance(part, (*JSON, Tensor)):
         return part.tolist() if isinstance(part, Tensor) else part
+    # a class by its place in ldm_mini, and each argument of its constructor
     kind = type(part)
     if not _is_ours(kind):
         return {"foreign": kind.__name__}
@@ -50,11 +51,13 @@ def build(described, *place: str):
         return tuple(build(item, *place, str(i)) for i, item in enumerate(described))
     if not isinstance(described, dict):
         return described
+    # the class that is named; a dict that names none is a plain argument
     name = described.get("class", described.get("foreign"))
     kind = dict if name is None else _find_class(str(name))
     if kind is None:
         raise FileError(f"{', '.join(place)}: a {name} is no part of ldm_mini. Build it as it was, and pass it to what "
                         "loads this as net=, autoencoder= or conditioner=.")
+    # from the inside out: arguments that are parts themselves first
     arguments = {key: build(value, *place, key) for key, value in described.items() if key != "class"}
     try:
         return kind(**arguments)
