@@ -246,12 +246,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         commands = {"train": train, "sample": sample, "evaluate": evaluate, "info": info}
         tyro.extras.subcommand_cli_from_dict(commands, prog="python -m ldm_mini", args=argv)
-    except (ValueError, OSError) as error:                      # CheckpointError is a ValueError
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        if type(error).__name__ != "DataFileError":
-            raise
+    except (ValueError, OSError) as error:                      # a files.FileError is a ValueError
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -3,7 +3,7 @@
 Built in notebook 03.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import gcd, log2
 
 import torch
@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from .attention import AttentionBlock
 from .blocks import Downsample, ResBlock, Upsample, group_norm
-from .kl import KLBottleneck
-from .quantizer import VectorQuantizer, VQBottleneck
 
 EPS = 1e-6                      # of every GroupNorm here; the U-Net has 1e-5
 LARGEST = 20.0                  # no image in [-1, 1] reaches it, nor does any noise added to one
@@ -207,25 +205,6 @@ class Autoencoder(nn.Module):
     def last_layer(self) -> nn.Parameter:
         """Where the adaptive weight measures gradients: the last weight of the decoder."""
         return self.decoder.conv_out.weight
-
-    def to_config(self) -> dict:
-        """Everything `from_config` needs, ready for JSON."""
-        return {"autoencoder": asdict(self.config), "bottleneck": self.bottleneck.to_config()}
-
-    @classmethod
-    def from_config(cls, config: dict) -> "Autoencoder":
-        """A fresh autoencoder of the same shape as the one that wrote `config` by `to_config`."""
-        return cls(AutoencoderConfig(**config["autoencoder"]), build_bottleneck(config["bottleneck"]))
-
-
-def build_bottleneck(config: dict) -> nn.Module:
-    """The bottleneck that wrote `config` by its `to_config`; its "kind" is "vq" or "kl"."""
-    options = {name: value for name, value in config.items() if name != "kind"}
-    if config.get("kind") == "vq":
-        return VQBottleneck(VectorQuantizer(**options))
-    if config.get("kind") == "kl":
-        return KLBottleneck(**options)
-    raise ValueError(f'build_bottleneck: config["kind"] must be "vq" or "kl", got {config.get("kind")!r}.')
 
 
 def _block(in_channels: int, out_channels: int, config: AutoencoderConfig) -> ResBlock:

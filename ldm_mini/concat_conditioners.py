@@ -71,10 +71,6 @@ class LowResConditioner(ConcatConditioner):
         """`lowres_factor` times the input's."""
         return tuple(side * self.lowres_factor for side in batch["lowres"].shape[-2:])
 
-    def to_config(self) -> dict:
-        return {"kind": "lowres", "downsample_factor": self.downsample_factor, "presence": self.presence,
-                "lowres_factor": self.lowres_factor, "p_degrade": self.p_degrade}
-
 
 class SemanticConditioner(ConcatConditioner):
     """Semantic synthesis: a map of classes -> `channels` channels of the latent's size, trained with the network.
@@ -104,10 +100,6 @@ class SemanticConditioner(ConcatConditioner):
     def image_size(self, batch: dict) -> tuple[int, int]:
         """The map's."""
         return tuple(batch["semantic"].shape[-2:])
-
-    def to_config(self) -> dict:
-        return {"kind": "semantic", "num_classes": self.num_classes, "downsample_factor": self.downsample_factor,
-                "presence": self.presence, "channels": self.channels, "width": self.width}
 
 
 class InpaintConditioner(ConcatConditioner):
@@ -159,10 +151,6 @@ class InpaintConditioner(ConcatConditioner):
     def finish(self, images: Tensor, batch: dict) -> Tensor:
         """The known pixels in place of the sample's, if the batch has the picture itself."""
         return paste(images, batch["image"], batch["mask"]) if "image" in batch else images
-
-    def to_config(self) -> dict:
-        return {"kind": "inpaint", "latent_channels": self.latent_channels,
-                "downsample_factor": self.downsample_factor, "presence": self.presence}
 
 
 def damage(lowres: Tensor, generator: torch.Generator | None = None) -> Tensor:

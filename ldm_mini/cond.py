@@ -136,11 +136,6 @@ class Conditioner(nn.Module):
         """Finished samples (B,3,H,W) -> the same, with what the condition knows for certain put in."""
         return images
 
-    def to_config(self) -> dict:
-        """What `build_conditioner` needs to build it again; kept as JSON beside the weights."""
-        raise NotImplementedError(f"{type(self).__name__} has no to_config(), so a checkpoint cannot describe it: "
-                                  "build it yourself and pass it when you load the weights.")
-
     def _read(self, batch: dict, key: str):
         if key not in batch:
             raise ValueError(f"{type(self).__name__} reads batch[{key!r}], but the batch has only {sorted(batch)}.")

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .concat_conditioners import InpaintConditioner, LowResConditioner, SemanticConditioner
 from .cond import Cond, Conditioner, batch_size
 from .text import TextTransformer, pool, transformer
 
@@ -44,10 +43,6 @@ class ClassConditioner(Conditioner):
         return Cond(context=None if self.token is None else self.token(rows)[:, None],
                     vector=None if self.vector is None else self.vector(rows))
 
-    def to_config(self) -> dict:
-        return {"kind": "class", "num_classes": self.num_classes, "dim": self.dim, "vector_dim": self.vector_dim,
-                "key": self.key}
-
 
 class TextConditioner(Conditioner):
     """Captions as context tokens (LDM app. E.2.1); "" is "no caption".
@@ -71,10 +66,6 @@ class TextConditioner(Conditioner):
     def _embed(self, captions: list[str]) -> Cond:
         context, mask = self.text_transformer(captions)
         return Cond(context=context, mask=mask, vector=pool(context, mask) if self.vector else None)
-
-    def to_config(self) -> dict:
-        return {"kind": "text", "text_transformer": self.text_transformer.to_config(), "vector": self.vector,
-                "key": self.key}
 
 
 class LayoutConditioner(Conditioner):
@@ -140,10 +131,6 @@ class LayoutConditioner(Conditioner):
         # here padding may be read, so that there is always something to read
         context, mask = self.transformer(self.token(words) + self.position), words != self.pad
         return Cond(context=context, mask=mask, vector=pool(context, mask) if self.vector else None)
-
-    def to_config(self) -> dict:
-        names = ("num_classes", "dim", "max_objects", "grid", "num_colors", "layers", "heads", "vector")
-        return {"kind": "layout", **{name: getattr(self, name) for name in names}}
 
 
 def point_codes(grid: int, frequencies: int) -> Tensor:
@@ -224,29 +211,3 @@ class CombinedConditioner(Conditioner):
         for part in self.parts:
             images = part.finish(images, batch) if part.present(batch) else images
         return images
-
-    def to_config(self) -> dict:
-        return {"kind": "combined", "parts": [part.to_config() for part in self.parts],
-                "p_drop_each": self.p_drop_each, "p_single": self.p_single, "weights": self.weights}
-
-
-KINDS = {"class": ClassConditioner, "layout": LayoutConditioner, "lowres": LowResConditioner,
-         "semantic": SemanticConditioner, "inpaint": InpaintConditioner}
-
-
-def build_conditioner(config: dict) -> Conditioner:
-    """The conditioner that a `to_config()` describes, with fresh weights. Raises ValueError for an unknown kind."""
-    arguments = {name: value for name, value in config.items() if name != "kind"}
-    kind = config.get("kind")
-    if kind in KINDS:
-        return KINDS[kind](**arguments)
-    if kind == "text":
-        return TextConditioner(TextTransformer(**arguments.pop("text_transformer")), **arguments)
-    if kind == "language":
-        from .released.language import LanguageConditioner  # an extra, hence only here
-
-        return LanguageConditioner(**arguments)
-    if kind == "combined":
-        return CombinedConditioner([build_conditioner(part) for part in arguments.pop("parts")], **arguments)
-    raise ValueError(f"build_conditioner: unknown kind {kind!r}; this version knows "
-                     f"{[*KINDS, 'text', 'language', 'combined']}.")

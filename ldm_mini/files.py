@@ -12,8 +12,8 @@ import safetensors.torch
 REMEDY = "Restore it with `git checkout -- data` in a clone, or reinstall ldm_mini."
 
 
-class DataFileError(RuntimeError):
-    """A data file is missing or damaged; the message names the file and the remedy."""
+class FileError(ValueError):
+    """A file is missing, damaged, or made for another model; the message names it and says what to do."""
 
 
 @lru_cache(maxsize=1)
@@ -23,7 +23,7 @@ def data_dir() -> Path:
     for folder in (package / "_data", package.parent / "data"):
         if (folder / "SHA256SUMS").is_file():
             return folder
-    raise DataFileError(f"ldm_mini's data folder was not found beside {package}. {REMEDY}")
+    raise FileError(f"ldm_mini's data folder was not found beside {package}. {REMEDY}")
 
 
 @lru_cache(maxsize=1)
@@ -35,28 +35,24 @@ def checksums() -> dict:
 
 def sha256(path) -> str:
     """Hex digest of a file's content."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 @lru_cache(maxsize=None)
 def data_path(*parts: str) -> Path:
     """Path of one file of `data/`, e.g. `data_path("sprites", "noto.png")`.
 
-    Raises DataFileError if the file is missing, is not listed in `data/SHA256SUMS`, or has changed since it was.
+    Raises FileError if the file is missing, is not listed in `data/SHA256SUMS`, or has changed since it was.
     """
     name = "/".join(parts)
     path = data_dir() / name
     if name not in checksums():
-        raise DataFileError(f"data/{name} is not listed in data/SHA256SUMS. "
+        raise FileError(f"data/{name} is not listed in data/SHA256SUMS. "
                             "If you added it, run `python data/checksums.py`.")
     if not path.is_file():
-        raise DataFileError(f"data/{name} is missing. {REMEDY}")
+        raise FileError(f"data/{name} is missing. {REMEDY}")
     if sha256(path) != checksums()[name]:
-        raise DataFileError(f"data/{name} is damaged: its SHA-256 differs from data/SHA256SUMS. {REMEDY}")
+        raise FileError(f"data/{name} is damaged: its SHA-256 differs from data/SHA256SUMS. {REMEDY}")
     return path
 
 
@@ -65,16 +61,10 @@ def measurement(name: str):
     return json.loads(data_path("measurements", *f"{name}.json".split("/")).read_text(encoding="utf-8"))
 
 
-class CheckpointError(ValueError):
-    """A checkpoint is missing, damaged, or made for another model; the message says which and what to do."""
-
-
-# ---------------------------------------------------------------------------------------------------------- one file
-
-
 def write_file(path, content: bytes) -> None:
     """Write a file atomically: after a crash, `path` holds either its old content or all of the new one."""
     path = Path(path)
+    # beside the old file, so that the last step is a rename within one disk, which cannot be cut in two
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -93,11 +83,11 @@ def write_json(path, value) -> None:
 
 
 def read_json(path):
-    """The value in a JSON file; CheckpointError if it is missing or no JSON."""
+    """The value in a JSON file; FileError if it is missing or no JSON."""
     try:
         return json.loads(_read(path).decode())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged, it holds no JSON: {error}. Fetch or write it again.") from None
+        raise FileError(f"{path} is damaged, it holds no JSON: {error}. Fetch or write it again.") from None
 
 
 def save_safetensors(path, tensors: dict, metadata: dict | None = None) -> None:
@@ -106,34 +96,19 @@ def save_safetensors(path, tensors: dict, metadata: dict | None = None) -> None:
     write_file(path, safetensors.torch.save(copies, metadata={"format": "pt", **(metadata or {})}))
 
 
-def load_safetensors(path, expected=None) -> dict:
-    """{name: CPU tensor} of a file. `expected` names, if given, must be exactly those of the file.
-
-    Raises CheckpointError if the file is missing, truncated or damaged, or lists the names that are missing or unknown.
-    """
+def load_safetensors(path) -> dict:
+    """{name: CPU tensor} of a file. Raises FileError if it is missing, truncated or damaged."""
     try:
-        tensors = safetensors.torch.load(_read(path))
+        return safetensors.torch.load(_read(path))
     except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path} is truncated or damaged ({error}). Fetch or write it again.") from None
-    if expected is not None:
-        check_names(path, tensors, expected)
-    return tensors
-
-
-def check_names(path, found, expected) -> None:
-    """CheckpointError, listing names, unless `found` and `expected` hold the same ones."""
-    lists = {"missing": sorted(set(expected) - set(found)), "unknown": sorted(set(found) - set(expected))}
-    if any(lists.values()):
-        said = "; ".join(f"{len(names)} {kind}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
-                         for kind, names in lists.items() if names)
-        raise CheckpointError(f"{path} was made for another model: {said}.")
+        raise FileError(f"{path} is truncated or damaged ({error}). Fetch or write it again.") from None
 
 
 def _read(path) -> bytes:
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist.") from None
+        raise FileError(f"{path} does not exist.") from None
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,36 +1,153 @@
 """Models in folders, as Hugging Face keeps them: `config.json` says what to build, `model.safetensors` has the weights.
 
-This is the one place that knows which classes a config names. A part of a class from elsewhere is named only: its
-weights are saved all the same, and who loads them passes the part.
+A part (a network, a config) keeps its constructor's arguments under their own names. That is all this file needs to
+describe the part as JSON, and to build it again:
+
+    {"class": "conditioners.TextConditioner", "text_transformer": {"class": "text.TextTransformer", "width": 128, ...}}
+
+An argument that is neither JSON nor a part, such as a tokenizer, is left out if it has a default, which is built then.
+Where an attribute has to be something else, the part has a dict `arguments` of what is to be written instead.
 """
 
-import dataclasses
-import re
+from dataclasses import is_dataclass
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor, equal, nn
 
-from . import conditioners
-from .autoencoder import Autoencoder
-from .dit import DiT, DiTConfig
-from .files import (
-    CheckpointError,
-    check_names,
-    checksums,
-    data_path,
-    load_safetensors,
-    read_json,
-    save_safetensors,
-    write_json,
-)
-from .unet import UNet, UNetConfig
+from .files import FileError, checksums, data_path, load_safetensors, read_json, save_safetensors, write_json
 
+JSON = (bool, int, float, str, list, tuple, dict, type(None))
 SHARD_BYTES = 16 * 2**20
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
 
-# ------------------------------------------------------------------------------------------------- weights of a model
+def describe(part):
+    """JSON that `build` turns back into this part. A part of a class from elsewhere is named only, as "foreign"."""
+    if isinstance(part, (list, tuple, nn.ModuleList)):
+        return [describe(item) for item in part]
+    if isinstance(part, (*JSON, Tensor)):
+        return part.tolist() if isinstance(part, Tensor) else part
+    # a class by its place in ldm_mini, and each argument of its constructor
+    kind = type(part)
+    if not _is_ours(kind):
+        return {"foreign": kind.__name__}
+    described = {"class": f"{kind.__module__}.{kind.__name__}".removeprefix(f"{__package__}.")}
+    for name, argument in signature(kind).parameters.items():
+        value = part.arguments[name] if name in getattr(part, "arguments", ()) else getattr(part, name)
+        if isinstance(value, (*JSON, Tensor, nn.Module)) or is_dataclass(value) or argument.default is argument.empty:
+            described[name] = describe(value)
+    return described
+
+
+def build(described, *place: str):
+    """The part that was described, with fresh weights. Lists come as tuples; what is built already stays as it is.
+
+    Raises FileError, which begins with the place (a file, then keys): for a name that is no network or dataclass of
+    ldm_mini, so that a config runs no other code, and for missing, unknown or wrong arguments.
+    """
+    if isinstance(described, (list, tuple)):
+        return tuple(build(item, *place, str(i)) for i, item in enumerate(described))
+    if not isinstance(described, dict):
+        return described
+    # the class that is named; a dict that names none is a plain argument
+    name = described.get("class", described.get("foreign"))
+    kind = dict if name is None else _find_class(str(name))
+    if kind is None:
+        raise FileError(f"{', '.join(place)}: a {name} is no part of ldm_mini. Build it as it was, and pass it to what "
+                        "loads this as net=, autoencoder= or conditioner=.")
+    # from the inside out: arguments that are parts themselves first
+    arguments = {key: build(value, *place, key) for key, value in described.items() if key != "class"}
+    try:
+        return kind(**arguments)
+    except (FileError, ImportError):                            # which say themselves what is missing
+        raise
+    except Exception as error:                                  # a wrong value can fail anywhere in a constructor
+        raise FileError(f"{', '.join(place)}: no {name} can be built of this: {error}") from error
+
+
+def _find_class(name: str) -> type | None:
+    """The class with a name such as "unet.UNet", if `build` may make one."""
+    file, _, kind = name.rpartition(".")
+    try:
+        found = getattr(import_module(f"{__package__}.{file}"), kind)
+    except (ImportError, AttributeError, ValueError):
+        return None
+    return found if _is_ours(found) and found.__module__ == f"{__package__}.{file}" else None
+
+
+def _is_ours(kind) -> bool:
+    return (isinstance(kind, type) and kind.__module__.startswith(f"{__package__}.")
+            and (issubclass(kind, nn.Module) or is_dataclass(kind)))
+
+
+# --------------------------------------------------------------------------------------------------- a model's folder
+
+
+def save(folder, model: nn.Module, half=False, card: dict | None = None, shard_bytes: int = SHARD_BYTES) -> Path:
+    """Write a model. half: parameters as float16; buffers stay as they are. card: JSON that stays with the weights."""
+    folder = Path(folder)
+    save_weights(folder, model.state_dict(), dict(model.named_parameters()) if half else (), shard_bytes)
+    write_json(folder / CONFIG, {**describe(model), "card": card or {}})
+    return folder
+
+
+def load(name_or_folder, kind: str, device=None, **parts) -> nn.Module:
+    """A saved model of the class `kind`, in evaluation mode; `find` says what names mean. Raises FileError.
+
+    parts: of your own classes, which no config describes, to be given their weights; None = as described.
+    """
+    folder = find(name_or_folder)
+    described = read_config(folder, kind) | {name: part for name, part in parts.items() if part is not None}
+    described.pop("card", None)
+    model = build(described, str(folder / CONFIG))
+    try:
+        model.load_state_dict(load_weights(folder))
+    except RuntimeError as error:
+        raise FileError(f"the weights in {folder} were made for another model. {error!s:.2000}") from None
+    return model.eval().to(device)
+
+
+save_autoencoder = save                                         # a first stage alone, in a folder of its own
+
+
+def load_autoencoder(name_or_folder, device=None) -> nn.Module:
+    """A first stage that was saved alone."""
+    return load(name_or_folder, "Autoencoder", device)
+
+
+def read_config(folder, kind: str) -> dict:
+    """The config of a folder that `save` wrote for a model of this class. Raises FileError for any other."""
+    config = read_json(Path(folder) / CONFIG)
+    name = str(config.get("class", config.get("foreign")) if isinstance(config, dict) else None)
+    if name.rpartition(".")[2] != kind:
+        raise FileError(f"{Path(folder) / CONFIG} describes no {kind} of ldm_mini: its class is {name}.")
+    return config
+
+
+def find(name_or_folder) -> Path:
+    """The local folder of a model: a folder; else a bare name, which means shipped weights in `data/weights/`, checked
+    by hash; else "owner/name" on the Hugging Face Hub, downloaded once. Raises FileError with what was tried."""
+    folder, name = Path(name_or_folder), str(name_or_folder)
+    if folder.is_dir():
+        return folder
+    shipped = sorted(file.split("/")[1] for file in checksums() if file.endswith(f"/{CONFIG}"))
+    if name in shipped:
+        return [data_path(*file.split("/")) for file in checksums() if file.startswith(f"weights/{name}/")][0].parent
+    if name.count("/") != 1 or name.startswith((".", "/")) or name.endswith("/"):
+        raise FileError(f"there is no folder {name!r}, nor such shipped weights; shipped are {shipped}. "
+                        "A model on the Hugging Face Hub is named owner/name.")
+    from huggingface_hub import snapshot_download  # slow to import, hence only here
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:                                  # offline, not found, no access: many classes
+        raise FileError(f"there is no folder {name!r}, and it could not be had from the Hugging Face Hub "
+                        f"({type(error).__name__}: {error}). Is there a network? Is the name right?") from error
+
+
+# -------------------------------------------------------------------------------------------------------- its weights
 
 
 def save_weights(folder, tensors: dict, half=(), shard_bytes: int = SHARD_BYTES) -> list[str]:
@@ -39,179 +156,41 @@ def save_weights(folder, tensors: dict, half=(), shard_bytes: int = SHARD_BYTES)
     One `model.safetensors` if it stays within `shard_bytes`, else shards of at most that size (a larger single tensor
     gets a shard of its own) and `model.safetensors.index.json`. The tensors named in `half` are stored as float16.
     """
-    folder = Path(folder)
+    folder, shards, filled = Path(folder), [{}], 0
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: _half(name, v) if name in half else v for name, v in tensors.items()}
-    shards = [{}]
-    filled = 0
     for name, v in tensors.items():
-        size = v.numel() * v.element_size() + len(name.encode()) + 160  # and its line in the header, at most
-        if filled + size > shard_bytes - 256 and shards[-1]:
-            shards.append({})
-            filled = 0
+        v = _half(name, v) if name in half else v
+        size = v.nbytes + len(name.encode()) + 160              # and its line in the header, at most
+        if shards[-1] and filled + size > shard_bytes - 256:
+            shards, filled = [*shards, {}], 0
         shards[-1][name] = v
         filled += size
-    many = len(shards) > 1
-    files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)] if many else [WEIGHTS]
-    for file, shard in zip(files, shards, strict=True):
+    numbers = [f"-{i:05}-of-{len(shards):05}" for i in range(1, len(shards) + 1)] if shards[1:] else [""]
+    files = {f"model{number}.safetensors": shard for number, shard in zip(numbers, shards, strict=True)}
+    for file, shard in files.items():
         save_safetensors(folder / file, shard)
-    if many:
-        total = sum(v.numel() * v.element_size() for v in tensors.values())
-        weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+    names = [*files, INDEX] if shards[1:] else [WEIGHTS]
+    if shards[1:]:
+        weight_map = {name: file for file, shard in files.items() for name in shard}
+        total = sum(v.nbytes for shard in shards for v in shard.values())
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        files.append(INDEX)
-    for old in folder.glob("model*.safetensors*"):  # of an earlier save with another number of shards
-        if old.name not in files and re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", old.name):
-            old.unlink()
-    return files
+    # of an earlier save with another number of shards
+    for old in {WEIGHTS, INDEX, *(path.name for path in folder.glob("model-?????-of-?????.safetensors"))} - {*names}:
+        (folder / old).unlink(missing_ok=True)
+    return names
 
 
-def load_weights(folder, expected=None) -> dict:
-    """{name: CPU tensor} of a folder that `save_weights`, or any Hugging Face library, wrote. Errors: CheckpointError.
-
-    `expected`, if given, is a {name: tensor} whose names and shapes it must have, such as a module's state_dict().
-    """
+def load_weights(folder) -> dict:
+    """{name: CPU tensor} of a folder that `save_weights`, or any Hugging Face library, wrote. Errors: FileError."""
     folder = Path(folder)
-    where = folder / INDEX
-    if where.is_file():
-        tensors = {}
-        weight_map = read_json(where)["weight_map"]
-        for file in sorted(set(weight_map.values())):
-            tensors |= load_safetensors(folder / file, [n for n, f in weight_map.items() if f == file])
-    else:
-        where = folder / WEIGHTS
-        tensors = load_safetensors(where)
-    if expected is not None:
-        check_names(where, tensors, expected)
-        wrong = [f"{name} {tuple(tensors[name].shape)} instead of {tuple(v.shape)}"
-                 for name, v in expected.items() if tensors[name].shape != v.shape]
-        if wrong:
-            raise CheckpointError(f"{where} has other shapes than this model: {'; '.join(wrong[:8])}.")
-        tensors = {name: tensors[name] for name in expected}
-    return tensors
+    if not (folder / INDEX).is_file():
+        return load_safetensors(folder / WEIGHTS)
+    files = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
+    return {name: v for file in files for name, v in load_safetensors(folder / file).items()}
 
 
 def _half(name: str, v: Tensor) -> Tensor:
     small = v.detach().half() if v.is_floating_point() else v
-    if not torch.equal(small.isfinite(), v.isfinite()):
-        raise CheckpointError(f"{name} has values beyond float16's 65504: save it without half precision.")
+    if not equal(small.isfinite(), v.isfinite()):
+        raise ValueError(f"{name} has values beyond float16's 65504: save it without half precision.")
     return small
-
-
-CONFIG = "config.json"
-NETS = {"UNet": (UNet, UNetConfig), "DiT": (DiT, DiTConfig)}
-
-
-def save(folder, kind: str, module: nn.Module, config: dict, half=False, shard_bytes=SHARD_BYTES) -> Path:
-    """Write a module's weights and its config. half: parameters as float16; buffers stay as they are."""
-    folder = Path(folder)
-    save_weights(folder, module.state_dict(), dict(module.named_parameters()) if half else (), shard_bytes)
-    write_json(folder / CONFIG, {"format": f"ldm_mini.{kind}", **config})
-    return folder
-
-
-def read_config(folder, kind: str) -> dict:
-    """The config of a folder that `save` wrote for this kind of model. Raises CheckpointError for any other."""
-    config = read_json(Path(folder) / CONFIG)
-    if not isinstance(config, dict) or config.get("format") != f"ldm_mini.{kind}":
-        found = config.get("format", "no format of ldm_mini") if isinstance(config, dict) else "no config"
-        raise CheckpointError(f"{Path(folder) / CONFIG} describes no ldm_mini.{kind}: it says {found}.")
-    return config
-
-
-def find(name_or_folder) -> Path:
-    """The local folder of a model: a folder; else a bare name, which means shipped weights in `data/weights/`, checked
-    by hash; else "owner/name" on the Hugging Face Hub, downloaded once. Raises CheckpointError with what was tried."""
-    folder, name = Path(name_or_folder), str(name_or_folder)
-    if folder.is_dir():
-        return folder
-    if (f"weights/{name}/{CONFIG}") in checksums():
-        config = data_path("weights", name, CONFIG)
-        for file in (f for f in checksums() if f.startswith(f"weights/{name}/")):
-            data_path(*file.split("/"))
-        return config.parent
-    if name.count("/") != 1 or name.startswith((".", "/")) or name.endswith("/"):
-        shipped = sorted(f.split("/")[1] for f in checksums() if f.startswith("weights/") and f.endswith(f"/{CONFIG}"))
-        raise CheckpointError(f"there is no folder {name!r}, nor such shipped weights; shipped are {shipped}. "
-                              "A model on the Hugging Face Hub is named owner/name.")
-    from huggingface_hub import snapshot_download  # slow to import, hence only here
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:  # offline, not found, no access: its many classes differ between versions
-        raise CheckpointError(f"there is no folder {name!r}, and it could not be had from the Hugging Face Hub "
-                              f"({type(error).__name__}: {error}). Is there a network? Is the name right?") from error
-
-
-def describe_autoencoder(autoencoder) -> dict | None:
-    """JSON that `build_autoencoder` turns back into this first stage; only its class name if it is of another."""
-    return autoencoder.to_config() if type(autoencoder) is Autoencoder else _foreign(autoencoder)
-
-
-def build_autoencoder(described: dict | None) -> Autoencoder | None:
-    """A first stage with fresh weights; None for None, diffusion on pixels."""
-    _refuse_foreign(described, "autoencoder")
-    return None if described is None else Autoencoder.from_config(described)
-
-
-def describe_net(net: nn.Module) -> dict:
-    """JSON that `build_net` turns back into this network; only its class name if it is of another class."""
-    name = next((name for name, (kind, _) in NETS.items() if type(net) is kind), None)
-    return _foreign(net) if name is None else {"kind": name, "config": dataclasses.asdict(net.config)}
-
-
-def build_net(described: dict) -> nn.Module:
-    """A network with fresh weights."""
-    _refuse_foreign(described, "net")
-    if described["kind"] not in NETS:
-        raise CheckpointError(f"the network is a {described['kind']}, this version knows {list(NETS)}: pass net=.")
-    kind, config = NETS[described["kind"]]
-    return kind(config(**described["config"]))
-
-
-def describe_conditioner(conditioner) -> dict | None:
-    """JSON that `build_conditioner` turns back into this conditioner; its class name alone if it has no to_config."""
-    try:
-        return None if conditioner is None else conditioner.to_config()
-    except (NotImplementedError, AttributeError):
-        return _foreign(conditioner)
-
-
-def build_conditioner(described: dict | None):
-    """A conditioner with fresh weights; None for None, an unconditional model."""
-    _refuse_foreign(described, "conditioner")
-    from .released import conditioners as released  # a wing of its own, that imports this file
-
-    try:
-        if described is not None and described.get("kind") in released.KINDS:
-            arguments = {name: value for name, value in described.items() if name != "kind"}
-            return released.KINDS[described["kind"]](**arguments)
-        return None if described is None else conditioners.build_conditioner(described)
-    except ValueError as error:
-        raise CheckpointError(f"the conditioner of this checkpoint could not be built: {error} If it is of your own "
-                              "class, pass conditioner=.") from error
-
-
-def save_autoencoder(folder, autoencoder, half=False, card: dict | None = None, shard_bytes=SHARD_BYTES) -> Path:
-    """A first stage alone, in a folder of its own."""
-    config = {"autoencoder": describe_autoencoder(autoencoder), "card": card or {}}
-    return save(folder, "Autoencoder", autoencoder, config, half, shard_bytes)
-
-
-def load_autoencoder(name_or_folder, autoencoder=None, device=None) -> nn.Module:
-    """A saved first stage, in evaluation mode. autoencoder: one of your own class, to be given its weights."""
-    folder = find(name_or_folder)
-    if autoencoder is None:
-        autoencoder = build_autoencoder(read_config(folder, "Autoencoder")["autoencoder"])
-    autoencoder.load_state_dict(load_weights(folder, autoencoder.state_dict()))
-    return autoencoder.eval().to(device)
-
-
-def _foreign(part) -> dict | None:
-    return None if part is None else {"class": type(part).__name__}
-
-
-def _refuse_foreign(described: dict | None, argument: str) -> None:
-    if described is not None and "class" in described:
-        raise CheckpointError(f"this checkpoint has a {described['class']}, which is no class of ldm_mini: build it as "
-                              f"it was and pass {argument}=.")

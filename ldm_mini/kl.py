@@ -82,11 +82,6 @@ class KLBottleneck(nn.Module):
         """z (B,C,h,w) -> itself: the decoder is used to noisy latents."""
         return z
 
-    def to_config(self) -> dict:
-        """What `autoencoder.build_bottleneck` needs to build this again."""
-        return {"kind": "kl", "latent_channels": self.latent_channels, "weight": self.weight,
-                "reduction": self.reduction}
-
 
 def weight_for_means(weight_for_sums: float, latent_shape, image_shape) -> float:
     """The `weight` that makes the same compromise when both losses are means: times latent values over image values.

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from . import hub
 from .cond import Cond, batch_size
 from .diffusion import PREDICTIONS, diffusion_loss, draw_noise, draw_timesteps, make_denoiser
-from .hub import SHARD_BYTES, load_weights
+from .hub import SHARD_BYTES
 from .samplers import SAMPLERS
-from .schedule import NoiseSchedule
 from .tasks import TEXT_GUIDANCE
 
 
@@ -224,27 +223,16 @@ class LatentDiffusion(nn.Module):
         half: store parameters as float16; buffers, the scale factor among them, stay as they are.
         card: anything JSON that should stay with the weights: data, recipe, hardware, measures.
         """
-        return hub.save(folder, "LatentDiffusion", self, {
-            "autoencoder": hub.describe_autoencoder(self.autoencoder), "net": hub.describe_net(self.net),
-            "schedule": self.schedule.config, "conditioner": hub.describe_conditioner(self.conditioner),
-            "prediction": self.prediction, "p_uncond": self.p_uncond, "scale_factor": self.scale_factor.item(),
-            "image_size": self.image_size, "card": card or {}}, half, shard_bytes)
+        return hub.save(folder, self, half, card, shard_bytes)
 
     @classmethod
     def from_pretrained(cls, name_or_folder, net=None, autoencoder=None, conditioner=None, device=None):
-        """A saved LatentDiffusion, in evaluation mode; `hub.find` says what names mean. Raises CheckpointError.
+        """A saved LatentDiffusion, in evaluation mode; `hub.find` says what names mean. Raises FileError.
 
         net, autoencoder, conditioner: parts of your own classes, which no config describes; they get their weights.
         """
-        folder = hub.find(name_or_folder)
-        config = hub.read_config(folder, "LatentDiffusion")
-        ldm = cls(hub.build_autoencoder(config["autoencoder"]) if autoencoder is None else autoencoder,
-                  hub.build_net(config["net"]) if net is None else net,
-                  NoiseSchedule.from_config(config["schedule"]),
-                  hub.build_conditioner(config["conditioner"]) if conditioner is None else conditioner,
-                  **{name: config[name] for name in ("prediction", "p_uncond", "scale_factor", "image_size")})
-        ldm.load_state_dict(load_weights(folder, ldm.state_dict()))
-        return ldm.eval().to(device)
+        parts = {"net": net, "autoencoder": autoencoder, "conditioner": conditioner}
+        return hub.load(name_or_folder, "LatentDiffusion", device, **parts)
 
 
 def latent_scale(autoencoder, batches, limit: int = 64) -> float:

@@ -183,12 +183,6 @@ class VQBottleneck(nn.Module):
         """z (B,C,h,w) -> nearest codes (B,C,h,w)"""
         return self.quantizer.quantize(z)[0]
 
-    def to_config(self) -> dict:
-        """What `autoencoder.build_bottleneck` needs to build this again."""
-        q = self.quantizer
-        return {"kind": "vq", "codebook_size": q.codebook_size, "dim": q.dim, "commitment_weight": q.commitment_weight,
-                "ema_decay": q.ema_decay, "restart_after": q.restart_after, "init": q.init}
-
 
 def _float(x: Tensor) -> Tensor:
     """At least float32: in half precision, near codes are indistinguishable."""

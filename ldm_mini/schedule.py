@@ -32,7 +32,7 @@ def cosine_betas(steps: int = 1000) -> Tensor:
 
 
 class NoiseSchedule(nn.Module):
-    """The forward process of T steps, from its betas (T,), each in (0, 1).
+    """The forward process of T steps, from its betas (T,), each in (0, 1), or from the `config` of another.
 
     Buffers `betas` and `alphas_cumprod` (T,) are computed in float64 and kept in float32 whatever the model is cast to:
     half precision cannot tell alphas_cumprod[0] from 1. They are constants, so they are in no state dict.
@@ -41,11 +41,13 @@ class NoiseSchedule(nn.Module):
 
     def __init__(self, betas: Tensor):
         super().__init__()
+        betas = _betas(**betas) if isinstance(betas, dict) else betas
         betas = torch.as_tensor(betas, dtype=torch.float64, device="cpu")
         if betas.ndim != 1 or len(betas) == 0 or not ((betas > 0) & (betas < 1)).all():
             raise ValueError(f"betas must be a vector of numbers in (0, 1), got shape {tuple(betas.shape)}. "
                              "Use linear_betas(), scaled_linear_betas() or cosine_betas().")
         self.config = _describe(betas)
+        self.arguments = {"betas": self.config}                                 # for `hub`: in few words, and exact
         self.register_buffer("betas", betas.float(), persistent=False)
         self.register_buffer("alphas_cumprod", torch.cumprod(1 - betas, dim=0).float(), persistent=False)
 
@@ -107,16 +109,6 @@ class NoiseSchedule(nn.Module):
             raise ValueError(f'spacing must be "leading", "trailing" or "linspace", got {spacing!r}.')
         return t + min(offset, T - 1 - int(t[0]))
 
-    @classmethod
-    def from_config(cls, config: dict) -> "NoiseSchedule":
-        """The schedule that `schedule.config` describes."""
-        args = {name: value for name, value in config.items() if name != "kind"}
-        if config.get("kind") == "values":
-            return cls(torch.tensor(args["betas"], dtype=torch.float64))
-        if config.get("kind") not in KINDS:
-            raise ValueError(f"unknown schedule {config.get('kind')!r}: use one of {[*KINDS, 'values']}.")
-        return cls(KINDS[config["kind"]](**args))
-
     def _cumprod(self, t: Tensor, ndim: int) -> Tensor:
         """alphas_cumprod at t, (B, 1, 1, ...) with `ndim` axes; 1 for the clean image."""
         return torch.where(t < 0, 1.0, self.alphas_cumprod[t.clamp(min=0)]).view(-1, *[1] * (ndim - 1))
@@ -126,13 +118,22 @@ class NoiseSchedule(nn.Module):
         return super()._apply(lambda v: v.to(fn(v).device), recurse)
 
 
-KINDS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas, "cosine": cosine_betas}
+BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas, "cosine": cosine_betas}
+
+
+def _betas(kind: str, **arguments) -> Tensor:
+    """The betas that `_describe` says."""
+    if kind == "values":
+        return torch.tensor(arguments["betas"], dtype=torch.float64)
+    if kind not in BETAS:
+        raise ValueError(f"unknown schedule {kind!r}: use one of {[*BETAS, 'values']}.")
+    return BETAS[kind](**arguments)
 
 
 def _describe(betas: Tensor) -> dict:
     """JSON that rebuilds exactly these betas: by name if a function above makes them, else as numbers."""
     ends = {"start": round(float(betas[0]), 12), "end": round(float(betas[-1]), 12)}
     for kind, args in (("linear", ends), ("scaled_linear", ends), ("cosine", {})):
-        if torch.equal(KINDS[kind](len(betas), **args), betas):
+        if torch.equal(BETAS[kind](len(betas), **args), betas):
             return {"kind": kind, "steps": len(betas), **args}
     return {"kind": "values", "betas": betas.tolist()}

@@ -21,7 +21,7 @@ def transformer(width: int, layers: int, heads: int) -> nn.TransformerEncoder:
 
 @lru_cache(maxsize=1)
 def load_tokenizer() -> Tokenizer:
-    """The shipped tokenizer of the caption grammar. Raises DataFileError if its file is missing or damaged."""
+    """The shipped tokenizer of the caption grammar. Raises FileError if its file is missing or damaged."""
     return Tokenizer.from_file(str(data_path("tokenizer", "tokenizer.json")))
 
 
@@ -65,10 +65,6 @@ class TextTransformer(nn.Module):
         """The words of a caption that the tokenizer does not know: the model cannot tell one from another."""
         unknown = self.tokenizer.token_to_id("[UNK]")
         return [word for word in caption.split() if unknown in self.tokenizer.encode(word).ids]
-
-    def to_config(self) -> dict:
-        """The arguments that build it again (with the same tokenizer)."""
-        return {name: getattr(self, name) for name in ("width", "layers", "heads", "max_length")}
 
 
 def pool(context: Tensor, mask: Tensor) -> Tensor:

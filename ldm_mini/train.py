@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .discriminator import PatchDiscriminator, adaptive_weight, hinge_d_loss, hinge_g_loss
 from .ema import EMA
-from .files import check_names
+from .files import FileError
 from .perceptual import PerceptualLoss
 
 
@@ -103,8 +103,10 @@ class TrainState:
         return {"step": self.step, **{name: part.state_dict() for name, part in parts.items() if part is not None}}
 
     def load_state_dict(self, parts: dict) -> None:
-        """Continue from `state_dict()` of the same model, averages and adversary. Raises CheckpointError otherwise."""
-        check_names("this training state", parts, self.state_dict())
+        """Continue from `state_dict()` of the same model, averages and adversary. Raises FileError otherwise."""
+        if parts.keys() != self.state_dict().keys():
+            raise FileError("this training state was made for another model: it holds "
+                            f"{', '.join(parts)}; here are {', '.join(self.state_dict())}.")
         self.step = parts["step"]
         self.model.load_state_dict(parts["model"])
         self.optimizer.load_state_dict(parts["optimizer"])

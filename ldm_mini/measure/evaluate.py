@@ -125,7 +125,7 @@ def run_evaluate(model: str = "emoji-scenes", task: str | None = None, *, num: i
     folder = hub.find(model)
     stored = json.loads((folder / hub.CONFIG).read_text(encoding="utf-8"))
     config, report = scenes_of(stored), {"model": str(model), "device": device}
-    if stored.get("format") == "ldm_mini.Autoencoder":
+    if stored.get("class") == "autoencoder.Autoencoder":
         autoencoder = hub.load_autoencoder(folder, device=device)
     else:
         ldm = LatentDiffusion.from_pretrained(folder, device=device)

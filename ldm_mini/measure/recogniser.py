@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..files import CheckpointError, data_path, load_safetensors, save_safetensors
+from ..files import FileError, data_path, load_safetensors, save_safetensors
+from ..hub import build
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,6 @@ class RecogniserConfig:
     image_size: int = 64                                                     # other sizes are resized to this one
 
     def __post_init__(self):
-        object.__setattr__(self, "widths", tuple(self.widths))               # a list, when it comes from JSON
         if len(self.widths) != 3 or self.image_size % 8:
             raise ValueError(f"RecogniserConfig: three widths and an image_size divisible by 8 are needed, got {self}.")
 
@@ -118,14 +118,14 @@ class Recogniser(nn.Module):
 
     @classmethod
     def load(cls, path=None) -> "Recogniser":
-        """Read one, in eval mode; without a path the shipped one. CheckpointError for a damaged or foreign file."""
+        """Read one, in eval mode; without a path the shipped one. FileError for a damaged or foreign file."""
         path = data_path("weights", "recogniser.safetensors") if path is None else path
         tensors = load_safetensors(path)
         with safe_open(path, "pt") as file:
             config = (file.metadata() or {}).get("config")
         if config is None:
-            raise CheckpointError(f"{path} holds no recogniser: it has no config. Write it with Recogniser.save.")
-        net = cls(RecogniserConfig(**json.loads(config)))
+            raise FileError(f"{path} holds no recogniser: it has no config. Write it with Recogniser.save.")
+        net = cls(RecogniserConfig(**build(json.loads(config))))
         net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
         return net.eval()
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..attention import AttentionBlock, SpatialTransformer
 from ..autoencoder import Autoencoder, AutoencoderConfig
 from ..blocks import Downsample, ResBlock
-from ..files import CheckpointError
+from ..files import FileError
 from ..unet import UNet, UNetConfig
 from .first_stages import first_stage_names, fit_first_stage, published
 from .names import TRANSFORMER_WORDS, require, translate
@@ -48,7 +48,7 @@ def unet_from_compvis(params: dict, state_dict: dict[str, Tensor], dtype=None) -
     """A released U-Net. state_dict: plain tensors, named "input_blocks.0.0.weight" and so on; they are not copied.
 
     Its `net(x, t, cond)` takes concatenated channels in cond.concat, or already joined to x.
-    Raises CheckpointError, a ValueError, that lists parameters or names that do not fit.
+    Raises FileError, a ValueError, that lists parameters or names that do not fit.
     """
     net = on_meta(UNet, unet_config_from_compvis(params))
     return fit(net, unet_names(net, params.get("use_new_attention_order", False)), state_dict, dtype=dtype)
@@ -63,7 +63,7 @@ def unet_config_from_compvis(params: dict) -> UNetConfig:
     same_heads = {"num_heads_upsample": (-1, count)} if width == -1 and not transformers else {}
     require("U-Net", params, UNET_FIXED | same_heads, UNET_READ | UNET_FREE)
     if (context is not None) != transformers or count == width == -1:
-        raise CheckpointError("a U-Net needs num_heads or num_head_channels, and context_dim if and only if it has "
+        raise FileError("a U-Net needs num_heads or num_head_channels, and context_dim if and only if it has "
                               f"use_spatial_transformer: {params}.")
     if isinstance(context, (list, tuple)):                      # Stable Diffusion 2 writes a list of one
         context, = set(context)
@@ -116,7 +116,7 @@ def autoencoder_from_compvis(params: dict, state_dict: dict[str, Tensor], dtype=
 
     state_dict: plain tensors, named "encoder.conv_in.weight" and so on; they are not copied. What only trained it
     ("loss.discriminator...") is passed over.
-    Raises CheckpointError, a ValueError, that lists parameters or names that do not fit.
+    Raises FileError, a ValueError, that lists parameters or names that do not fit.
     """
     autoencoder = on_meta(autoencoder_of_compvis, params)
     weights = {name: value for name, value in state_dict.items() if not name.startswith("loss.")}

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..autoencoder import Autoencoder
 from ..concat_conditioners import InpaintConditioner, LowResConditioner
 from ..cond import Conditioner
-from ..files import CheckpointError
+from ..files import FileError
 from ..latent_diffusion import LatentDiffusion
 from ..schedule import NoiseSchedule
 from ..unet import UNet
@@ -36,17 +36,17 @@ def from_compvis(yaml_path, ckpt_path, dtype: torch.dtype | None = None, tokeniz
     where there are any. dtype: of all weights; None as stored. Half precision runs under torch.autocast.
     tokenizer: for captions, a transformers tokenizer or the folder of one; None = the model's own from the Hugging Face
     Hub, when the first caption comes. Batches: "class", "caption", "semantic", "lowres", or "image" and "mask".
-    Raises CheckpointError, a ValueError, that lists whatever is unknown, missing or of another shape.
+    Raises FileError, a ValueError, that lists whatever is unknown, missing or of another shape.
     """
     kind, params = _read_yaml(yaml_path)
     weights = read_weights(ckpt_path)
     if kind in ("VQModel", "VQModelInterface", "AutoencoderKL"):
         return autoencoder_from_compvis(params, weights, dtype)
     if kind != "LatentDiffusion":
-        raise CheckpointError(f"{yaml_path} describes a {kind}; known are LatentDiffusion, VQModel and AutoencoderKL.")
+        raise FileError(f"{yaml_path} describes a {kind}; known are LatentDiffusion, VQModel and AutoencoderKL.")
     # one file holds all networks, each behind its prefix, and the constants of training
     if unknown := sorted(name for name in weights if not name.startswith(PREFIXES) and name not in CONSTANTS):
-        raise CheckpointError(f"{ckpt_path} holds what no latent diffusion model has: {unknown}.")
+        raise FileError(f"{ckpt_path} holds what no latent diffusion model has: {unknown}.")
     unet, averages, stage, condition = (_below(weights, part) for part in PREFIXES)
     autoencoder = autoencoder_from_compvis(params["first_stage_config"]["params"], stage, dtype)
     net = _net(params["unet_config"]["params"], unet, averages, dtype)
@@ -69,7 +69,7 @@ def _read_yaml(path) -> tuple[str, dict]:
         model = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["model"]
         return str(model["target"]).rpartition(".")[2], dict(model["params"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is no YAML file that describes a model ({type(error).__name__}: {error})."
+        raise FileError(f"{path} is no YAML file that describes a model ({type(error).__name__}: {error})."
                               ) from None
 
 
@@ -102,7 +102,7 @@ def _scale_factor(params: dict, weights: dict) -> float:
     if "scale_factor" in weights:
         return float(weights["scale_factor"])
     if params.get("scale_by_std", False):
-        raise CheckpointError("the checkpoint lacks scale_factor, which this model measured on its first batch.")
+        raise FileError("the checkpoint lacks scale_factor, which this model measured on its first batch.")
     return float(params.get("scale_factor", 1.0))
 
 
@@ -116,7 +116,7 @@ def _conditioner(params: dict, autoencoder: Autoencoder, weights: dict, dtype, t
     if kind == "__is_unconditional__":
         return None
     if kind not in CONDITIONS or params.get("conditioning_key") not in (None, CONDITIONS[kind]):
-        raise CheckpointError(f"no released model has the condition {kind} by conditioning_key="
+        raise FileError(f"no released model has the condition {kind} by conditioning_key="
                               f"{params.get('conditioning_key')}; known are {CONDITIONS}.")
     if kind == "__is_first_stage__":                            # its weights are stored a second time: not needed
         return InpaintConditioner(autoencoder.config.latent_channels, factor)
@@ -164,7 +164,7 @@ def clip_from_weights(weights: dict[str, Tensor], tokenizer=CLIP, dtype=None, co
         # which sizes the weights have
         words, layer = "embeddings.token_embedding.weight", "encoder.layers.0.mlp.fc1.weight"
         if missing := [name for name in (words, "embeddings.position_embedding.weight", layer) if name not in plain]:
-            raise CheckpointError(f"these are no weights of a CLIP text encoder: {missing} missing.")
+            raise FileError(f"these are no weights of a CLIP text encoder: {missing} missing.")
         vocabulary, width = plain[words].shape
         config = dict(vocab_size=vocabulary, hidden_size=width, num_attention_heads=max(1, width // 64),
                       intermediate_size=len(plain[layer]), hidden_act="quick_gelu", bos_token_id=0, eos_token_id=2,

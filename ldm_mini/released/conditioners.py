@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..attention import Attention
 from ..concat_conditioners import ConcatConditioner
 from ..cond import Cond, Conditioner, batch_size
-from ..files import CheckpointError
+from ..files import FileError
 
 BERT, CLIP = "bert-base-uncased", "openai/clip-vit-large-patch14"              # tokenizers, by their name on the Hub
 CLIP_FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -34,9 +34,6 @@ class ClassTable(Conditioner):
         """The last row."""
         return self.encode({self.key: [-1] * batch_size(batch)})
 
-    def to_config(self) -> dict:
-        return {"kind": "class table", "rows": self.rows, "dim": self.dim, "has_null": self.has_null, "key": self.key}
-
 
 class Labels(Conditioner):
     """The classes themselves, for a DiT that has its own table of them; num_classes, or -1, is "no class"."""
@@ -55,9 +52,6 @@ class Labels(Conditioner):
         device = getattr(batch.get(self.key), "device", None)
         return Cond(vector=torch.full((batch_size(batch),), self.num_classes, device=device))
 
-    def to_config(self) -> dict:
-        return {"kind": "labels", "num_classes": self.num_classes, "key": self.key}
-
 
 class Words(Conditioner):
     """Base of text as tokens of a fixed number, padding and all, with no mask. batch[key]: B captions, or their ids.
@@ -69,6 +63,7 @@ class Words(Conditioner):
     def __init__(self, length: int, tokenizer, key: str):
         super().__init__()
         self.length, self.tokenizer, self.key, self.keys = length, tokenizer, key, (key,)
+        self.arguments = {"tokenizer": getattr(tokenizer, "name_or_path", tokenizer and str(tokenizer))}   # for `hub`
 
     def tokens(self, ids: Tensor) -> Tensor:
         """ids (B,M) -> (B,M,D)"""
@@ -94,13 +89,10 @@ class Words(Conditioner):
             try:
                 self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
             except Exception as error:  # not there, no network, no access: its many classes differ between versions
-                raise CheckpointError(f"the tokenizer {self.tokenizer} could not be loaded ({type(error).__name__}); "
+                raise FileError(f"the tokenizer {self.tokenizer} could not be loaded ({type(error).__name__}); "
                                       "pass tokenizer=, a folder or a transformers tokenizer.") from error
         return self.tokenizer(captions, padding="max_length", truncation=True, max_length=self.length,
                               return_tensors="pt")["input_ids"]
-
-    def _tokenizer_name(self) -> str | None:
-        return getattr(self.tokenizer, "name_or_path", self.tokenizer and str(self.tokenizer))
 
 
 class TextEncoder(Words):
@@ -124,10 +116,6 @@ class TextEncoder(Words):
         for block in self.blocks:
             h = block(h)
         return self.norm(h)
-
-    def to_config(self) -> dict:
-        return {"kind": "text encoder", "width": self.width, "layers": self.layers, "vocabulary": self.vocabulary,
-                "length": self.length, "tokenizer": self._tokenizer_name(), "key": self.key}
 
 
 class TextBlock(nn.Module):
@@ -163,9 +151,6 @@ class ClipText(Words):
         """ids (B,M) -> (B,M,hidden_size)"""
         return self.model(input_ids=ids).last_hidden_state
 
-    def to_config(self) -> dict:
-        return {"kind": "clip", "config": self.config, "tokenizer": self._tokenizer_name(), "key": self.key}
-
 
 class RescaledMap(ConcatConditioner):
     """A semantic map, halved `halvings` times, then mixed into few channels by a 1x1 convolution (app. D.5).
@@ -190,10 +175,6 @@ class RescaledMap(ConcatConditioner):
     def image_size(self, batch: dict) -> tuple[int, int]:
         """The map's."""
         return tuple(batch[self.key].shape[-2:])
-
-    def to_config(self) -> dict:
-        return {"kind": "rescaled map", "classes": self.classes, "channels": self.channels,
-                "halvings": self.halvings, "bias": self.bias, "key": self.key}
 
 
 KINDS = {"class table": ClassTable, "labels": Labels, "text encoder": TextEncoder, "clip": ClipText,

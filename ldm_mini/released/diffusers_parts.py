@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..autoencoder import Autoencoder, AutoencoderConfig
 from ..dit import DiT, DiTConfig
-from ..files import CheckpointError, save_safetensors, write_json
+from ..files import FileError, save_safetensors, write_json
 from ..quantizer import VQBottleneck
 from ..unet import UNet
 from .diffusers_unet import (
@@ -45,7 +45,7 @@ def unet_from_diffusers(folder, dtype: torch.dtype | None = None) -> nn.Module:
     """The network of a folder: a UNet2DConditionModel, UNet2DModel (-> UNet) or DiTTransformer2DModel (-> DiT).
 
     A pipeline's folder will do: its part "unet" or "transformer" is taken. dtype: of the weights; None = as stored.
-    Raises CheckpointError, a ValueError, that lists what is unknown, missing or of another shape.
+    Raises FileError, a ValueError, that lists what is unknown, missing or of another shape.
     """
     return _load(folder, ("unet", "transformer"), dtype, {
         "UNet2DConditionModel": unet_from_diffusers_state, "UNet2DModel": unet_from_diffusers_state,
@@ -55,7 +55,7 @@ def unet_from_diffusers(folder, dtype: torch.dtype | None = None) -> nn.Module:
 def autoencoder_from_diffusers(folder, dtype: torch.dtype | None = None) -> Autoencoder:
     """The first stage of a folder: an AutoencoderKL or VQModel. A pipeline's folder will do: "vae" or "vqvae" is taken.
 
-    Raises CheckpointError, a ValueError, that lists what is unknown, missing or of another shape.
+    Raises FileError, a ValueError, that lists what is unknown, missing or of another shape.
     """
     return _load(folder, ("vae", "vqvae"), dtype, {
         "AutoencoderKL": autoencoder_from_diffusers_state, "VQModel": autoencoder_from_diffusers_state})
@@ -68,7 +68,7 @@ def _load(folder, parts: tuple, dtype, known: dict) -> nn.Module:
         folder = next((folder / part for part in parts if (folder / part).is_dir()), folder)
     config, state = read_folder(folder)
     if (name := config.get("_class_name")) not in known:
-        raise CheckpointError(f"{folder} holds a {name}; known are {', '.join(known)}.")
+        raise FileError(f"{folder} holds a {name}; known are {', '.join(known)}.")
     # attention's names in files of older versions, as they are today
     state = {reworded(name, OLD_WORDS) if ".attentions." in name else name: value for name, value in state.items()}
     return known[name](config, state, dtype)

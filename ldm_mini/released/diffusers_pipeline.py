@@ -24,7 +24,7 @@ def from_diffusers(folder, dtype: torch.dtype | None = None, tokenizer=None) -> 
 
     dtype: of the weights; None as stored. Half precision runs under torch.autocast.
     tokenizer: None = the folder's own. Batches: "caption"; "class" for a DiT; none for an unconditional model.
-    Raises CheckpointError, a ValueError, that lists whatever is unknown, missing or of another shape.
+    Raises FileError, a ValueError, that lists whatever is unknown, missing or of another shape.
     """
     folder = Path(folder)
     parts = read_json(folder / "model_index.json")

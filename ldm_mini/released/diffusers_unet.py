@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ..attention import AttentionBlock, SpatialTransformer, head_layout
 from ..blocks import ResBlock
-from ..files import CheckpointError
+from ..files import FileError
 from ..unet import UNet, UNetConfig
 from .names import TRANSFORMER_WORDS, require, translate
 from .reading import fit, on_meta
@@ -28,7 +28,7 @@ WORDS = {ResBlock: {"time_proj": "time_emb_proj", "shortcut": "conv_shortcut"}, 
 def unet_from_diffusers_state(config: dict, state: dict[str, Tensor], dtype=None) -> UNet:
     """A U-Net with the weights of a UNet2DConditionModel or UNet2DModel: its `config` and its `state_dict()`.
 
-    Raises CheckpointError, a ValueError, that lists what is unknown, missing or of another shape.
+    Raises FileError, a ValueError, that lists what is unknown, missing or of another shape.
     """
     net = on_meta(UNet, unet_config_from_diffusers(config))
     return fit(net, diffusers_keys(net), state, dtype=dtype)
@@ -41,7 +41,7 @@ def unet_to_diffusers_state(net: UNet) -> dict[str, Tensor]:
 
 
 def unet_config_from_diffusers(config: dict) -> UNetConfig:
-    """Our config for that of diffusers. Raises CheckpointError, a ValueError, for what our U-Net does not express."""
+    """Our config for that of diffusers. Raises FileError, a ValueError, for what our U-Net does not express."""
     context, groups = _one(config, "cross_attention_dim", None), config.get("norm_num_groups", 32)
     same_groups = {"attn_norm_num_groups": (groups, None)} if context is None else {}
     require("U-Net", config, FIXED | same_groups)
@@ -80,7 +80,7 @@ def _levels(config: dict) -> tuple[list[bool], bool]:
     ours = sum(_block_types(attended, config.get("cross_attention_dim") is not None), [])
     plain = [kind.replace("ResnetDownsample", "Down").replace("ResnetUpsample", "Up") for kind in types]
     if plain != ours or len(resized) > 1:
-        raise CheckpointError(f"ours has no U-Net of the block types {types}: with this attention it would be {ours}, "
+        raise FileError(f"ours has no U-Net of the block types {types}: with this attention it would be {ours}, "
                               "the way up a mirror of the way down; or the size changes partly by residual blocks.")
     return attended, resized == {True}
 
@@ -116,7 +116,7 @@ def _one(config: dict, name: str, default):
     if not isinstance(value, (list, tuple)):
         return value
     if len(set(value)) > 1 or isinstance(value[0], (list, tuple)):
-        raise CheckpointError(f"{name}={value} differs between the levels of this U-Net; ours does not.")
+        raise FileError(f"{name}={value} differs between the levels of this U-Net; ours does not.")
     return value[0]
 
 

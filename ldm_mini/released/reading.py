@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..files import CheckpointError, read_json
+from ..files import FileError, read_json
 
 INERT = ("pytorch_lightning.", "lightning.")    # whose objects in a checkpoint are passed over: nothing of them is run
 DIFFUSERS_FILES = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -35,7 +35,7 @@ def fit(module: nn.Module, names: dict, tensors: dict[str, Tensor], constants: d
     names: {key of the module: name in `tensors`}, or (name, function) for a part of that tensor. A 1x1 convolution fits
     where the module has a linear layer, and the other way round. constants: {key: tensor} of buffers that `tensors`
     has not. dtype: that of the weights; None as they come.
-    Raises CheckpointError, a ValueError, that lists every missing, unknown or ill-shaped name.
+    Raises FileError, a ValueError, that lists every missing, unknown or ill-shaped name.
     """
     own, found, shapes = module.state_dict(), dict(constants or {}), []
     sources = {key: source if isinstance(source, tuple) else (source, None) for key, source in names.items()}
@@ -51,7 +51,7 @@ def fit(module: nn.Module, names: dict, tensors: dict[str, Tensor], constants: d
     known = {name for name, _ in sources.values()}
     missing, unknown = sorted(known - set(tensors)), sorted(set(tensors) - known)
     if missing or unknown or shapes:
-        raise CheckpointError(f"the weights do not fit this {type(module).__name__}.\nmissing: {missing}\n"
+        raise FileError(f"the weights do not fit this {type(module).__name__}.\nmissing: {missing}\n"
                               f"unknown: {unknown}\nwrong shape: {list(dict.fromkeys(shapes))}")
     # the tensors themselves become the weights: no copy
     module.load_state_dict(found, assign=True)
@@ -76,24 +76,24 @@ def read_weights(path) -> dict[str, Tensor]:
     """The state dict in a file of weights (.safetensors, or a pickle: .ckpt, .pt, .bin), as CPU tensors, memory-mapped.
 
     Of a pickle only tensors and plain values are read; Lightning's objects are passed over.
-    Raises CheckpointError if the file is missing, damaged, or wants to run code.
+    Raises FileError if the file is missing, damaged, or wants to run code.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist.")
+        raise FileError(f"{path} does not exist.")
     try:
         content = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
     except UnpicklingError:
         foreign = sorted(name for name in _classes(path) if not name.startswith(("torch.", "collections.", *INERT)))
-        raise CheckpointError(f"{path} holds more than weights, and reading that could run foreign code: "
+        raise FileError(f"{path} holds more than weights, and reading that could run foreign code: "
                               f"{', '.join(foreign) or 'of no name'}. Where you trust it, load it with torch.load(..., "
                               "weights_only=False) and save its state_dict as safetensors.") from None
     except (safetensors.SafetensorError, RuntimeError, EOFError, OSError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path} is no file of weights, or a damaged one ({reason}). Fetch it again.") from None
+        raise FileError(f"{path} is no file of weights, or a damaged one ({reason}). Fetch it again.") from None
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path} holds no state_dict of tensors.")
+        raise FileError(f"{path} holds no state_dict of tensors.")
     return dict(content)
 
 
@@ -146,4 +146,4 @@ def read_folder(folder) -> tuple[dict, dict[str, Tensor]]:
             return config, {name: v for file in files for name, v in read_weights(folder / file).items()}
         if (folder / f"{stem}{variant}{suffix}").is_file():
             return config, read_weights(folder / f"{stem}{variant}{suffix}")
-    raise CheckpointError(f"{folder} has a config.json but no {DIFFUSERS_FILES[0]}.safetensors or the like.")
+    raise FileError(f"{folder} has a config.json but no {DIFFUSERS_FILES[0]}.safetensors or the like.")

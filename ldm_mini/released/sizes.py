@@ -12,7 +12,7 @@ from .. import hub
 from ..autoencoder import Autoencoder, Decoder, Encoder
 from ..cond import Cond
 from ..dit import DiT
-from ..files import CheckpointError, read_json
+from ..files import FileError, read_json
 from ..unet import UNet
 from .conditioners import ClipText
 from .diffusers_parts import autoencoder_of_diffusers, dit_config_from_diffusers
@@ -64,17 +64,15 @@ def find_networks(name_or_folder) -> tuple[dict[str, nn.Module], int | None]:
         return {"first stage": stage, "network": on_meta(unet_preset, preset)}, side
     try:
         config = read_json(hub.find(folder if folder.is_dir() else name_or_folder) / hub.CONFIG)
-    except CheckpointError as error:
-        raise CheckpointError(f"{error} The paper's models are {', '.join([*FIRST_STAGES, *UNETS])}.") from None
-    if config.get("format") not in ("ldm_mini.Autoencoder", "ldm_mini.LatentDiffusion"):
-        raise CheckpointError(f"{name_or_folder} is no model of ldm_mini: its config says {config.get('format')!r}.")
-    stage = on_meta(hub.build_autoencoder, config["autoencoder"])
-    found = {} if stage is None else {"first stage": stage}
-    if "net" in config:
-        found["network"] = on_meta(hub.build_net, config["net"])
-        conditioner = on_meta(hub.build_conditioner, config["conditioner"])
-        found |= {} if conditioner is None else {"conditioner": conditioner}
-    side = config.get("image_size")
+    except FileError as error:
+        raise FileError(f"{error} The paper's models are {', '.join([*FIRST_STAGES, *UNETS])}.") from None
+    kind, side = config.get("class"), config.get("image_size")
+    if kind not in ("autoencoder.Autoencoder", "latent_diffusion.LatentDiffusion"):
+        raise FileError(f"{name_or_folder} is no model of ldm_mini: its config says {kind!r}.")
+    config.pop("card", None)
+    config = config if "net" in config else {"autoencoder": config}
+    parts = {"first stage": "autoencoder", "network": "net", "conditioner": "conditioner"}
+    found = {title: on_meta(hub.build, config[part]) for title, part in parts.items() if config.get(part)}
     return found, side[0] if side else 64
 
 
@@ -98,7 +96,7 @@ def _of_diffusers(folder: Path) -> tuple[dict[str, nn.Module], int | None]:
     if (folder / "text_encoder" / hub.CONFIG).is_file():
         found["conditioner"] = on_meta(ClipText, read_json(folder / "text_encoder" / hub.CONFIG))
     if not found:
-        raise CheckpointError(f"{folder} holds no model that is known here: neither of ldm_mini nor of diffusers.")
+        raise FileError(f"{folder} holds no model that is known here: neither of ldm_mini nor of diffusers.")
     factor = found["first stage"].config.downsample_factor if "first stage" in found else 1
     return found, latent and latent * factor
 

@@ -10,7 +10,7 @@ from ..kl import KLBottleneck
 from ..latent_diffusion import LatentDiffusion
 from ..quantizer import VectorQuantizer, VQBottleneck
 from ..scenes.vocabulary import NOUNS, SEMANTIC
-from ..schedule import NoiseSchedule, cosine_betas, scaled_linear_betas
+from ..schedule import BETAS, NoiseSchedule
 from ..tasks import PARTS
 from ..text import TextTransformer
 from ..unet import UNet, UNetConfig
@@ -38,8 +38,7 @@ def build_diffusion(recipe: DiffusionRecipe, autoencoder: Autoencoder, scale_fac
     net = UNet(UNetConfig(in_channels=autoencoder.config.latent_channels, channels=r.channels,
                           channel_mults=r.channel_mults, num_res_blocks=r.num_res_blocks, attn_levels=r.attn_levels,
                           head_dim=r.head_dim, groups=r.groups, **net_inputs(conditioner, r.text_width)))
-    betas = {"cosine": cosine_betas, "scaled_linear": scaled_linear_betas}[r.schedule]()
-    return LatentDiffusion(autoencoder, net, NoiseSchedule(betas), conditioner, prediction=r.prediction,
+    return LatentDiffusion(autoencoder, net, NoiseSchedule(BETAS[r.schedule]()), conditioner, prediction=r.prediction,
                            p_uncond=r.p_uncond, scale_factor=scale_factor, image_size=r.scenes.size)
 
 

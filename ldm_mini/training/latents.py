@@ -60,7 +60,7 @@ class LatentCache:
 
     @classmethod
     def load(cls, folder) -> "LatentCache":
-        """What `save` wrote. Raises CheckpointError if it is missing or damaged."""
+        """What `save` wrote. Raises FileError if it is missing or damaged."""
         lists = read_json(Path(folder) / "latents.json")["lists"]
         tensors = load_safetensors(Path(folder) / "latents.safetensors")
         return cls(tensors.pop("latent"), {**lists, **tensors})

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..files import CheckpointError, read_json, write_file, write_json
+from ..files import FileError, read_json, write_file, write_json
 from ..show.plotting import plot_curve
 from .state import latest, load_training_state, save_training_state
 
@@ -57,7 +57,7 @@ def restore(state, checkpoint, out) -> None:
     try:
         state.load_state_dict(parts)
     except (KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{checkpoint} was saved by a run of another model: {error}") from None
+        raise FileError(f"{checkpoint} was saved by a run of another model: {error}") from None
     if state.rank == 0:
         kept = [json.dumps(record) for record in read_log(out) if record["step"] <= step]
         write_file(Path(out) / "log.jsonl", "".join(line + "\n" for line in kept).encode())

@@ -36,7 +36,7 @@ def load_training_state(path, restore_rng: bool = True) -> tuple[int, dict]:
     """(step, {part: state}) of one checkpoint, every tensor on the CPU, bit by bit as saved.
 
     Also sets the random number generators as they were, unless restore_rng is False (then state["rng"] has them still).
-    Raises CheckpointError if the file is missing or damaged.
+    Raises FileError if the file is missing or damaged.
     """
     tensors = load_safetensors(path)
     with safe_open(path, "pt") as file:

@@ -57,7 +57,7 @@ def test_damaged_file(copy):
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
-    with pytest.raises(files.DataFileError, match=r"data/weights/a b\.bin is damaged.*git checkout -- data"):
+    with pytest.raises(files.FileError, match=r"data/weights/a b\.bin is damaged.*git checkout -- data"):
         files.data_path("weights", "a b.bin")
     assert files.data_path("sprites", "nouns.csv").is_file()
     result = check(copy)
@@ -66,7 +66,7 @@ def test_damaged_file(copy):
 
 def test_missing_file(copy):
     (copy / "sprites" / "nouns.csv").unlink()
-    with pytest.raises(files.DataFileError, match=r"data/sprites/nouns\.csv is missing.*git checkout -- data"):
+    with pytest.raises(files.FileError, match=r"data/sprites/nouns\.csv is missing.*git checkout -- data"):
         files.data_path("sprites", "nouns.csv")
     result = check(copy)
     assert result.returncode == 1 and result.stdout.strip() == "missing: sprites/nouns.csv"
@@ -74,7 +74,7 @@ def test_missing_file(copy):
 
 def test_unlisted_file(copy):
     (copy / "weights" / "mine.bin").write_bytes(b"mine")
-    with pytest.raises(files.DataFileError, match=r"data/weights/mine\.bin is not listed.*python data/checksums\.py"):
+    with pytest.raises(files.FileError, match=r"data/weights/mine\.bin is not listed.*python data/checksums\.py"):
         files.data_path("weights", "mine.bin")
     result = check(copy)
     assert result.returncode == 1 and result.stdout.strip() == "not listed: weights/mine.bin"
@@ -103,7 +103,7 @@ def test_installed_package_reads_its_own_data(tmp_path, monkeypatch):
 def test_no_data_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "__file__", str(tmp_path / "ldm_mini" / "files.py"))
     files.data_dir.cache_clear()
-    with pytest.raises(files.DataFileError, match="data folder was not found"):
+    with pytest.raises(files.FileError, match="data folder was not found"):
         files.data_dir()
 
 

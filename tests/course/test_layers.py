@@ -8,7 +8,6 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "ldm_mini"
 FLOORS = ("", "scenes", "show", "measure released checks", "training", "__main__")  # "": the paper, files, hub
 FLOOR = {wing: i for i, wings in enumerate(FLOORS) for wing in wings.split(" ")}
-LATE = {("hub", "released"), ("conditioners", "released")}  # inside functions
 
 
 def wing_of(path: Path) -> str:
@@ -30,6 +29,5 @@ def imports(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_down(path):
     own = wing_of(path)
-    bad = {wing for wing in imports(path) if wing != own and FLOOR[wing] >= FLOOR[own]
-           and (path.stem, wing) not in LATE}
+    bad = {wing for wing in imports(path) if wing != own and FLOOR[wing] >= FLOOR[own]}
     assert not bad, f"{path.name} of {own or 'the paper'} imports {bad}"

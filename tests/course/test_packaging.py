@@ -155,7 +155,6 @@ def test_readme_draws_the_tree_that_there_is():
     assert sorted(drawn) == sorted(there + wings)
 
 
-
 def checksum_lines():
     return [line.split(maxsplit=1) for line in (ROOT / "data" / "SHA256SUMS").read_text(encoding="utf-8").splitlines()]
 

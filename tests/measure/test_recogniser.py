@@ -5,7 +5,7 @@ import torch
 from train_recogniser import heat_target, recogniser_optimizer, recognition_loss, train_recogniser
 
 from ldm_mini import distortions
-from ldm_mini.files import CheckpointError, save_safetensors
+from ldm_mini.files import FileError, save_safetensors
 from ldm_mini.measure.recogniser import Recogniser, RecogniserConfig, _boxes
 from ldm_mini.measure.scoring import score_captions, score_scenes
 from ldm_mini.scenes.data import scene_batches
@@ -96,10 +96,10 @@ def test_save_and_load(trained, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(again(x)["heat"], trained(x)["heat"], rtol=0.02, atol=0.05)        # half precision
     save_safetensors(tmp_path / "other.safetensors", {"a": torch.zeros(1)})
-    with pytest.raises(CheckpointError, match="has no config"):
+    with pytest.raises(FileError, match="has no config"):
         Recogniser.load(tmp_path / "other.safetensors")
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(FileError, match="damaged"):
         Recogniser.load(path)
 
 

@@ -9,8 +9,9 @@ from torch.testing import assert_close
 
 from ldm_mini.concat_conditioners import InpaintConditioner, LowResConditioner, SemanticConditioner, paste
 from ldm_mini.cond import Cond
-from ldm_mini.conditioners import ClassConditioner, CombinedConditioner, build_conditioner
+from ldm_mini.conditioners import ClassConditioner, CombinedConditioner
 from ldm_mini.distortions import coarse_cosines
+from ldm_mini.hub import build, describe
 
 
 class Halves(nn.Module):
@@ -185,9 +186,9 @@ def test_configs_rebuild_and_the_first_stage_is_not_saved_twice():
     assert combined.parts[2].first_stage is not None
     assert not [name for name in combined.state_dict() if name.startswith("parts.2")]
     assert len(list(combined.parameters())) == 3
-    again = build_conditioner(json.loads(json.dumps(combined.to_config())))
+    again = build(json.loads(json.dumps(describe(combined))))
     again.load_state_dict(combined.state_dict())
-    assert again.to_config() == combined.to_config()
+    assert describe(again) == describe(combined)
     again.parts[2].use_first_stage(Halves())
     combined.parts[2].use_first_stage(Halves())
     batch = everything()

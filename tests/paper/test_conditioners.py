@@ -16,8 +16,9 @@ from ldm_mini.conditioners import (
     CombinedConditioner,
     LayoutConditioner,
     TextConditioner,
-    build_conditioner,
 )
+from ldm_mini.files import FileError
+from ldm_mini.hub import build, describe
 from ldm_mini.text import TextTransformer
 from ldm_mini.unet import UNet, UNetConfig
 
@@ -147,8 +148,8 @@ def test_a_learners_own_part_joins_in_and_feeds_the_net(text):
     for given in (batch, {"caption": batch["caption"]}, {"color": batch["color"]}):
         assert net(*nn_input, combined.encode(given)).shape == (2, 3, 4, 4)
     assert net(*nn_input, combined.null(batch)).shape == (2, 3, 4, 4)
-    with pytest.raises(NotImplementedError, match="Palette"):
-        combined.to_config()
+    with pytest.raises(FileError, match="a Palette is no part of ldm_mini"):
+        build(describe(combined)["parts"][1])
 
 
 def test_the_text_encoder_learns_with_the_net(text):
@@ -164,12 +165,12 @@ def test_the_text_encoder_learns_with_the_net(text):
 def test_configs_rebuild(text, classes, tokenizer, monkeypatch):
     monkeypatch.setattr("ldm_mini.text.load_tokenizer", lambda: tokenizer)
     combined = CombinedConditioner([text, classes], p_drop_each=0.2).eval()
-    again = build_conditioner(json.loads(json.dumps(combined.to_config()))).eval()
+    again = build(json.loads(json.dumps(describe(combined)))).eval()
     again.load_state_dict(combined.state_dict())
     assert again.p_drop_each == 0.2 and again.keys == ("caption", "class")
     equal(again.encode(BATCH), combined.encode(BATCH))
-    with pytest.raises(ValueError, match="'sound'"):
-        build_conditioner({"kind": "sound"})
+    with pytest.raises(FileError, match="a conditioners.Sound is no part"):
+        build({"class": "conditioners.Sound"})
 
 
 def test_batch_size_and_its_complaints():
@@ -311,6 +312,6 @@ def test_a_layout_combines_and_its_config_rebuilds(layout):
     combined = CombinedConditioner([ClassConditioner(5, 16, 16), layout], p_drop_each=0.5).eval()
     both = combined.encode({**LAYOUTS, "class": torch.tensor([1, 2, -1])})
     assert both.context.shape == (3, 10, 16) and both.mask[2].tolist() == [True] + [False] * 9
-    again = build_conditioner(combined.to_config()).eval()
+    again = build(describe(combined)).eval()
     again.load_state_dict(combined.state_dict())
     assert_close(again.encode(LAYOUTS).context, combined.encode(LAYOUTS).context)

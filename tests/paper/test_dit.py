@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from ldm_mini.cond import Cond
 from ldm_mini.diffusion import diffusion_loss, make_denoiser
 from ldm_mini.dit import DiT, DiTConfig, position_code
-from ldm_mini.hub import build_net, describe_net
+from ldm_mini.hub import build, describe
 from ldm_mini.samplers import ddim
 from ldm_mini.schedule import NoiseSchedule, scaled_linear_betas
 
@@ -146,7 +146,7 @@ def test_a_net_that_also_predicts_its_variance_samples_by_its_first_half():
 
 def test_a_checkpoint_describes_it():
     net = awake(DiT(TINY))
-    again = build_net(json.loads(json.dumps(describe_net(net))))
+    again = build(json.loads(json.dumps(describe(net))))
     again.load_state_dict(net.state_dict())
     x = torch.randn(2, 3, 8, 8)
     assert_close(again.eval()(x, T, CLASSES), net(x, T, CLASSES), atol=0, rtol=0)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ldm_mini.hub import build, describe
 from ldm_mini.schedule import NoiseSchedule, cosine_betas, linear_betas, scaled_linear_betas
 
 
@@ -41,7 +42,7 @@ def test_the_last_noise_level_is_that_of_the_released_configs(betas, last):
 
 @pytest.fixture(params=["linear", "scaled_linear", "cosine"])
 def schedule(request):
-    return NoiseSchedule.from_config({"kind": request.param, "steps": 100})
+    return NoiseSchedule({"kind": request.param, "steps": 100})
 
 
 def test_the_chain_of_small_steps_is_the_one_big_step():
@@ -136,14 +137,14 @@ def test_bad_input_is_refused():
         with pytest.raises(ValueError, match="betas must be"):
             NoiseSchedule(betas)
     with pytest.raises(ValueError, match="unknown schedule"):
-        NoiseSchedule.from_config({"kind": "sigmoid"})
+        NoiseSchedule({"kind": "sigmoid"})
 
 
 @pytest.mark.parametrize("betas", [linear_betas(), scaled_linear_betas(400, 0.00085, 0.012), cosine_betas(77),
                                    linear_betas(1), torch.rand(50, dtype=torch.float64) / 3 + 0.01])
 def test_config_rebuilds_the_same_schedule(betas):
     schedule = NoiseSchedule(betas)
-    again = NoiseSchedule.from_config(json.loads(json.dumps(schedule.config)))
+    again = build(json.loads(json.dumps(describe(schedule))))
     assert torch.equal(schedule.betas, again.betas) and torch.equal(schedule.alphas_cumprod, again.alphas_cumprod)
 
 

@@ -1,7 +1,7 @@
 """The U-Net: silent when fresh, skips in place, all conditions heard, and the same numbers as diffusers' network."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from ldm_mini.attention import AttentionBlock, SpatialTransformer
 from ldm_mini.blocks import Downsample, ResBlock, Upsample
 from ldm_mini.cond import Cond
+from ldm_mini.hub import build, describe
 from ldm_mini.released.diffusers_unet import (
     diffusers_keys,
     unet_config_from_diffusers,
@@ -204,7 +205,7 @@ def test_a_condition_that_nobody_reads_is_an_error(part):
 
 
 def test_config_survives_json():
-    assert UNetConfig(**json.loads(json.dumps(asdict(LEAN)))) == LEAN
+    assert build(json.loads(json.dumps(describe(LEAN)))) == LEAN
 
 
 @pytest.mark.parametrize("config, millions", [

@@ -11,9 +11,9 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch.testing import assert_close
 
-from ldm_mini import conditioners, tasks
+from ldm_mini import hub, tasks
 from ldm_mini.__main__ import main
-from ldm_mini.files import CheckpointError, load_safetensors, save_safetensors
+from ldm_mini.files import FileError, load_safetensors, save_safetensors
 from ldm_mini.latent_diffusion import LatentDiffusion
 from ldm_mini.released import language
 from ldm_mini.released.language import FrozenTextEncoder, LanguageConditioner
@@ -111,33 +111,33 @@ def test_only_the_adapter_trains_and_is_saved(encoder):
 def test_saved_and_loaded_with_the_same_language_model_only(folder, encoder, monkeypatch):
     part = conditioner(encoder)
     monkeypatch.setattr(language, "find_language_model", lambda: folder)        # as if it were in the wheel
-    again = conditioners.build_conditioner(json.loads(json.dumps(part.to_config())))
+    again = hub.build(json.loads(json.dumps(hub.describe(part))))
     again.load_state_dict(part.state_dict())
     assert_close(again.encode({"caption": CAPTIONS}).context, part.encode({"caption": CAPTIONS}).context)
-    with pytest.raises(CheckpointError, match="another language model"):
-        conditioners.build_conditioner({**part.to_config(), "sha256": "0" * 64})
-    with pytest.raises(CheckpointError, match="another language model"):
+    with pytest.raises(FileError, match="another language model"):
+        hub.build({**hub.describe(part), "sha256": "0" * 64})
+    with pytest.raises(FileError, match="another language model"):
         LanguageConditioner(16, sha256="0" * 64, encoder=encoder)
-    with pytest.raises(CheckpointError, match="another language model"):        # not MiniLM, though in its place
+    with pytest.raises(FileError, match="another language model"):        # not MiniLM, though in its place
         FrozenTextEncoder()
 
 
 def test_damaged_or_foreign_folders_are_refused(folder, tmp_path):
-    with pytest.raises(CheckpointError, match="model.safetensors does not exist"):
+    with pytest.raises(FileError, match="model.safetensors does not exist"):
         FrozenTextEncoder(tmp_path)
     weights = load_safetensors(folder / "model.safetensors")
     save_safetensors(tmp_path / "model.safetensors", {k: v for k, v in weights.items() if "layer.1" not in k})
-    with pytest.raises(CheckpointError, match="config.json does not exist"):
+    with pytest.raises(FileError, match="config.json does not exist"):
         FrozenTextEncoder(tmp_path)
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    with pytest.raises(CheckpointError, match="lacks 16 weights of a BERT"):
+    with pytest.raises(FileError, match="lacks 16 weights of a BERT"):
         FrozenTextEncoder(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')             # its config would build some BERT
-    with pytest.raises((CheckpointError, RuntimeError), match="BERT|size mismatch"):
+    with pytest.raises((FileError, RuntimeError), match="BERT|size mismatch"):
         FrozenTextEncoder(tmp_path)
     save_safetensors(tmp_path / "model.safetensors", {"wte.weight": torch.zeros(3, 2)})
-    with pytest.raises(CheckpointError, match="weights of a BERT"):
+    with pytest.raises(FileError, match="weights of a BERT"):
         FrozenTextEncoder(tmp_path)
 
 

@@ -1,0 +1,141 @@
+"""A part is described by its class and its arguments, and built again from JSON; nothing else can be named."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_mini.conditioners import CombinedConditioner, LayoutConditioner, TextConditioner
+from ldm_mini.dit import DiT, DiTConfig
+from ldm_mini.files import FileError, read_json
+from ldm_mini.hub import CONFIG, build, describe, find, load
+from ldm_mini.kl import KLBottleneck
+from ldm_mini.latent_diffusion import LatentDiffusion
+from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
+from ldm_mini.released.conditioners import ClassTable, ClipText, Labels, RescaledMap, TextEncoder
+from ldm_mini.schedule import NoiseSchedule, linear_betas
+from ldm_mini.text import TextTransformer
+from ldm_mini.training.build import build_autoencoder, build_diffusion
+from ldm_mini.training.recipes import AUTOENCODERS, DIFFUSIONS
+from ldm_mini.unet import UNet, UNetConfig
+
+CLIP = {"vocab_size": 30, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 1,
+        "max_position_embeddings": 9}
+PARTS = {
+    "kl": lambda: Autoencoder(AutoencoderConfig(channels=32, groups=4, attn_levels=(1,)), KLBottleneck(3, 1e-3, "sum")),
+    "ema codebook": lambda: VQBottleneck(VectorQuantizer(16, 3, 0.5, 0.99, None, "uniform")),
+    "heads of levels": lambda: UNet(UNetConfig(4, channels=32, groups=4, num_heads=(1, 2, 4), attn_levels=(0, 1))),
+    "dit": lambda: DiT(DiTConfig(width=32, depth=1, num_heads=4, num_classes=5, own_embeddings=True)),
+    "colours": lambda: LayoutConditioner(5, 16, max_objects=2, grid=4, num_colors=3, layers=1, heads=2, vector=False),
+    "class table": lambda: ClassTable(11, 8, False, "kind"), "labels": lambda: Labels(10, "kind"),
+    "text encoder": lambda: TextEncoder(16, 1, 40, 12, "a/folder", "words"), "no tokenizer": lambda: TextEncoder(
+        16, 1, tokenizer=None), "clip": lambda: ClipText(CLIP, "a/folder"),
+    "rescaled map": lambda: RescaledMap(7, 4, 3, True, "map"),
+}
+
+
+def round_trip(part):
+    """The part after JSON, with the other's weights; it says of itself what the other does, to the types of values."""
+    described = json.loads(json.dumps(describe(part)))
+    again = build(described)
+    again.load_state_dict(part.state_dict())
+    assert type(again) is type(part) and json.dumps(describe(again)) == json.dumps(describe(part))
+    assert getattr(again, "config", None) == getattr(part, "config", None)
+    return again
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_every_part_comes_back(name):
+    part = PARTS[name]()
+    again = round_trip(part)
+    assert getattr(again, "keys", ()) == getattr(part, "keys", ())
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_every_first_stage_of_a_recipe_comes_back(name):
+    with torch.device("meta"):
+        round_trip(build_autoencoder(AUTOENCODERS[name]))
+
+
+@pytest.mark.parametrize("name", DIFFUSIONS)
+def test_every_model_of_a_recipe_comes_back(name):
+    recipe = DIFFUSIONS[name]
+    ldm = build_diffusion(replace(recipe, channels=32), build_autoencoder(AUTOENCODERS["micro"]), scale_factor=0.7)
+    again = round_trip(ldm)
+    assert (again.scale_factor, again.image_size) == (ldm.scale_factor, ldm.image_size)
+    assert again.schedule.alphas_cumprod.equal(ldm.schedule.alphas_cumprod)
+
+
+def test_the_shipped_config_is_what_its_model_says():
+    stored = read_json(find("emoji-scenes") / CONFIG)
+    stored.pop("card")
+    ldm = round_trip(LatentDiffusion.from_pretrained("emoji-scenes"))
+    said = json.loads(json.dumps(describe(ldm)))
+    assert said == stored and list(said) == list(stored)
+
+
+def test_what_json_cannot_hold_is_left_to_the_default():
+    class Words:
+        name_or_path = "the/words"
+
+    assert describe(TextEncoder(16, 1, tokenizer=Words()))["tokenizer"] == "the/words"      # it has a name
+    text = TextTransformer(16, 1, 2, 9)
+    assert "tokenizer" not in describe(text) and describe(text)["width"] == 16
+    assert describe(NoiseSchedule(linear_betas(50))) == {
+        "class": "schedule.NoiseSchedule", "betas": {"kind": "linear", "steps": 50, "start": 1e-4, "end": 2e-2}}
+
+
+@pytest.mark.parametrize("name", [
+    "files.write_file", "files.Path", "files.json.JSONEncoder", "..os.system", "os.system", ".os.system", "system", "",
+    ".", "unet", "unet.", "unet.nn.Conv2d", "unet.Tensor", "unet.EPS", "unet.Step.forward", "hub.nn.Module", "a\0b.c",
+    "attention.Attention.__init__", "ldm_mini.unet.UNet", "unet.UNet.UNet", "autoencoder.UNet", "latent_diffusion.hub",
+    "autoencoder.ResBlock", "__main__.main", "torch.nn.Linear", "nowhere.UNet", "unet/../unet.UNet", 3, ["unet.UNet"]])
+def test_nothing_but_networks_and_configs_can_be_named(name, tmp_path):
+    evil = {"class": name, "path": str(tmp_path / "x"), "content": "y"}
+    for described in (evil, [evil], {"parts": [evil]}, {"class": "conditioners.CombinedConditioner", "parts": [evil]}):
+        with pytest.raises(FileError, match="no part of ldm_mini"):
+            build(described)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_part_of_ones_own_is_named_only():
+    class Spy(nn.Linear):
+        pass
+
+    class Mine(UNet):
+        pass
+
+    net = {"class": "unet.UNet", "config": describe(UNetConfig(4))}
+    assert describe(Spy(1, 1)) == {"foreign": "Spy"} and describe(Mine(build(net["config"]))) == {"foreign": "Mine"}
+    combined = CombinedConditioner([TextConditioner(Spy(1, 1))])
+    assert describe(combined)["parts"][0]["text_transformer"] == {"foreign": "Spy"}
+    with pytest.raises(FileError, match="^here, parts, 0, text_transformer: a Spy is no part of ldm_mini"):
+        build(describe(combined), "here")
+    spy = Spy(1, 1)
+    assert build({"class": "conditioners.TextConditioner", "text_transformer": spy}).text_transformer is spy
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"colour": 1}, "colour"), ({"in_channels": None}, "net, config: no unet.UNetConfig can be built"),
+    ({"channels": "64"}, "net, config: no unet"), ({"attn_levels": 3}, "net, config: no unet"),
+    ({"groups": 0}, "net, config: no unet"), ({"attn_levels": [9]}, "attn_levels"),
+    ({"dropout": "x"}, "net: no unet.UNet "),
+])
+def test_a_wrong_config_names_file_and_key(change, words, tmp_path):
+    config = UNetConfig(3, channels=16, channel_mults=(1, 2), attn_levels=(1,), head_dim=16, groups=2)
+    ldm = LatentDiffusion(None, UNet(config), NoiseSchedule(linear_betas(10)), image_size=8)
+    folder = ldm.save_pretrained(tmp_path)
+    assert load(folder, "LatentDiffusion").net.config == config
+    stored = read_json(folder / CONFIG)
+    stored["net"]["config"] |= change
+    (folder / CONFIG).write_text(json.dumps(stored))
+    with pytest.raises(FileError, match=f"{CONFIG}, net.*: no unet.*") as error:
+        LatentDiffusion.from_pretrained(folder)
+    assert words in str(error.value) and str(folder) in str(error.value)
+    del stored["net"]["config"]
+    (folder / CONFIG).write_text(json.dumps(stored))
+    with pytest.raises(FileError, match=f"{CONFIG}, net: no unet.UNet can be built.*'config'"):
+        LatentDiffusion.from_pretrained(folder)
