@@ -1,4 +1,4 @@
-"""The paper's own models, and other programs': published shapes (presets, first_stages), their conditions, their weights
+"""The paper's own models, and other programs': published shapes (presets, first_stages), their conditions, weights
 read without running code (reading), other programs' words for our parts (names; CompVis': compvis, compvis_model;
 diffusers': diffusers_unet, diffusers_parts, diffusers_pipeline), MiniLM (language), what a model is made of (sizes).
 """
