@@ -2,7 +2,8 @@
 
     python data/measurements/bench.py [--device auto|cpu|cuda] [--rounds 15] [--threads N]
 
-On a CPU also what busy neighbours cost. About a minute, and three for the neighbours; prints tables, writes nothing.
+On a CPU also what busy neighbours cost. Start it on a quiet machine: a minute, then some more for the neighbours, whose
+cost it shows. Prints tables, writes nothing.
 """
 
 import os

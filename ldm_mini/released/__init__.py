@@ -1,6 +1,6 @@
-"""The paper's own models, and other programs': published shapes (presets), their conditions, their weights read without
-running code (reading), CompVis' names (compvis, compvis_model), diffusers' (diffusers_unet, diffusers_parts,
-diffusers_pipeline), DiT, MiniLM, sizes.
+"""The paper's own models, and other programs': published shapes (presets, first_stages), their conditions, weights
+read without running code (reading), other programs' words for our parts (names; CompVis': compvis, compvis_model;
+diffusers': diffusers_unet, diffusers_parts, diffusers_pipeline), MiniLM (language), what a model is made of (sizes).
 """
 
 from .compvis import autoencoder_from_compvis, unet_from_compvis
