@@ -18,6 +18,7 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, in_channels: int = 3, channels: int = 64, num_layers: int = 3):
         super().__init__()
+        self.in_channels, self.channels, self.num_layers = in_channels, channels, num_layers
         widths = [channels * min(2**n, 8) for n in range(num_layers + 1)]
         # no norm in the first layer nor the last: colours and verdicts keep their scale
         layers = [nn.Conv2d(in_channels, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]

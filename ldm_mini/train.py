@@ -104,9 +104,8 @@ class TrainState:
 
     def load_state_dict(self, parts: dict) -> None:
         """Continue from `state_dict()` of the same model, averages and adversary. Raises FileError otherwise."""
-        if parts.keys() != self.state_dict().keys():
-            raise FileError("this training state was made for another model: it holds "
-                            f"{', '.join(parts)}; here are {', '.join(self.state_dict())}.")
+        if other := sorted(parts.keys() ^ self.state_dict().keys()):
+            raise FileError(f"this training state was made for another model: only one of them has {', '.join(other)}.")
         self.step = parts["step"]
         self.model.load_state_dict(parts["model"])
         self.optimizer.load_state_dict(parts["optimizer"])

@@ -258,7 +258,7 @@ def test_state_dict_continues_bit_by_bit():
     resumed = run(resumed, 6)
     assert straight.ema.updates == resumed.ema.updates == 6
     _same(straight.state_dict(), resumed.state_dict(), "state")
-    with pytest.raises(ValueError, match="another model: 2 unknown: adversary, ema"):
+    with pytest.raises(ValueError, match="another model: only one of them has adversary, ema"):
         TrainState(micro_autoencoder(), lr=1e-3).load_state_dict(saved)
 
 
