@@ -195,8 +195,7 @@ def _ready(device: str, threads: int | None) -> str:
     if device == "auto":
         return next(kind for kind, is_here in here.items() if is_here)
     if not here.get(device):
-        raise ValueError(f"--device {device}: torch finds no {'CUDA' if device == 'cuda' else device} GPU here; "
-                         "leave it out, or give cpu.")
+        raise ValueError(f"--device {device}: torch finds no such device here; leave it out, or give cpu.")
     return device
 
 

@@ -179,7 +179,7 @@ class Autoencoder(nn.Module):
         if x.ndim != 4 or x.shape[2] % f or x.shape[3] % f:
             raise ValueError(f"Autoencoder: images are (B, C, H, W), H and W multiples of {f}; got {tuple(x.shape)}.")
         # nor this: norms make something of any range
-        if x.device.type == "cpu" and x.detach().abs().amax() > LARGEST:
+        if not x.is_floating_point() or x.device.type == "cpu" and x.detach().abs().amax() > LARGEST:
             raise ValueError("Autoencoder: images lie in [-1, 1], these do not. From 0..255: x / 127.5 - 1.")
         return self.quant_conv(self.encoder(x))
 
@@ -196,6 +196,8 @@ class Autoencoder(nn.Module):
 
     def decode(self, z: Tensor, quantize: bool = True) -> Tensor:
         """z (B,c,h,w) -> image (B,C,f*h,f*w). A VQ first stage quantises z first, unless told not to."""
+        if z.shape[1] != (c := self.config.latent_channels):
+            raise ValueError(f"Autoencoder: latents are (B, {c}, h, w); got {tuple(z.shape)}.")
         # "the quantization layer is absorbed by the decoder" (LDM sec. 3.1)
         if quantize:
             z = self.bottleneck.to_decoder(z)

@@ -142,8 +142,8 @@ class Conditioner(nn.Module):
         return batch[key]
 
 
-def check_net_inputs(config, x: Tensor, cond: Cond, context: bool, vector: bool) -> None:
-    """Raise a ValueError that says what to change if a network's x or cond do not fit its config.
+def check_net_inputs(config, x: Tensor, t: Tensor, cond: Cond, context: bool, vector: bool) -> None:
+    """Raise a ValueError that says what to change if a network's x, t or cond do not fit its config.
 
     config has in_channels, concat_channels and min_factor; context and vector: whether the network reads that part.
     """
@@ -154,6 +154,8 @@ def check_net_inputs(config, x: Tensor, cond: Cond, context: bool, vector: bool)
     if x.shape[1] + joined != config.in_channels + config.concat_channels:
         raise ValueError(f"x has {x.shape[1]} channels and cond.concat {joined}, but the network was built with "
                          f"in_channels={config.in_channels} and concat_channels={config.concat_channels}.")
+    if t.shape != (len(x),) or t.is_floating_point():
+        raise ValueError(f"t must be one integer step per sample, ({len(x)},); got {tuple(t.shape)} {t.dtype}.")
     # a part that nobody reads would be no error of torch's: the picture would just ignore it
     for part, wanted in (("context", context), ("vector", vector)):
         if wanted != (getattr(cond, part) is not None):

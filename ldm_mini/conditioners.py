@@ -17,7 +17,7 @@ class ClassConditioner(Conditioner):
     """One learned token per class, and one for "no class" (-1), as in the paper's ImageNet models (cin256-v2).
 
     dim: width of the token, None for no token; vector_dim: also (or only) a vector for the time embedding.
-    key: the batch entry with the classes, (B,) integers; -1, or num_classes, is "no class".
+    key: the batch entry with the classes, (B,) integers from -1 to num_classes - 1.
     """
 
     def __init__(self, num_classes: int, dim: int | None, vector_dim: int | None = None, key: str = "class"):
@@ -31,8 +31,10 @@ class ClassConditioner(Conditioner):
         classes = self._read(batch, self.key)
         if not isinstance(classes, Tensor) and any(isinstance(name, str) for name in classes):
             raise ValueError(f"batch[{self.key!r}] holds names; give indices, as in ldm_mini.scenes.NOUN_INDEX[name].")
-        # the last row of the tables stands for no class
         classes = torch.as_tensor(classes, device=self.device)
+        if classes.max() >= self.num_classes:
+            raise ValueError(f"batch[{self.key!r}] holds class {classes.max()}; classes lie below {self.num_classes}.")
+        # the last row of the tables stands for no class
         return self._embed(torch.where(classes < 0, self.num_classes, classes))
 
     def null(self, batch: dict) -> Cond:

@@ -41,6 +41,8 @@ class NoiseSchedule(nn.Module):
 
     def __init__(self, betas: Tensor):
         super().__init__()
+        if isinstance(betas, str):
+            raise ValueError(f"NoiseSchedule takes betas, not their name: NoiseSchedule({betas}_betas()).")
         betas = _betas(**betas) if isinstance(betas, dict) else betas
         betas = torch.as_tensor(betas, dtype=torch.float64, device="cpu")
         if betas.ndim != 1 or len(betas) == 0 or not ((betas > 0) & (betas < 1)).all():

@@ -121,7 +121,7 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: Cond = Cond()) -> Tensor:
         """x (B,C,h,w), t (B,) int64, cond -> (B,out_channels,h,w)"""
         c = self.config
-        check_net_inputs(c, x, cond, context=c.context_dim is not None, vector=c.vector_dim is not None)
+        check_net_inputs(c, x, t, cond, context=c.context_dim is not None, vector=c.vector_dim is not None)
         # 1. what every residual block hears: the step, and a vector if there is one
         time = self.time_embedding(t)                                           # (B, 4*channels)
         if self.vector_proj is not None:

@@ -52,7 +52,7 @@ def test_a_negative_caption_leaves_the_class_to_be_guided(ldm):
     """The unwanted half has the negative words and no class; else the wanted class would cancel in c - u."""
     batch = {"class": torch.tensor([18, 4]), "latent": torch.zeros(2, 4, 16, 16)}
     words = {"caption": ["a cat", "a cat"]}
-    got = ldm._negative(batch, words)
+    got = ldm._null(batch, words)
     text, *rest = (part for part in ldm.conditioner.parts if not hasattr(part, "concat_channels"))
     wanted = Cond.join([text.encode(words), *(part.null(batch) for part in rest)])
     torch.testing.assert_close(got.vector, wanted.vector)
