@@ -64,8 +64,7 @@ class DiT(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: Cond = Cond()) -> Tensor:
         """x (B,C,h,w), t (B,) int64, cond -> (B,out_channels,h,w)"""
         c = self.config
-        check_net_inputs(c, x, t, cond, context=False,
-                         vector=c.num_classes is not None or c.vector_dim is not None)
+        check_net_inputs(c, x, t, cond, context=False, vector=c.num_classes is not None or c.vector_dim is not None)
         # 1. each patch is a token, and knows its place
         h = self.patchify(x if cond.concat is None else torch.cat([x, cond.concat], dim=1))     # (B,D,h/p,w/p)
         rows, columns = h.shape[2:]
