@@ -15,8 +15,8 @@ from .blocks import group_norm, zeroed
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v: every query takes a weighted mean of the values (LDM sec. 3.3).
 
-    q (B,H,N,d), k (B,H,M,d), v (B,H,M,e) -> (B,H,N,e). mask: bool, True = may be attended to; (B,M) for all queries
-    alike, or any shape that broadcasts to (B,H,N,M). A query that may attend to nothing gets zeros, not NaN.
+    q (B,H,N,d), k (B,H,M,d), v (B,H,M,e) -> (B,H,N,e). mask (B,M): bool, True = may be attended to, by all queries
+    alike; where there is nothing to attend to, they get zeros, not NaN.
     """
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v)
@@ -34,10 +34,10 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def _broadcast_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The mask as (B,1,1,M) or wider, and per query whether it may attend to anything at all, (B,1,1,1) or wider."""
+    """The mask as (B,1,1,M), and whether there is anything at all to attend to, (B,1,1,1)."""
     if mask.dtype != torch.bool:
         raise ValueError(f"attention: the mask must be bool with True = may be attended to, got {mask.dtype}.")
-    mask = mask[:, None, None, :] if mask.ndim == 2 else mask
+    mask = mask[:, None, None, :]
     some = mask.any(dim=-1, keepdim=True)
     # a softmax over nothing is 0 / 0, and NaN in every gradient: such a query looks at all, and its result is dropped
     return mask | ~some, some
