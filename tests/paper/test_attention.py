@@ -1,7 +1,5 @@
 """Attention against a softmax by hand and against torch's own; what it cannot see; what masks and recordings do."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -158,12 +156,6 @@ def test_zero_initialised_outputs_start_as_the_identity():
     assert_close(SpatialTransformer(8, 2, context_dim=6, groups=2)(x, torch.randn(2, 3, 6)), x, atol=0, rtol=0)
     assert_close(AttentionBlock(8, groups=2, zero_init=True)(x), x, atol=0, rtol=0)
     assert not torch.allclose(AttentionBlock(8, groups=2)(x), x)
-
-
-def test_channels_last_changes_nothing():
-    block, x = randomize(AttentionBlock(8, 2, groups=2)), torch.randn(2, 8, 4, 5)
-    other = copy.deepcopy(block).to(memory_format=torch.channels_last)
-    assert_close(other(x.to(memory_format=torch.channels_last)), block(x))
 
 
 def test_record_attention_keeps_the_maps_and_changes_nothing():

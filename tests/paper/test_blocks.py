@@ -19,11 +19,6 @@ def test_timestep_embedding_is_cosines_then_sines_from_frequency_one_down():
         assert_close(row, by_hand, atol=1e-4, rtol=0)
 
 
-def test_timestep_embedding_tells_all_steps_apart():
-    code = timestep_embedding(torch.arange(1000), 32)
-    assert (torch.cdist(code, code) + 10 * torch.eye(1000)).min() > 0.1
-
-
 def test_time_embedding_is_linear_silu_linear_four_times_wider():
     module, t = TimeEmbedding(16), torch.tensor([1, 500])
     by_hand = module.linear2(F.silu(module.linear1(timestep_embedding(t, 16))))
@@ -39,15 +34,6 @@ def test_group_norm_names_a_divisor():
     groups = x.view(2, 2, -1)
     by_hand = (groups - groups.mean(-1, keepdim=True)) / (groups.var(-1, correction=0, keepdim=True) + 1e-6).sqrt()
     assert_close(group_norm(8, groups=2)(x), by_hand.view_as(x))
-
-
-@pytest.mark.parametrize("eps", [1e-5, 1e-6])
-def test_resblock_uses_the_eps_it_was_given(eps):
-    """The two differ by nothing on unit inputs, and by 40% on inputs of deviation 1e-3."""
-    x, block = 1e-3 * torch.randn(1, 8, 6, 6), ResBlock(8, 8, groups=2, eps=eps)
-    assert block.norm1.eps == block.norm2.eps == eps
-    assert_close(block.norm1(x), F.group_norm(x, 2, eps=eps))
-    assert not torch.allclose(block.norm1(x), F.group_norm(x, 2, eps=1.1e-5 - eps), atol=0.1)
 
 
 def _norm(module, x):
@@ -71,6 +57,7 @@ def test_resblock_with_time_is_what_the_formula_says(scale_shift):
 def test_resblock_without_time_ignores_it_and_has_no_time_weights():
     block, x = ResBlock(8, 8, groups=2), torch.randn(2, 8, 4, 4)
     assert not any("time" in name or "shortcut" in name for name, _ in block.named_parameters())
+    assert block.norm1.eps == block.norm2.eps == 1e-6
     assert_close(block(x, torch.randn(2, 16)), block(x))
 
 

@@ -25,6 +25,17 @@ def schedule():
     return NoiseSchedule(scaled_linear_betas())
 
 
+class Recorder:
+    """out = x + cond.vector: guidance must move exactly that value."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, x, t, cond):
+        self.calls.append((x, t))
+        return x + cond.vector[:, :, None, None]
+
+
 def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
@@ -43,15 +54,6 @@ def test_v_is_the_velocity_of_the_circle():
     x0, eps = draw(4), draw(4, seed=1)
     velocity = torch.autograd.functional.jacobian(lambda p: p.cos() * x0 + p.sin() * eps, phi)
     assert_close(prediction_target("v", x0, eps, phi.cos(), phi.sin()).detach(), velocity)
-
-
-def test_diffusers_has_the_same_v(schedule):
-    diffusers = pytest.importorskip("diffusers")
-    theirs = diffusers.DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195)
-    x0, eps, t = draw(3, 1, 2, 2).float(), draw(3, 1, 2, 2, seed=1).float(), torch.tensor([0, 500, 999])
-    assert_close(prediction_target("v", x0, eps, schedule.alpha(t), schedule.sigma(t)),
-                               theirs.get_velocity(x0, eps, t), atol=1e-5, rtol=1e-5)
-    assert_close(schedule.add_noise(x0, eps, t), theirs.add_noise(x0, eps, t), atol=1e-5, rtol=1e-5)
 
 
 def test_unknown_predictions_are_refused():
@@ -85,17 +87,12 @@ def test_min_snr_is_one_line(schedule):
 
 
 def test_loss_draws_uniform_steps_and_the_same_ones_from_the_same_seed(schedule):
-    seen = []
-
-    def net(x, t, cond):
-        seen.append((x, t))
-        return torch.zeros_like(x)
-
+    net = Recorder()
     for seed in (0, 0, 1):
-        diffusion_loss(net, schedule, torch.zeros(4000, 1, 1, 1), Cond(), generator=torch.Generator().manual_seed(seed))
-    assert all(torch.equal(a, b) for a, b in zip(seen[0], seen[1], strict=True))
-    assert not torch.equal(seen[0][1], seen[2][1])
-    t = seen[0][1]
+        diffusion_loss(net, schedule, torch.zeros(4000, 1, 1, 1), Cond(vector=torch.zeros(4000, 1)),
+                       generator=torch.Generator().manual_seed(seed))
+    (x, t), again, (_, other) = net.calls
+    assert torch.equal(x, again[0]) and torch.equal(t, again[1]) and not torch.equal(t, other)
     assert t.min() >= 0 and t.max() <= 999 and len(t.unique()) > 900 and abs(t.double().mean() - 499.5) < 20
 
 
@@ -113,35 +110,24 @@ def test_loss_refuses_an_output_that_would_broadcast(schedule):
         diffusion_loss(lambda x, t, cond: x[:, :1], schedule, torch.zeros(2, 3, 4, 4), Cond())
 
 
-class LinearNet:
-    """out = x + (first value of cond.vector): guidance must move exactly that value."""
-
-    def __init__(self):
-        self.calls = []
-
-    def __call__(self, x, t, cond):
-        self.calls.append((len(x), t.clone()))
-        return x + cond.vector[:, :1, None, None]
-
-
 @pytest.mark.parametrize("scale", [0.0, 0.5, 2.0, 7.5])
 def test_guidance_is_u_plus_s_times_c_minus_u_in_one_call(scale, schedule):
-    net, c, u = LinearNet(), Cond(vector=torch.tensor([[1.0], [2.0]])), Cond(vector=torch.tensor([[-3.0], [0.5]]))
+    net, c, u = Recorder(), Cond(vector=torch.tensor([[1.0], [2.0]])), Cond(vector=torch.tensor([[-3.0], [0.5]]))
     x, t = torch.randn(2, 1, 4, 4), torch.tensor([100, 700])
     x0, eps = make_denoiser(net, schedule, c, u, guidance_scale=scale)(x, t)
     expected = x + (u.vector + scale * (c.vector - u.vector))[:, :, None, None]
     assert_close(eps, expected)
     assert_close(x0, (x - schedule.sigma(t) * expected) / schedule.alpha(t))
-    assert len(net.calls) == 1 and net.calls[0][0] == 4 and net.calls[0][1].tolist() == [100, 700, 100, 700]
+    assert len(net.calls) == 1 and net.calls[0][1].tolist() == [100, 700, 100, 700]
 
 
 def test_without_guidance_there_is_no_second_half(schedule):
-    net = LinearNet()
-    _, eps = make_denoiser(net, schedule, Cond(vector=torch.ones(2, 1)))(torch.zeros(2, 1, 4, 4), torch.tensor([5, 5]))
-    assert net.calls[0][0] == 2
+    net, cond = Recorder(), Cond(vector=torch.ones(2, 1))
+    _, eps = make_denoiser(net, schedule, cond)(torch.zeros(2, 1, 4, 4), torch.tensor([5, 5]))
+    assert len(net.calls[0][0]) == 2
     assert_close(eps, torch.ones(2, 1, 4, 4))
     with pytest.raises(ValueError, match="needs `null`"):
-        make_denoiser(net, schedule, Cond(vector=torch.ones(2, 1)), guidance_scale=2.0)
+        make_denoiser(net, schedule, cond, guidance_scale=2.0)
 
 
 def test_guidance_means_the_same_for_every_prediction(schedule):

@@ -29,10 +29,10 @@ LEAN = UNetConfig(in_channels=3, out_channels=3, channels=32, channel_mults=(1, 
 T = torch.tensor([0, 999])
 
 
-def full_cond(config=LEAN, size=8, batch=2) -> Cond:
+def full_cond(config=LEAN, batch=2) -> Cond:
     mask = torch.ones(batch, 5, dtype=torch.bool)
     mask[0, 3:] = False
-    concat = torch.randn(batch, config.concat_channels, size, size) if config.concat_channels else None
+    concat = torch.randn(batch, config.concat_channels, 8, 8) if config.concat_channels else None
     vector = None if config.vector_dim is None else torch.randn(batch, config.vector_dim)
     return Cond(concat=concat, context=torch.randn(batch, 5, config.context_dim), mask=mask, vector=vector)
 
@@ -184,17 +184,6 @@ def test_a_condition_that_nobody_reads_is_an_error(part):
 
 def test_config_survives_json():
     assert build(json.loads(json.dumps(describe(LEAN)))) == LEAN
-
-
-@pytest.mark.parametrize("config, millions", [
-    (UNetConfig(4, channels=320, channel_mults=(1, 2, 4, 4), attn_levels=(0, 1, 2), num_heads=8, context_dim=768),
-     859.520964),
-    (UNetConfig(3, channels=224, channel_mults=(1, 2, 3, 4), attn_levels=(1, 2, 3)), 274.056163),
-])
-def test_published_sizes(config, millions):
-    """Stable Diffusion v1; CelebA-256, FFHQ-256 and LSUN-Bedrooms (LDM Tab. 12)."""
-    with torch.device("meta"):
-        assert sum(p.numel() for p in UNet(config).parameters()) == round(millions * 1e6)
 
 
 def test_weights_go_to_diffusers_and_back():
