@@ -1,9 +1,8 @@
-"""The Diffusion Transformer: silent when fresh, published sizes, every part heard, trained and kept like the U-Net.
+"""The Diffusion Transformer: silent when fresh, published sizes, every part heard, trained like the U-Net.
 
 That it computes what diffusers' DiT computes is tested in released/test_diffusers_parts.py.
 """
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -16,7 +15,6 @@ from torch.testing import assert_close
 from ldm_mini.cond import Cond
 from ldm_mini.diffusion import diffusion_loss, make_denoiser
 from ldm_mini.dit import DiT, DiTConfig, position_code
-from ldm_mini.hub import build, describe
 from ldm_mini.samplers import ddim
 from ldm_mini.schedule import NoiseSchedule, scaled_linear_betas
 
@@ -32,9 +30,7 @@ def test_published_sizes(depth, width, heads, millions):
     with torch.device("meta"):
         net = DiT(DiTConfig(width=width, depth=depth, num_heads=heads, num_classes=1000, out_channels=8))
     count = sum(p.numel() for p in net.parameters()) + 256 * width
-    assert round(count / 1e6) == millions or abs(count / 1e6 - millions) < 1
-    if millions == 675:
-        assert count == 675_129_632
+    assert abs(count / 1e6 - millions) < 1 and (millions != 675 or count == 675_129_632)
 
 
 def test_fresh_net_returns_zero_and_after_the_first_steps_every_weight_learns():
@@ -117,12 +113,3 @@ def test_a_net_that_also_predicts_its_variance_samples_by_its_first_half():
     assert_close(guided, u + 2.0 * (c - u))
     with pytest.raises(ValueError, match="out_channels"):       # training it would need a loss for the variance
         diffusion_loss(both, schedule, x, CLASSES)
-
-
-def test_a_checkpoint_describes_it():
-    net = awake(DiT(TINY))
-    again = build(json.loads(json.dumps(describe(net))))
-    again.load_state_dict(net.state_dict())
-    x = torch.randn(2, 3, 8, 8)
-    assert again.config == TINY
-    assert_close(again(x, T, CLASSES), net(x, T, CLASSES), atol=0, rtol=0)

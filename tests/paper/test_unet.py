@@ -3,7 +3,6 @@
 That it computes what diffusers' networks compute is tested in released/test_diffusers_parts.py.
 """
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -14,7 +13,6 @@ from torch.testing import assert_close
 from ldm_mini.attention import AttentionBlock, SpatialTransformer
 from ldm_mini.blocks import Downsample, ResBlock, Upsample
 from ldm_mini.cond import Cond
-from ldm_mini.hub import build, describe
 from ldm_mini.released.diffusers_unet import (
     unet_config_from_diffusers,
     unet_config_to_diffusers,
@@ -76,10 +74,10 @@ def test_skips_are_pushed_after_every_block_and_popped_in_reverse():
 def test_attention_sits_at_the_levels_named_and_in_the_middle():
     for levels in ((), (0,), (0, 2)):
         net = UNet(UNetConfig(3, channels=16, channel_mults=(1, 2, 4), attn_levels=levels, groups=4, head_dim=8))
-        widths = [m.norm.num_channels for m in net.down.modules() if isinstance(m, AttentionBlock)]
-        assert widths == [16 * (1, 2, 4)[level] for level in levels for _ in range(2)]
-        widths = [m.norm.num_channels for m in net.up.modules() if isinstance(m, AttentionBlock)]
-        assert widths == [16 * (1, 2, 4)[level] for level in reversed(levels) for _ in range(3)]
+        down, up = ([m.norm.num_channels for m in half.modules() if isinstance(m, AttentionBlock)]
+                    for half in (net.down, net.up))
+        assert down == [16 * (1, 2, 4)[level] for level in levels for _ in range(2)]
+        assert up == [16 * (1, 2, 4)[level] for level in reversed(levels) for _ in range(3)]
         assert [type(layer) for layer in net.middle] == [ResBlock, AttentionBlock, ResBlock]
 
 
@@ -180,10 +178,6 @@ def test_a_condition_that_nobody_reads_is_an_error(part):
     net = UNet(VARIANTS["unconditional"])
     with pytest.raises(ValueError, match=f"without {part}, but was given a cond.{part}"):
         net(torch.randn(2, 3, 8, 8), T, Cond(**{part: torch.randn(2, 3, 4)}))
-
-
-def test_config_survives_json():
-    assert build(json.loads(json.dumps(describe(LEAN)))) == LEAN
 
 
 def test_weights_go_to_diffusers_and_back():
