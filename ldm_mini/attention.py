@@ -6,6 +6,7 @@ Built in notebook 02.
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from .blocks import group_norm, zeroed
@@ -14,8 +15,8 @@ from .blocks import group_norm, zeroed
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v: every query takes a weighted mean of the values (LDM sec. 3.3).
 
-    q (B,H,N,d), k (B,H,M,d), v (B,H,M,e) -> (B,H,N,e). mask: bool, True = may be attended to; (B,M) for all queries
-    alike, or any shape that broadcasts to (B,H,N,M). A query that may attend to nothing gets zeros, not NaN.
+    q (B,H,N,d), k (B,H,M,d), v (B,H,M,e) -> (B,H,N,e). mask (B,M): bool, True = may be attended to, by all queries
+    alike; where there is nothing to attend to, they get zeros, not NaN.
     """
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v)
@@ -33,10 +34,10 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def _broadcast_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The mask as (B,1,1,M) or wider, and per query whether it may attend to anything at all, (B,1,1,1) or wider."""
+    """The mask as (B,1,1,M), and whether there is anything at all to attend to, (B,1,1,1)."""
     if mask.dtype != torch.bool:
         raise ValueError(f"attention: the mask must be bool with True = may be attended to, got {mask.dtype}.")
-    mask = mask[:, None, None, :] if mask.ndim == 2 else mask
+    mask = mask[:, None, None, :]
     some = mask.any(dim=-1, keepdim=True)
     # a softmax over nothing is 0 / 0, and NaN in every gradient: such a query looks at all, and its result is dropped
     return mask | ~some, some
@@ -90,10 +91,10 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """The MLP of a transformer block with a GEGLU gate: values * GELU(gates), four times wider inside."""
 
-    def __init__(self, dim: int, mult: int = 4):
+    def __init__(self, dim: int):
         super().__init__()
-        self.proj = nn.Linear(dim, 2 * mult * dim)
-        self.out = nn.Linear(mult * dim, dim)
+        self.proj = nn.Linear(dim, 2 * 4 * dim)
+        self.out = nn.Linear(4 * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,N,dim) -> (B,N,dim)"""
@@ -102,20 +103,16 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention, feed-forward; each behind a LayerNorm and added to its input.
+    """Self-attention, cross-attention, feed-forward; each behind a LayerNorm and added to its input."""
 
-    With context_dim None the second attention is a self-attention too.
-    """
-
-    def __init__(self, dim: int, context_dim: int | None = None, num_heads: int | None = None,
-                 head_dim: int | None = None):
+    def __init__(self, dim: int, context_dim: int, num_heads: int | None = None, head_dim: int | None = None):
         super().__init__()
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.self_attn = Attention(dim, None, num_heads, head_dim)
         self.cross_attn = Attention(dim, context_dim, num_heads, head_dim)
         self.ff = FeedForward(dim)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (B,N,dim), context (B,M,context_dim), mask (B,M) bool -> (B,N,dim)"""
         # 1. tokens read each other
         x = x + self.self_attn(self.norm1(x))
@@ -131,22 +128,22 @@ class SpatialTransformer(nn.Module):
     depth is 1 in the paper, 3 for layouts. The last projection starts at 0, so the whole starts as the identity.
     """
 
-    def __init__(self, channels: int, num_heads: int | None = None, head_dim: int | None = None, depth: int = 1,
-                 context_dim: int | None = None, groups: int = 32):
+    def __init__(self, channels: int, num_heads: int | None = None, head_dim: int | None = None, depth: int = 1, *,
+                 context_dim: int, groups: int = 32):
         super().__init__()
         self.norm = group_norm(channels, groups, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels)                            # a 1x1 convolution, written for tokens
         self.blocks = nn.ModuleList(TransformerBlock(channels, context_dim, num_heads, head_dim) for _ in range(depth))
         self.proj_out = zeroed(nn.Linear(channels, channels))
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (B,C,h,w), context (B,M,context_dim), mask (B,M) bool -> (B,C,h,w)"""
         # 1. pixels as tokens, which read each other and the condition
-        h = self.proj_in(_to_tokens(self.norm(x)))                              # (B,h*w,C)
+        h = self.proj_in(rearrange(self.norm(x), "b c h w -> b (h w) c"))
         for block in self.blocks:
             h = block(h, context, mask)
         # 2. back in their places, added to what was there
-        return x + _to_image(self.proj_out(h), x)
+        return x + rearrange(self.proj_out(h), "b (h w) c -> b c h w", h=x.shape[2])
 
 
 class AttentionBlock(nn.Module):
@@ -166,12 +163,5 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,C,h,w) -> (B,C,h,w)"""
-        return x + _to_image(self.attn(_to_tokens(self.norm(x))), x)
-
-
-def _to_tokens(x: Tensor) -> Tensor:
-    return x.flatten(2).transpose(1, 2)                                         # (B,C,h,w) -> (B,h*w,C)
-
-
-def _to_image(tokens: Tensor, like: Tensor) -> Tensor:
-    return tokens.transpose(1, 2).unflatten(2, like.shape[2:])                  # (B,h*w,C) -> (B,C,h,w)
+        h = self.attn(rearrange(self.norm(x), "b c h w -> b (h w) c"))
+        return x + rearrange(h, "b (h w) c -> b c h w", h=x.shape[2])

@@ -26,14 +26,14 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
-def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0, to_the_end: bool = False) -> Tensor:
-    """t (B,) -> (B, dim) float32: [cos | sin] of t at dim/2 frequencies from 1 down to nearly 1/max_period; dim even.
+def timestep_embedding(t: Tensor, dim: int, to_the_end: bool = False) -> Tensor:
+    """t (B,) -> (B, dim) float32: [cos | sin] of t at dim/2 frequencies from 1 down to nearly 1/10,000; dim even.
 
     The two halves are joined to make the code of t; the code itself is later added to features, not joined to them.
-    to_the_end: down to 1/max_period itself, as diffusers' DiT has it.
+    to_the_end: down to 1/10,000 itself, as diffusers' DiT has it.
     """
     half = dim // 2
-    exponents = -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device)
+    exponents = -math.log(10_000) * torch.arange(half, dtype=torch.float32, device=t.device)
     frequencies = torch.exp(exponents / (half - to_the_end))
     # fast angles tell neighbouring steps apart, slow ones early from late, like the hands of a clock
     angles = t.float()[:, None] * frequencies                                   # (B, dim/2)
@@ -52,7 +52,7 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """t (B,) -> (B, time_dim)"""
-        code = timestep_embedding(t, self.dim, to_the_end=self.to_the_end).to(self.linear1.weight.dtype)
+        code = timestep_embedding(t, self.dim, self.to_the_end).to(self.linear1.weight.dtype)
         return self.linear2(F.silu(self.linear1(code)))
 
 

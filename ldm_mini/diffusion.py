@@ -13,20 +13,20 @@ PREDICTIONS = ("eps", "x0", "v")
 
 def prediction_target(prediction: str, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """What the network should output, (B, ...) like x0; alpha and sigma broadcast to it."""
-    _check(prediction)
     # v: as alpha and sigma are the cosine and sine of one angle, x_t runs along an arc, and this is its velocity
     return {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0}[prediction]
 
 
 def to_x0_eps(prediction: str, out: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """The clean image and the noise that a network's output means, each (B, ...): solves x_t = alpha x0 + sigma eps."""
-    _check(prediction)
     if prediction == "eps":
         return (x_t - sigma * out) / alpha, out
     if prediction == "x0":
         return out, (x_t - alpha * out) / sigma
-    # v: the same rotation, backwards. It divides by nothing, so it is exact at both ends
-    return alpha * x_t - sigma * out, sigma * x_t + alpha * out
+    # the same rotation, backwards. It divides by nothing, so it is exact at both ends
+    if prediction == "v":
+        return alpha * x_t - sigma * out, sigma * x_t + alpha * out
+    raise ValueError(f"prediction must be one of {PREDICTIONS}, got {prediction!r}.")
 
 
 def diffusion_loss(net, schedule, x0, cond, prediction="eps", t=None, eps=None, generator=None, weight=None,
@@ -45,8 +45,7 @@ def diffusion_loss(net, schedule, x0, cond, prediction="eps", t=None, eps=None, 
     # 3. what it should have said
     target = prediction_target(prediction, x0, eps, schedule.alpha(t, x0.ndim), schedule.sigma(t, x0.ndim))
     if out.shape != target.shape:
-        raise ValueError(f"the network returned {tuple(out.shape)} for a latent of {tuple(target.shape)}: "
-                         "set its out_channels to the latent's channels.")
+        raise ValueError(f"the network returned {tuple(out.shape)} for {tuple(target.shape)}: set its out_channels.")
     # 4. the mean over a sample's values, so that it does not grow with the picture; float32 also under autocast
     per_sample = (out.float() - target.float()).square().flatten(1).mean(dim=1)  # B
     if weight is not None:
@@ -64,8 +63,7 @@ def make_denoiser(net, schedule, cond, null=None, guidance_scale=1.0, prediction
     """
     guided = guidance_scale != 1
     if guided and null is None:
-        raise ValueError(f"guidance_scale={guidance_scale} needs `null`, the condition that stands for none. "
-                         "Give conditioner.null(batch), or guidance_scale=1.")
+        raise ValueError(f"guidance_scale={guidance_scale} needs `null`: give conditioner.null(batch), or scale 1.")
     both = cond.stack([null, cond]) if guided else cond
 
     def denoise(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,13 +93,12 @@ def ideal_denoiser(points: Tensor, schedule):
     flat = points.flatten(1)
 
     def denoise(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        alpha, sigma = schedule.alpha(t, 2), schedule.sigma(t, 2)
+        alpha, sigma = schedule.alpha(t, x_t.ndim), schedule.sigma(t, x_t.ndim)
         # 1. how far x_t is from each point; torch's faster way would lose the digits that tell near points apart
-        distance = torch.cdist(x_t.flatten(1) / alpha, flat, compute_mode="donot_use_mm_for_euclid_dist")  # B N
+        distance = torch.cdist((x_t / alpha).flatten(1), flat, compute_mode="donot_use_mm_for_euclid_dist")  # B N
         # 2. Bayes' rule: q(x_t | point) is a Gaussian, and a softmax of its logarithms never overflows
-        weights = torch.softmax(-0.5 * (distance * alpha / sigma).square(), dim=1)  # B N
-        x0 = (weights @ flat).view_as(x_t)
-        return to_x0_eps("x0", x0, x_t, schedule.alpha(t, x_t.ndim), schedule.sigma(t, x_t.ndim))
+        weights = torch.softmax(-0.5 * (distance * alpha.flatten(1) / sigma.flatten(1)).square(), dim=1)  # B N
+        return to_x0_eps("x0", (weights @ flat).view_as(x_t), x_t, alpha, sigma)
 
     return denoise
 
@@ -124,8 +121,3 @@ def draw_timesteps(schedule, batch: int, device, generator: torch.Generator | No
         return torch.randint(T, (batch,), generator=generator, device=where).to(device)
     u = torch.rand(batch, generator=generator, device=where)
     return (u ** (1 / power) * T).long().clamp(max=T - 1).to(device)
-
-
-def _check(prediction: str) -> None:
-    if prediction not in PREDICTIONS:
-        raise ValueError(f"prediction must be one of {PREDICTIONS}, got {prediction!r}.")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from .attention import Attention
@@ -64,13 +64,12 @@ class DiT(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: Cond = Cond()) -> Tensor:
         """x (B,C,h,w), t (B,) int64, cond -> (B,out_channels,h,w)"""
         c = self.config
-        check_net_inputs(c, x, t, cond, context=False,
-                         vector=c.num_classes is not None or c.vector_dim is not None)
+        check_net_inputs(c, x, t, cond, context=False, vector=c.num_classes is not None or c.vector_dim is not None)
         # 1. each patch is a token, and knows its place
         h = self.patchify(x if cond.concat is None else torch.cat([x, cond.concat], dim=1))     # (B,D,h/p,w/p)
         rows, columns = h.shape[2:]
         h = rearrange(h, "b d rows columns -> b (rows columns) d")                              # (B,N,D)
-        h = h + position_code(rows, columns, c.width, c.input_size // c.patch_size, h.device).to(h.dtype)
+        h = h + position_code(rows, columns, c.width, c.input_size // c.patch_size).to(h)
         # 2. time and condition as one vector, for all blocks or for each its own
         conditions = [embed(t, cond.vector) for embed in self.embeddings]                       # one or depth of (B,D)
         # 3. tokens read each other, in every block as that vector wants it
@@ -94,13 +93,10 @@ class ConditionEmbedding(nn.Module):
         self.vector = None if c.vector_dim is None else nn.Linear(c.vector_dim, c.width)
 
     def forward(self, t: Tensor, vector: Tensor | None) -> Tensor:
-        """t (B,), vector (B,) int64 or (B,vector_dim) -> (B,width). Rows of the table, (B,width), will do too."""
+        """t (B,), vector (B,) int64 or (B,vector_dim) -> (B,width)"""
         if vector is None:
             return self.time(t)
-        if self.vector is not None:
-            return self.time(t) + self.vector(vector)
-        # rows of the table instead of their numbers: a picture between two classes, for instance
-        return self.time(t) + (vector if vector.is_floating_point() else self.classes(vector))
+        return self.time(t) + (self.classes(vector) if self.vector is None else self.vector(vector))
 
 
 class DiTBlock(nn.Module):
@@ -123,7 +119,7 @@ class DiTBlock(nn.Module):
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
 
 
-def position_code(rows: int, columns: int, dim: int, trained: int, device=None) -> Tensor:
+def position_code(rows: int, columns: int, dim: int, trained: int) -> Tensor:
     """(rows * columns, dim): of each token, in reading order, sines and cosines of its column, then of its row.
 
     A grid of another size than trained x trained is stretched to it.
@@ -135,5 +131,5 @@ def position_code(rows: int, columns: int, dim: int, trained: int, device=None) 
         angles = place[:, None] * frequencies                                                   # (count, dim/4)
         return torch.cat([angles.sin(), angles.cos()], dim=1)                                   # (count, dim/2)
 
-    joined = torch.cat([code(columns)[None].expand(rows, -1, -1), code(rows)[:, None].expand(-1, columns, -1)], dim=2)
-    return joined.reshape(rows * columns, dim).float().to(device)
+    return torch.cat([repeat(code(columns), "columns d -> (rows columns) d", rows=rows),
+                      repeat(code(rows), "rows d -> (rows columns) d", columns=columns)], dim=1).float()

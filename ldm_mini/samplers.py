@@ -9,7 +9,6 @@ All samplers take
     steps      how many, 1 <= steps <= T, or the timesteps themselves: a descending sequence of integers
     generator  source of fresh noise, if the sampler needs any; a CPU generator gives the same picture on every device
     spacing, offset   which timesteps `steps` means: see `NoiseSchedule.timesteps`
-and some `clean_end`: False stops at the noise level of t = 0, as LDM's DDIM does (diffusers: set_alpha_to_one=False).
 """
 
 import torch
@@ -35,7 +34,10 @@ def ddpm(denoise, z_T, schedule, steps=50, generator=None, *, spacing="trailing"
 
 @torch.no_grad()
 def ddim(denoise, z_T, schedule, steps=50, generator=None, *, eta=0.0, spacing="trailing", offset=0, clean_end=True):
-    """DDIM (Song et al. 2021): eta = 0 is deterministic, eta = 1 is DDPM; values between mix the two."""
+    """DDIM (Song et al. 2021): eta = 0 is deterministic, eta = 1 is DDPM; values between mix the two.
+
+    clean_end: False stops at the noise level of t = 0, as LDM's does (diffusers: set_alpha_to_one=False).
+    """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be from 0 (deterministic) to 1 (as DDPM), got {eta}.")
     x = z_T
@@ -53,8 +55,7 @@ def ddim(denoise, z_T, schedule, steps=50, generator=None, *, eta=0.0, spacing="
 
 
 @torch.no_grad()
-def dpm_solver(denoise, z_T, schedule, steps=20, generator=None, *, order=2, spacing="trailing", offset=0,
-               clean_end=True):
+def dpm_solver(denoise, z_T, schedule, steps=20, generator=None, *, order=2, spacing="trailing", offset=0):
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): good from about 15 steps. Order 1 is DDIM.
 
     It solves the probability flow exactly but for x0(lambda), the network's x0 along lambda = log(alpha / sigma), which
@@ -63,17 +64,15 @@ def dpm_solver(denoise, z_T, schedule, steps=20, generator=None, *, order=2, spa
     if order not in (1, 2):
         raise ValueError(f"order must be 1 or 2, got {order}.")
     x, before = z_T, None  # before: x0 and the step in lambda, one step ago
-    pairs = list(_walk(schedule, z_T, steps, spacing, offset, clean_end))
-    for i, (t, s) in enumerate(pairs):
+    for t, s in _walk(schedule, z_T, steps, spacing, offset):
         alpha_t, sigma_t, alpha_s, sigma_s = _levels(schedule, x, t, s)
         # 1. the network's x0, and the length of this step in lambda (infinite for a step to the clean image)
         x0, _ = denoise(x, t)
         h = (alpha_s / sigma_s).log() - (alpha_t / sigma_t).log()
-        # 2. extrapolate x0 to the middle of the step (algorithm 2), but not on the first step, nor on the last one if
-        #    it ends at the clean image or the steps are few ("lower order final" in the authors' code and diffusers)
-        last = i == len(pairs) - 1 and (clean_end or len(pairs) < 15)
+        # 2. extrapolate x0 to the middle of the step (algorithm 2), but not on the first step, nor on the last one, to
+        #    the clean image ("lower order final" in the authors' code and diffusers)
         D = x0
-        if order == 2 and before is not None and not last:
+        if order == 2 and before is not None and s[0] >= 0:
             x0_before, h_before = before
             D = x0 + h / (2 * h_before) * (x0 - x0_before)
         # 3. the exact solution for constant D (prop. 4.1); alpha_s (1 - exp(-h)) is written so that h may be infinite
@@ -89,13 +88,10 @@ def euler(denoise, z_T, schedule, steps=50, generator=None, *, spacing="trailing
     x = z_T
     for t, s in _walk(schedule, z_T, steps, spacing, offset):
         alpha_t, sigma_t, alpha_s, sigma_s = _levels(schedule, x, t, s)
-        # 1. scale to the exploding view
-        y = x / alpha_t
-        # 2. the slope there
+        # 1. the slope of y
         _, slope = denoise(x, t)
-        # 3. one step of Euler along sigma_hat, and back
-        y = y + (sigma_s / alpha_s - sigma_t / alpha_t) * slope
-        x = alpha_s * y
+        # 2. over to y, one step of Euler along sigma_hat, and back
+        x = alpha_s * (x / alpha_t + (sigma_s / alpha_s - sigma_t / alpha_t) * slope)
         yield x
 
 
@@ -131,8 +127,7 @@ def _walk(schedule, z_T: Tensor, steps, spacing: str, offset: int, clean_end: bo
     """The pairs (t, s) of a sampler's steps, each (B,) int64."""
     steps = torch.as_tensor(steps).tolist()
     timesteps = steps if isinstance(steps, list) else schedule.timesteps(steps, spacing, offset).tolist()
-    inside = all(isinstance(t, int) and 0 <= t < schedule.num_steps for t in timesteps)
-    if not timesteps or not inside or timesteps != sorted(set(timesteps), reverse=True):
+    if not timesteps or timesteps != sorted(set(timesteps) & set(range(schedule.num_steps)), reverse=True):
         raise ValueError(f"timesteps must be integers descending within {schedule.num_steps - 1}..0, got {timesteps}.")
     for t, s in zip(timesteps, timesteps[1:] + [-1 if clean_end else 0], strict=True):
         yield tuple(torch.full((len(z_T),), v, dtype=torch.int64, device=z_T.device) for v in (t, s))

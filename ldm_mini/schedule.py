@@ -41,22 +41,15 @@ class NoiseSchedule(nn.Module):
 
     def __init__(self, betas: Tensor):
         super().__init__()
-        if isinstance(betas, str):
-            raise ValueError(f"NoiseSchedule takes betas, not their name: NoiseSchedule({betas}_betas()).")
         betas = _betas(**betas) if isinstance(betas, dict) else betas
+        if isinstance(betas, str) or betas.ndim != 1 or not ((betas > 0) & (betas < 1)).all():
+            raise ValueError(f"betas must be a vector in (0, 1), such as NoiseSchedule(cosine_betas()); got {betas}.")
         betas = torch.as_tensor(betas, dtype=torch.float64, device="cpu")
-        if betas.ndim != 1 or len(betas) == 0 or not ((betas > 0) & (betas < 1)).all():
-            raise ValueError(f"betas must be a vector of numbers in (0, 1), got shape {tuple(betas.shape)}. "
-                             "Use linear_betas(), scaled_linear_betas() or cosine_betas().")
+        self.num_steps = len(betas)                                             # T
         self.config = _describe(betas)
         self.arguments = {"betas": self.config}                                 # for `hub`: in few words, and exact
         self.register_buffer("betas", betas.float(), persistent=False)
         self.register_buffer("alphas_cumprod", torch.cumprod(1 - betas, dim=0).float(), persistent=False)
-
-    @property
-    def num_steps(self) -> int:
-        """T, the number of diffusion steps."""
-        return len(self.betas)
 
     def alpha(self, t: Tensor, ndim: int = 4) -> Tensor:
         """Amplitude of the signal at t, (B, 1, 1, ...) with `ndim` axes."""
@@ -125,11 +118,7 @@ BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas, "cosine":
 
 def _betas(kind: str, **arguments) -> Tensor:
     """The betas that `_describe` says."""
-    if kind == "values":
-        return torch.tensor(arguments["betas"], dtype=torch.float64)
-    if kind not in BETAS:
-        raise ValueError(f"unknown schedule {kind!r}: use one of {[*BETAS, 'values']}.")
-    return BETAS[kind](**arguments)
+    return torch.tensor(arguments["betas"], dtype=torch.float64) if kind == "values" else BETAS[kind](**arguments)
 
 
 def _describe(betas: Tensor) -> dict:

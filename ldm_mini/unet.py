@@ -38,10 +38,6 @@ class UNetConfig:
     dropout: float = 0.0                        # inside residual blocks
 
     def __post_init__(self):
-        for name in ("channel_mults", "attn_levels", "num_heads"):
-            # JSON gives lists back, and a list never equals a tuple
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
         # a level that does not exist would go unnoticed: no attention, and no error
         if bad := [level for level in self.attn_levels if level not in range(len(self.widths))]:
             raise ValueError(f"UNetConfig: attn_levels {bad} do not exist. They are level indices 0 to "
@@ -137,8 +133,7 @@ class UNet(nn.Module):
         h = self.middle(h, time, cond.context, cond.mask)
         # 5. up; each step takes the last output that is left: last in, first out, so sizes match
         for step in self.up:
-            h = torch.cat([h, hs.pop()], dim=1)
-            h = step(h, time, cond.context, cond.mask)
+            h = step(torch.cat([h, hs.pop()], dim=1), time, cond.context, cond.mask)
         return self.conv_out(F.silu(self.norm_out(h)))
 
     def _step(self, width_in: int, level: int) -> Step:

@@ -1,10 +1,9 @@
 """Attention against a softmax by hand and against torch's own; what it cannot see; what masks and recordings do."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
+from random_nets import randomize
 from torch import nn
 from torch.testing import assert_close
 
@@ -21,19 +20,8 @@ from ldm_mini.attention import (
 from ldm_mini.show.attention_maps import record_attention
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
-def _qkv(n=5, m=7):
-    return torch.randn(2, 3, n, 4), torch.randn(2, 3, m, 4), torch.randn(2, 3, m, 6)
-
-
-def _randomize(module):
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    return module
+def _qkv():
+    return torch.randn(2, 3, 5, 4), torch.randn(2, 3, 7, 4), torch.randn(2, 3, 7, 6)
 
 
 def test_attention_is_a_softmax_over_keys():
@@ -60,12 +48,6 @@ def test_masked_tokens_have_no_influence():
     assert weights.transpose(1, 3)[~mask].abs().max() == 0
 
 
-def test_a_mask_may_differ_between_queries():
-    q, k, v = _qkv(5, 5)
-    causal = torch.ones(5, 5, dtype=torch.bool).tril()
-    assert_close(attention(q, k, v, causal[None, None]), F.scaled_dot_product_attention(q, k, v, is_causal=True))
-
-
 def test_nothing_to_attend_to_gives_zeros_and_finite_gradients():
     q, k, v = (x.requires_grad_() for x in _qkv())
     mask = torch.ones(2, 7, dtype=torch.bool)
@@ -79,9 +61,9 @@ def test_nothing_to_attend_to_gives_zeros_and_finite_gradients():
 
 def test_a_mask_that_is_not_boolean_is_refused():
     q, k, v = _qkv()
-    for function in (lambda mask: attention(q, k, v, mask), lambda mask: attention_weights(q, k, mask)):
+    for function, given in ((attention, (q, k, v)), (attention_weights, (q, k))):
         with pytest.raises(ValueError, match="bool with True"):
-            function(torch.ones(2, 7))
+            function(*given, torch.ones(2, 7))
 
 
 @pytest.mark.parametrize("context_dim", [None, 10])
@@ -95,12 +77,11 @@ def test_equals_torch_multihead_attention_with_the_same_weights(context_dim):
     else:
         state |= {f"{n}_proj_weight": layer.weight for n, layer in zip("qkv", (own.to_q, own.to_k, own.to_v))}
     theirs.load_state_dict(state)
-    x = torch.randn(2, 5, 12)
-    context = x if context_dim is None else torch.randn(2, 7, context_dim)
+    x, given = torch.randn(2, 5, 12), None if context_dim is None else torch.randn(2, 7, context_dim)
+    context = x if given is None else given
     mask = torch.rand(2, context.shape[1]) > 0.4
     mask[:, 0] = True
     out, weights = theirs(x, context, context, key_padding_mask=~mask, average_attn_weights=False)
-    given = None if context_dim is None else context
     assert_close(own(x, given, mask), out)
     assert_close(own.weights(x, given, mask), weights)
 
@@ -110,14 +91,14 @@ def test_head_layout():
     assert head_layout(96, num_heads=4) == (4, 24)
     assert head_layout(96, 8, 64) == (8, 64)                                    # the inner width need not be dim
     assert head_layout(96) == (8, 12)
-    for given in ({"num_heads": 5}, {"head_dim": 20}):
-        with pytest.raises(ValueError, match=f"{next(iter(given))} = {next(iter(given.values()))}"):
+    for given, told in (({"num_heads": 5}, "num_heads = 5"), ({"head_dim": 20}, "head_dim = 20")):
+        with pytest.raises(ValueError, match=told):
             head_layout(96, **given)
     assert Attention(10, None, 8, 4)(torch.randn(1, 3, 10)).shape == (1, 3, 10)
 
 
 def test_transformers_have_no_bias_on_q_k_v_and_image_self_attention_has():
-    attn = TransformerBlock(8, num_heads=2).cross_attn
+    attn = TransformerBlock(8, 8, num_heads=2).cross_attn
     assert attn.to_q.bias is None and attn.to_k.bias is None and attn.to_v.bias is None and attn.to_out.bias is not None
     attn = AttentionBlock(8, groups=2).attn
     assert all(layer.bias is not None for layer in (attn.to_q, attn.to_k, attn.to_v, attn.to_out))
@@ -138,14 +119,12 @@ def test_transformer_block_reads_itself_then_the_context():
     h = x + block.self_attn(F.layer_norm(x, (8,)))
     h = h + block.cross_attn(F.layer_norm(h, (8,)), context, mask)
     assert_close(block(x, context, mask), h + block.ff(F.layer_norm(h, (8,))))
-    twice_self = TransformerBlock(8, None, num_heads=2)
-    assert twice_self(x).shape == x.shape
 
 
 @pytest.mark.parametrize("kind, options", [(AttentionBlock, {}), (SpatialTransformer, {"context_dim": 6})])
 def test_image_attention_knows_no_place(kind, options):
     """Move the pixels, and the outputs move along: nothing tells one position from another."""
-    block, x = _randomize(kind(8, 2, groups=2, **options)), torch.randn(2, 8, 4, 4)
+    block, x = randomize(kind(8, 2, groups=2, **options)), torch.randn(2, 8, 4, 4)
     extra = (torch.randn(2, 3, 6),) if isinstance(block, SpatialTransformer) else ()
     order = torch.randperm(16)
     moved = x.flatten(2)[:, :, order].view_as(x)
@@ -153,14 +132,14 @@ def test_image_attention_knows_no_place(kind, options):
 
 
 def test_the_order_of_context_tokens_is_invisible():
-    block = _randomize(SpatialTransformer(8, 2, groups=2, context_dim=6))
+    block = randomize(SpatialTransformer(8, 2, groups=2, context_dim=6))
     x, context = torch.randn(2, 8, 4, 4), torch.randn(2, 5, 6)
     mask, order = torch.tensor([[True] * 5, [True] * 3 + [False] * 2]), torch.tensor([4, 2, 0, 1, 3])
     assert_close(block(x, context[:, order], mask[:, order]), block(x, context, mask), atol=1e-5, rtol=1e-4)
 
 
 def test_spatial_transformer_is_norm_in_blocks_out_and_a_skip():
-    block = _randomize(SpatialTransformer(8, head_dim=4, depth=2, context_dim=6, groups=2))
+    block = randomize(SpatialTransformer(8, head_dim=4, depth=2, context_dim=6, groups=2))
     x, context = torch.randn(2, 8, 3, 4), torch.randn(2, 5, 6)
     h = F.group_norm(x, 2, block.norm.weight, block.norm.bias, 1e-6)
     h = torch.stack([h[:, :, i, j] for i in range(3) for j in range(4)], dim=1)  # reading order
@@ -179,14 +158,8 @@ def test_zero_initialised_outputs_start_as_the_identity():
     assert not torch.allclose(AttentionBlock(8, groups=2)(x), x)
 
 
-def test_channels_last_changes_nothing():
-    block, x = _randomize(AttentionBlock(8, 2, groups=2)), torch.randn(2, 8, 4, 5)
-    other = copy.deepcopy(block).to(memory_format=torch.channels_last)
-    assert_close(other(x.to(memory_format=torch.channels_last)), block(x))
-
-
 def test_record_attention_keeps_the_maps_and_changes_nothing():
-    block = _randomize(SpatialTransformer(8, 2, depth=2, context_dim=6, groups=2))
+    block = randomize(SpatialTransformer(8, 2, depth=2, context_dim=6, groups=2))
     x, context, mask = torch.randn(2, 8, 4, 4), torch.randn(2, 3, 6), torch.tensor([[True] * 3, [True, False, False]])
     before = block(x, context, mask)
     with record_attention(block) as maps:

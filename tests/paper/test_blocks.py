@@ -5,14 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from random_nets import randomize
 from torch.testing import assert_close
 
 from ldm_mini.blocks import Downsample, ResBlock, TimeEmbedding, Upsample, group_norm, timestep_embedding, zeroed
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
 
 
 def test_timestep_embedding_is_cosines_then_sines_from_frequency_one_down():
@@ -21,12 +17,6 @@ def test_timestep_embedding_is_cosines_then_sines_from_frequency_one_down():
         angles = [t / 10_000 ** (i / 4) for i in range(4)]                      # exponent i / half, not i / (half - 1)
         by_hand = torch.tensor([math.cos(a) for a in angles] + [math.sin(a) for a in angles])
         assert_close(row, by_hand, atol=1e-4, rtol=0)
-
-
-def test_timestep_embedding_tells_all_steps_apart():
-    code = timestep_embedding(torch.arange(1000), 32)
-    distances = torch.cdist(code, code) + 10 * torch.eye(1000)
-    assert distances.min() > 0.1
 
 
 def test_time_embedding_is_linear_silu_linear_four_times_wider():
@@ -46,28 +36,13 @@ def test_group_norm_names_a_divisor():
     assert_close(group_norm(8, groups=2)(x), by_hand.view_as(x))
 
 
-@pytest.mark.parametrize("eps", [1e-5, 1e-6])
-def test_resblock_uses_the_eps_it_was_given(eps):
-    """The two differ by nothing on unit inputs, and by 40% on inputs of deviation 1e-3."""
-    x, block = 1e-3 * torch.randn(1, 8, 6, 6), ResBlock(8, 8, groups=2, eps=eps)
-    assert block.norm1.eps == block.norm2.eps == eps
-    assert_close(block.norm1(x), F.group_norm(x, 2, eps=eps))
-    assert not torch.allclose(block.norm1(x), F.group_norm(x, 2, eps=1.1e-5 - eps), atol=0.1)
-
-
 def _norm(module, x):
     return F.group_norm(x, module.num_groups, module.weight, module.bias, module.eps)
 
 
-def _randomize(module):
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return module
-
-
 @pytest.mark.parametrize("scale_shift", [False, True])
 def test_resblock_with_time_is_what_the_formula_says(scale_shift):
-    block = _randomize(ResBlock(8, 12, time_dim=16, groups=4, eps=1e-5, scale_shift=scale_shift))
+    block = randomize(ResBlock(8, 12, time_dim=16, groups=4, eps=1e-5, scale_shift=scale_shift))
     x, time = torch.randn(2, 8, 4, 4), torch.randn(2, 16)
     h = F.conv2d(F.silu(_norm(block.norm1, x)), block.conv1.weight, block.conv1.bias, padding=1)
     embedding = (F.silu(time) @ block.time_proj.weight.T + block.time_proj.bias)[:, :, None, None]
@@ -82,6 +57,7 @@ def test_resblock_with_time_is_what_the_formula_says(scale_shift):
 def test_resblock_without_time_ignores_it_and_has_no_time_weights():
     block, x = ResBlock(8, 8, groups=2), torch.randn(2, 8, 4, 4)
     assert not any("time" in name or "shortcut" in name for name, _ in block.named_parameters())
+    assert block.norm1.eps == block.norm2.eps == 1e-6
     assert_close(block(x, torch.randn(2, 16)), block(x))
 
 
@@ -93,7 +69,7 @@ def test_resblock_with_zero_init_starts_as_its_skip():
 
 @pytest.mark.parametrize("resample, size", [("down", 4), ("up", 16)])
 def test_resblock_resizes_both_branches_without_weights(resample, size):
-    x, block = torch.randn(2, 8, 8, 8), _randomize(ResBlock(8, 8, groups=2, resample=resample))
+    x, block = torch.randn(2, 8, 8, 8), randomize(ResBlock(8, 8, groups=2, resample=resample))
     resize = {"down": lambda v: F.avg_pool2d(v, 2),
               "up": lambda v: v.repeat_interleave(2, 2).repeat_interleave(2, 3)}[resample]
     h = block.conv1(resize(F.silu(_norm(block.norm1, x))))                      # between SiLU and convolution

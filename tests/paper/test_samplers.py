@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from ldm_mini.cond import Cond
 from ldm_mini.diffusion import ideal_denoiser, make_denoiser
@@ -28,85 +29,51 @@ def net(x, t, cond=None):
     return torch.tanh(0.7 * x.roll(1, dims=-1) + 0.002 * t.view(-1, 1, 1, 1)) + 0.3 * x
 
 
-def compare(ours, scheduler, z_T, generator=None, scale=1.0, **step_options):
-    """Each step of a diffusers scheduler against each step of ours, from the same noise."""
-    x, count = z_T * scale, 0
-    ours = list(ours)
+@pytest.fixture
+def denoise(schedule):
+    return make_denoiser(net, schedule, Cond())
+
+
+LEADING, TRAILING = dict(timestep_spacing="leading"), dict(timestep_spacing="trailing")
+DPM = dict(algorithm_type="dpmsolver++", solver_type="midpoint")
+THEIRS = [
+    *(("DDPM", LEADING, ddpm, steps, dict(spacing="leading"), {}) for steps in (10, 50)),
+    *(("DDIM", {**LEADING, "steps_offset": 1, "set_alpha_to_one": False}, ddim, 20,
+       dict(spacing="leading", offset=1, clean_end=False), dict(eta=eta)) for eta in (0.0, 0.5, 1.0)),
+    *(("DDIM", spacing, ddim, 20, dict(spacing=spacing["timestep_spacing"]), dict(eta=eta))
+      for spacing in (LEADING, TRAILING) for eta in (0.0, 0.5, 1.0)),
+    *(("DPMSolverMultistep", {**DPM, **spacing, "solver_order": order}, dpm_solver, steps, dict(order=order), {})
+      for spacing in (LEADING, TRAILING, dict(timestep_spacing="linspace")) for order in (1, 2) for steps in (3, 20)),
+    *(("EulerDiscrete", LEADING, euler, steps, dict(spacing="leading"), {}) for steps in (5, 20)),
+]
+
+
+@pytest.mark.parametrize("kind, there, sampler, steps, here, both", THEIRS)
+def test_every_step_is_that_of_diffusers(kind, there, sampler, steps, here, both, schedule, denoise):
+    diffusers = pytest.importorskip("diffusers")
+    clip = {"clip_sample": False} if kind in ("DDPM", "DDIM") else {}
+    scheduler = getattr(diffusers, f"{kind}Scheduler")(**BETAS, **clip, **there)
+    scheduler.set_timesteps(steps)
+    # DPM-Solver's other spacings divide otherwise there; its timesteps are handed to ours
+    asked = scheduler.timesteps if sampler is dpm_solver and there["timestep_spacing"] != "trailing" else steps
+    z_T, generators = noise(3, 2, 4, 4), [torch.Generator().manual_seed(7) for _ in range(2)]
+    ours = list(sampler(denoise, z_T, schedule, asked, generators[0], **here, **both))
     assert len(ours) == len(scheduler.timesteps)
-    for mine, t in zip(ours, scheduler.timesteps, strict=True):
+    exploding = sampler is euler                                # it works on x / alpha
+    x = z_T * scheduler.init_noise_sigma if exploding else z_T
+    fresh = {} if exploding or sampler is dpm_solver else {"generator": generators[1]}
+    for i, (mine, t) in enumerate(zip(ours, scheduler.timesteps, strict=True)):
         out = net(scheduler.scale_model_input(x, t), t.long().expand(len(x)))
-        x = scheduler.step(out, t, x, generator=generator, **step_options).prev_sample
-        there = x
-        if hasattr(scheduler, "sigmas") and scale != 1.0:  # the variance exploding view: x / alpha
-            there = x / (scheduler.sigmas[count + 1] ** 2 + 1).sqrt()
-        torch.testing.assert_close(mine, there, **CLOSE, msg=lambda m, i=count: f"step {i}: {m}")
-        count += 1
+        x = scheduler.step(out, t, x, **fresh, **both).prev_sample
+        expected = x / (scheduler.sigmas[i + 1] ** 2 + 1).sqrt() if exploding else x
+        assert_close(mine, expected, **CLOSE, msg=lambda m, i=i: f"step {i}: {m}")
 
 
-@pytest.mark.parametrize("steps", [10, 50])
-def test_ddpm_is_diffusers_ddpm(steps, schedule):
-    diffusers = pytest.importorskip("diffusers")
-    theirs = diffusers.DDPMScheduler(**BETAS, clip_sample=False, timestep_spacing="leading")
-    theirs.set_timesteps(steps)
-    z_T, generators = noise(3, 2, 4, 4), [torch.Generator().manual_seed(7) for _ in range(2)]
-    ours = ddpm(make_denoiser(net, schedule, Cond()), z_T, schedule, steps, generators[0], spacing="leading")
-    compare(ours, theirs, z_T, generators[1])
-
-
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("clean_end, offset, spacing", [(False, 1, "leading"), (True, 0, "leading"),
-                                                        (True, 0, "trailing")])
-def test_ddim_is_diffusers_ddim(eta, clean_end, offset, spacing, schedule):
-    diffusers = pytest.importorskip("diffusers")
-    theirs = diffusers.DDIMScheduler(**BETAS, clip_sample=False, timestep_spacing=spacing, steps_offset=offset,
-                                     set_alpha_to_one=clean_end)
-    theirs.set_timesteps(20)
-    z_T, generators = noise(3, 2, 4, 4), [torch.Generator().manual_seed(7) for _ in range(2)]
-    ours = ddim(make_denoiser(net, schedule, Cond()), z_T, schedule, 20, generators[0], eta=eta, offset=offset,
-                clean_end=clean_end, spacing=spacing)
-    compare(ours, theirs, z_T, generators[1], eta=eta)
-
-
-@pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("steps", [3, 10, 20])  # below and above 15, where the last step changes its order
-@pytest.mark.parametrize("clean_end", [True, False])
-@pytest.mark.parametrize("spacing", ["linspace", "trailing", "leading"])
-def test_dpm_solver_is_diffusers_dpm_solver(order, steps, clean_end, spacing, schedule):
-    diffusers = pytest.importorskip("diffusers")
-    theirs = diffusers.DPMSolverMultistepScheduler(**BETAS, solver_order=order, algorithm_type="dpmsolver++",
-                                                   solver_type="midpoint", timestep_spacing=spacing,
-                                                   final_sigmas_type="zero" if clean_end else "sigma_min")
-    theirs.set_timesteps(steps)
-    z_T, denoise = noise(3, 2, 4, 4), make_denoiser(net, schedule, Cond())
-    compare(dpm_solver(denoise, z_T, schedule, theirs.timesteps, order=order, clean_end=clean_end), theirs, z_T)
-    if spacing == "trailing":
-        theirs.set_timesteps(steps)  # begins anew
-        compare(dpm_solver(denoise, z_T, schedule, steps, order=order, clean_end=clean_end), theirs, z_T)
-
-
-@pytest.mark.parametrize("steps", [5, 20])
-def test_euler_is_diffusers_euler(steps, schedule):
-    diffusers = pytest.importorskip("diffusers")
-    theirs = diffusers.EulerDiscreteScheduler(**BETAS, timestep_spacing="leading")
-    theirs.set_timesteps(steps)
-    z_T = noise(3, 2, 4, 4)
-    ours = euler(make_denoiser(net, schedule, Cond()), z_T, schedule, steps, spacing="leading")
-    compare(ours, theirs, z_T, scale=float(theirs.init_noise_sigma))
-
-
-def test_ddpm_is_ddim_with_eta_1(schedule):
-    denoise, z_T = make_denoiser(net, schedule, Cond()), noise(2, 1, 4, 4)
-    runs = [list(f(denoise, z_T, schedule, 25, torch.Generator().manual_seed(1), **options))
-            for f, options in ((ddpm, {}), (ddim, {"eta": 1.0}))]
-    for a, b in zip(*runs, strict=True):
-        torch.testing.assert_close(a, b, **CLOSE)
-
-
-@pytest.mark.parametrize("other, options", [(euler, {}), (dpm_solver, {"order": 1})])
-def test_euler_and_first_order_dpm_are_ddim(other, options, schedule):
-    denoise, z_T = make_denoiser(net, schedule, Cond()), noise(2, 1, 4, 4)
-    for a, b in zip(ddim(denoise, z_T, schedule, 25), other(denoise, z_T, schedule, 25, **options), strict=True):
-        torch.testing.assert_close(a, b, **CLOSE)
+@pytest.mark.parametrize("other, options, eta", [(ddpm, {}, 1.0), (euler, {}, 0.0), (dpm_solver, {"order": 1}, 0.0)])
+def test_others_are_ddim(other, options, eta, schedule, denoise):
+    ours, theirs = (list(sampler(denoise, noise(2, 1, 4, 4), schedule, 25, torch.Generator().manual_seed(1), **given))
+                    for sampler, given in ((ddim, {"eta": eta}), (other, options)))
+    assert_close(ours, theirs, **CLOSE)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -118,59 +85,31 @@ def test_with_the_ideal_denoiser_every_sampler_draws_the_data(name, schedule):
     distance, nearest = torch.cdist(x, points[[0, 1, 2, 4]]).min(dim=1)
     assert (distance < 0.05).double().mean() > 0.995 and distance.max() < 1.2, distance.max()
     share = torch.bincount(nearest, minlength=4) / len(x)
-    torch.testing.assert_close(share, torch.tensor([0.2, 0.2, 0.4, 0.2]), atol=0.04, rtol=0)
-
-
-def gaussian(s: float, T: int):
-    """A float64 schedule, the exact denoiser of data N(0, s^2), and the exact probability flow from T - 1 to t."""
-    schedule = NoiseSchedule(scaled_linear_betas(T))
-    schedule.alphas_cumprod = torch.cumprod(1 - scaled_linear_betas(T), dim=0)
-
-    def denoise(x, t):
-        alpha, sigma = schedule.alpha(t, 2), schedule.sigma(t, 2)
-        x0 = alpha * s**2 / (alpha**2 * s**2 + sigma**2) * x
-        return x0, (x - alpha * x0) / sigma
-
-    def std(t):
-        a = schedule.alphas_cumprod[t].item()
-        return (a * s**2 + 1 - a) ** 0.5
-
-    return schedule, denoise, lambda t: std(t) / std(T - 1)
+    assert_close(share, torch.tensor([0.2, 0.2, 0.4, 0.2]), atol=0.04, rtol=0)
 
 
 @pytest.mark.parametrize("sampler, options, order", [(ddim, {}, 1), (euler, {}, 1), (dpm_solver, {"order": 1}, 1),
                                                      (dpm_solver, {"order": 2}, 2)])
 @pytest.mark.parametrize("s", [0.5, 1.5])
 def test_order_of_convergence_on_a_gaussian(sampler, options, order, s):
-    """Half the step, 1 / 2**order of the error. From t = 1024 to 256, where lambda is smooth."""
-    schedule, denoise, exact = gaussian(s, T=1025)
+    """Data N(0, s^2), whose denoiser and probability flow are known: half the step, 1 / 2**order of the error."""
+    schedule = NoiseSchedule(scaled_linear_betas(1025))
+    schedule.alphas_cumprod = torch.cumprod(1 - scaled_linear_betas(1025), dim=0)   # in float64
+
+    def denoise(x, t):
+        alpha, sigma = schedule.alpha(t, 2), schedule.sigma(t, 2)
+        x0 = alpha * s**2 / (alpha**2 * s**2 + sigma**2) * x
+        return x0, (x - alpha * x0) / sigma
+
+    # from t = 1024 to 256, where lambda is smooth; x keeps its place in the distribution
+    start, end = ((a * s**2 + 1 - a) ** 0.5 for a in schedule.alphas_cumprod[[1024, 256]].tolist())
     errors = []
     for stride in (32, 16, 8, 4):
-        steps = range(1024, 255, -stride)
-        *_, at_256, _ = sampler(denoise, torch.ones(1, 1, dtype=torch.float64), schedule, list(steps), **options)
-        errors.append(abs(at_256.item() - exact(256)))
+        z_T, steps = torch.ones(1, 1, dtype=torch.float64), range(1024, 255, -stride)
+        *_, at_256, _ = sampler(denoise, z_T, schedule, steps, **options)
+        errors.append(abs(at_256.item() - end / start))
     orders = [math.log2(a / b) for a, b in zip(errors[:-1], errors[1:], strict=True)]
     assert all(abs(o - order) < 0.15 for o in orders), (errors, orders)
-
-
-@pytest.mark.parametrize("steps", [10, 20, 40])
-def test_second_order_is_worth_it(steps):
-    """Before the last step, which is of first order for all, DPM-Solver++(2M) is several times nearer than DDIM."""
-    schedule, denoise, exact = gaussian(s=0.5, T=1000)
-    last = schedule.timesteps(steps, "trailing")[-1].item()
-    error = {}
-    for name in ("ddim", "dpm"):
-        *_, before, _ = SAMPLERS[name](denoise, torch.ones(1, 1, dtype=torch.float64), schedule, steps)
-        error[name] = abs(before.item() - exact(last))
-    assert error["dpm"] < 0.3 * error["ddim"], error
-
-
-def test_ddpm_draws_the_right_variance():
-    """With all steps and the exact denoiser, ancestral sampling is exact up to the variance of each step."""
-    schedule, denoise, _ = gaussian(s=0.5, T=1000)
-    z_T = noise(4000, 1).double()
-    *_, x = ddpm(denoise, z_T, schedule, 1000, torch.Generator().manual_seed(1))
-    assert x.std().item() == pytest.approx(0.5, rel=0.05) and abs(x.mean().item()) < 0.03
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -199,24 +138,18 @@ def test_noise_only_from_the_generator_and_no_gradient(name, schedule):
         return list(SAMPLERS[name](denoise, noise(2, 3), schedule, 10, torch.Generator().manual_seed(5)))[-1]
 
     assert torch.equal(run(0), run(1)) and not run(0).requires_grad
-    grads = []
-    for _ in SAMPLERS[name](denoise, noise(2, 3), schedule, 2):
-        grads.append(torch.is_grad_enabled())
+    grads = [torch.is_grad_enabled() for _ in SAMPLERS[name](denoise, noise(2, 3), schedule, 2)]
     assert grads == [True, True], "a sampler must not switch gradients off for whoever looks at its steps"
 
 
 def test_bad_input_is_refused(schedule):
     z_T = torch.zeros(1, 1)
-    for bad in ([], [5, 5], [1, 2], [1000, 1], [3, -1], [2.5]):
-        with pytest.raises(ValueError, match="timesteps must"):
-            next(ddim(None, z_T, schedule, bad))
-    for bad in (0, 1001):
-        with pytest.raises(ValueError, match="from 1 to 1000"):
-            next(ddpm(None, z_T, schedule, bad))
-    with pytest.raises(ValueError, match="eta must"):
-        next(ddim(None, z_T, schedule, eta=1.5))
-    with pytest.raises(ValueError, match="order must"):
-        next(dpm_solver(None, z_T, schedule, order=3))
+    for sampler, bad, told in (*((ddim, {"steps": steps}, "timesteps must")
+                                 for steps in ([], [5, 5], [1, 2], [1000, 1], [3, -1], [2.5])),
+                               (ddpm, {"steps": 0}, "from 1 to 1000"), (ddpm, {"steps": 1001}, "from 1 to 1000"),
+                               (ddim, {"eta": 1.5}, "eta must"), (dpm_solver, {"order": 3}, "order must")):
+        with pytest.raises(ValueError, match=told):
+            next(sampler(None, z_T, schedule, **bad))
 
 
 @pytest.mark.parametrize("repeats, low, high", [(1, 0.6, 0.9), (10, 0.93, 1.0)])
@@ -227,8 +160,8 @@ def test_repaint_keeps_what_is_known_and_needs_repeats_to_agree_with_it(repeats,
     schedule = NoiseSchedule(cosine_betas())
     denoise = ideal_denoiser((sign + 0.1 * torch.randn(200, 16, generator=g)).view(-1, 1, 4, 4), schedule)
     known, hole = torch.ones(200, 1, 4, 4), (torch.arange(16) >= 4).view(1, 1, 4, 4)
-    path = list(repaint(denoise, torch.randn(200, 1, 4, 4, generator=g), schedule, 40, g, known=known,
-                        hole=hole, repeats=repeats))
+    z_T = torch.randn(200, 1, 4, 4, generator=g)
+    path = list(repaint(denoise, z_T, schedule, 40, g, known=known, hole=hole, repeats=repeats))
     assert len(path) == 40 and path[-1][:, :, 0].equal(known[:, :, 0])
     assert low <= (path[-1][:, :, 1:].mean((1, 2, 3)) > 0).float().mean() <= high
     halfway, level = path[19][:, :, 0], schedule.alpha(torch.tensor([499]), 1)
