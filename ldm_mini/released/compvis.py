@@ -41,9 +41,6 @@ STAGE_WORDS = {"attn.to_q": "q", "attn.to_k": "k", "attn.to_v": "v", "attn.to_ou
                "resize": "WAYsample"}
 
 
-# -------------------------------------------------------------------------------------------------------------- U-Nets
-
-
 def unet_from_compvis(params: dict, state_dict: dict[str, Tensor], dtype=None) -> UNet:
     """A released U-Net. state_dict: plain tensors, named "input_blocks.0.0.weight" and so on; they are not copied.
 
@@ -106,9 +103,6 @@ def _third(i: int, num_heads: int | None):
     if num_heads is None:
         return lambda value: value.unflatten(0, (3, -1))[i]
     return lambda value: value.unflatten(0, (num_heads, 3, -1))[:, i].flatten(0, 1)
-
-
-# -------------------------------------------------------------------------------------------------------- first stages
 
 
 def autoencoder_from_compvis(params: dict, state_dict: dict[str, Tensor], dtype=None) -> Autoencoder:

@@ -83,16 +83,20 @@ class Words(Conditioner):
         """B captions -> ids (B,length)"""
         if self.tokenizer is None:
             raise ValueError(f"this model has no tokenizer: batch[{self.key!r}] must be ids (B,{self.length}).")
+        return self.load_tokenizer()(captions, padding="max_length", truncation=True, max_length=self.length,
+                                     return_tensors="pt")["input_ids"]
+
+    def load_tokenizer(self):
+        """The tokenizer, which is loaded only when it is needed."""
         if not callable(self.tokenizer):
             from transformers import AutoTokenizer
 
             try:
                 self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
             except Exception as error:  # not there, no network, no access: its many classes differ between versions
-                raise FileError(f"the tokenizer {self.tokenizer} could not be loaded ({type(error).__name__}); "
-                                      "pass tokenizer=, a folder or a transformers tokenizer.") from error
-        return self.tokenizer(captions, padding="max_length", truncation=True, max_length=self.length,
-                              return_tensors="pt")["input_ids"]
+                raise FileError(f"the tokenizer {self.tokenizer} could not be loaded ({type(error).__name__}); pass "
+                                "tokenizer=, a folder or a transformers tokenizer.") from error
+        return self.tokenizer
 
 
 class TextEncoder(Words):
@@ -175,7 +179,3 @@ class RescaledMap(ConcatConditioner):
     def image_size(self, batch: dict) -> tuple[int, int]:
         """The map's."""
         return tuple(batch[self.key].shape[-2:])
-
-
-KINDS = {"class table": ClassTable, "labels": Labels, "text encoder": TextEncoder, "clip": ClipText,
-         "rescaled map": RescaledMap}

@@ -6,7 +6,7 @@ from ..attention import AttentionBlock, SpatialTransformer, head_layout
 from ..blocks import ResBlock
 from ..files import FileError
 from ..unet import UNet, UNetConfig
-from .names import TRANSFORMER_WORDS, require, translate
+from .names import ATTENTION_WORDS, TRANSFORMER_WORDS, require, translate
 from .reading import fit, on_meta
 
 # What leaves no trace in the weights but changes the output: only these values are ours, the first of them by default.
@@ -19,8 +19,6 @@ FIXED = {"act_fn": ("silu", "swish"), "norm_eps": (1e-5,), "flip_sin_to_cos": (T
          "add_attention": (True,), "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D"),
          "class_embed_type": (None, "simple_projection"), "num_class_embeds": (None,),
          "resnet_time_scale_shift": ("default", "scale_shift"), "conv_in_kernel": (3,), "conv_out_kernel": (3,)}
-ATTENTION_WORDS = {"norm": "group_norm", "attn.to_out": "to_out.0", "attn.to_q": "to_q", "attn.to_k": "to_k",
-                   "attn.to_v": "to_v"}
 WORDS = {ResBlock: {"time_proj": "time_emb_proj", "shortcut": "conv_shortcut"}, AttentionBlock: ATTENTION_WORDS,
          SpatialTransformer: TRANSFORMER_WORDS}
 
@@ -35,7 +33,7 @@ def unet_from_diffusers_state(config: dict, state: dict[str, Tensor], dtype=None
 
 
 def unet_to_diffusers_state(net: UNet) -> dict[str, Tensor]:
-    """The weights of `net` for the class `diffusers_class(net.config)` of diffusers."""
+    """The weights of `net` for diffusers' UNet2DConditionModel, or without a context for its UNet2DModel."""
     names = diffusers_keys(net)
     return {names[ours]: value for ours, value in net.state_dict().items()}
 
@@ -80,8 +78,8 @@ def _levels(config: dict) -> tuple[list[bool], bool]:
     ours = sum(_block_types(attended, config.get("cross_attention_dim") is not None), [])
     plain = [kind.replace("ResnetDownsample", "Down").replace("ResnetUpsample", "Up") for kind in types]
     if plain != ours or len(resized) > 1:
-        raise FileError(f"ours has no U-Net of the block types {types}: with this attention it would be {ours}, "
-                              "the way up a mirror of the way down; or the size changes partly by residual blocks.")
+        raise FileError(f"ours has no U-Net of the block types {types}: with this attention it would be {ours}, the "
+                        "way up a mirror of the way down; or the size changes partly by residual blocks.")
     return attended, resized == {True}
 
 
@@ -120,16 +118,8 @@ def _one(config: dict, name: str, default):
     return value[0]
 
 
-# ------------------------------------------------------------------------------------------------------------ and back
-
-
-def diffusers_class(config: UNetConfig) -> str:
-    """Which class of diffusers is the same network."""
-    return "UNet2DModel" if config.context_dim is None else "UNet2DConditionModel"
-
-
 def unet_config_to_diffusers(config: UNetConfig, sample_size: int | None = None) -> dict:
-    """Keyword arguments of the `diffusers_class(config)` that computes what UNet(config) does."""
+    """Keyword arguments of the UNet2DConditionModel, or UNet2DModel, that computes what UNet(config) does."""
     c, conditional = config, config.context_dim is not None
     if c.channel_mults[0] != 1 or (conditional and c.resblock_updown) or (not conditional and c.vector_dim is not None):
         raise ValueError("to_diffusers: channel_mults must begin with 1; no U-Net of diffusers has context_dim and "

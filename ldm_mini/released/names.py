@@ -5,9 +5,11 @@ from torch import Tensor, nn
 from ..files import FileError
 from ..schedule import cosine_betas, linear_betas, scaled_linear_betas
 
-# Of a SpatialTransformer; diffusers took over CompVis' names.
+# Of a SpatialTransformer, where diffusers took over CompVis' names; and of other attention there.
 TRANSFORMER_WORDS = {"blocks": "transformer_blocks", "self_attn": "attn1", "cross_attn": "attn2", "to_out": "to_out.0",
                      "ff.proj": "ff.net.0.proj", "ff.out": "ff.net.2"}
+ATTENTION_WORDS = {"norm": "group_norm", "attn.to_out": "to_out.0", "attn.to_q": "to_q", "attn.to_k": "to_k",
+                   "attn.to_v": "to_v"}
 
 # A trap: the same word, "linear", means two schedules.
 COMPVIS_BETAS = {"linear": scaled_linear_betas, "sqrt_linear": linear_betas,
@@ -32,8 +34,8 @@ def require(what: str, config: dict, values: dict[str, tuple], known: set | None
     bad = {name: config[name] for name, ours in values.items() if config.get(name, ours[0]) not in ours}
     unknown = [] if known is None else sorted(set(config) - set(values) - known)
     if bad or unknown:
-        raise FileError(f"ours is no such {what}: {bad} should be among { {name: values[name] for name in bad} }"
-                              f", unknown parameters: {unknown}.")
+        raise FileError(f"ours is no such {what}: {bad} should be among { {name: values[name] for name in bad} }, "
+                        f"unknown parameters: {unknown}.")
 
 
 def reworded(name: str, words: dict[str, str]) -> str:

@@ -52,7 +52,7 @@ def fit(module: nn.Module, names: dict, tensors: dict[str, Tensor], constants: d
     missing, unknown = sorted(known - set(tensors)), sorted(set(tensors) - known)
     if missing or unknown or shapes:
         raise FileError(f"the weights do not fit this {type(module).__name__}.\nmissing: {missing}\n"
-                              f"unknown: {unknown}\nwrong shape: {list(dict.fromkeys(shapes))}")
+                        f"unknown: {unknown}\nwrong shape: {list(dict.fromkeys(shapes))}")
     # the tensors themselves become the weights: no copy
     module.load_state_dict(found, assign=True)
     return module.eval()
@@ -69,9 +69,6 @@ def _shaped(value: Tensor, part, shape: torch.Size) -> Tensor | None:
     return value.reshape(shape) if same else None
 
 
-# -------------------------------------------------------------------------------------------------------------- files
-
-
 def read_weights(path) -> dict[str, Tensor]:
     """The state dict in a file of weights (.safetensors, or a pickle: .ckpt, .pt, .bin), as CPU tensors, memory-mapped.
 
@@ -86,8 +83,8 @@ def read_weights(path) -> dict[str, Tensor]:
     except UnpicklingError:
         foreign = sorted(name for name in _classes(path) if not name.startswith(("torch.", "collections.", *INERT)))
         raise FileError(f"{path} holds more than weights, and reading that could run foreign code: "
-                              f"{', '.join(foreign) or 'of no name'}. Where you trust it, load it with torch.load(..., "
-                              "weights_only=False) and save its state_dict as safetensors.") from None
+                        f"{', '.join(foreign) or 'of no name'}. Where you trust it, load it with torch.load(..., "
+                        "weights_only=False) and save its state_dict as safetensors.") from None
     except (safetensors.SafetensorError, RuntimeError, EOFError, OSError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FileError(f"{path} is no file of weights, or a damaged one ({reason}). Fetch it again.") from None
