@@ -11,8 +11,7 @@ from ..cond import Conditioner
 from ..files import FileError
 from ..latent_diffusion import LatentDiffusion
 from ..schedule import NoiseSchedule
-from ..unet import UNet
-from .compvis import autoencoder_from_compvis, unet_config_from_compvis, unet_names
+from .compvis import autoencoder_from_compvis, unet_from_compvis
 from .conditioners import BERT, CLIP, ClassTable, ClipText, RescaledMap, TextEncoder, Words
 from .names import COMPVIS_BETAS, betas_of, require, translate
 from .reading import fit, on_meta, read_weights
@@ -48,7 +47,7 @@ def from_compvis(yaml_path, ckpt_path, dtype: torch.dtype | None = None, tokeniz
         raise FileError(f"{ckpt_path} holds what no latent diffusion model has: {unknown}.")
     unet, averages, stage, condition = (_below(weights, part) for part in PREFIXES)
     autoencoder = autoencoder_from_compvis(params["first_stage_config"]["params"], stage, dtype)
-    net = _net(params["unet_config"]["params"], unet, averages, dtype)
+    net = unet_from_compvis(params["unet_config"]["params"], unet, dtype, averages)
     conditioner = _conditioner(params, autoencoder, condition, dtype, tokenizer)
     # what a model without a condition's opposite ("", no class) cannot do is guidance, for which p_uncond=0 stands
     with_null = (isinstance(conditioner, Words) and conditioner.tokenizer is not None
@@ -74,17 +73,6 @@ def _read_yaml(path) -> tuple[str, dict]:
 
 def _below(weights: dict, prefix: str) -> dict:
     return {name[len(prefix):]: value for name, value in weights.items() if name.startswith(prefix)}
-
-
-def _net(params: dict, weights: dict, averages: dict, dtype) -> UNet:
-    """The U-Net; of two versions of a weight the average, which is stored without the dots of its name."""
-    net = on_meta(UNet, unet_config_from_compvis(params))
-    names = unet_names(net, params.get("use_new_attention_order", False))
-    known = {name if isinstance(name, str) else name[0] for name in names.values()}
-    undotted = {"diffusion_model" + name.replace(".", ""): name for name in known | set(weights)}
-    averages = {undotted.get(name, name): value for name, value in averages.items()
-                if name not in ("decay", "num_updates")}
-    return fit(net, names, weights | averages, dtype=dtype)
 
 
 def _schedule_of_compvis(params: dict, weights: dict) -> NoiseSchedule:

@@ -112,9 +112,8 @@ def autoencoder_of_diffusers(config: dict) -> Autoencoder:
     return published(AutoencoderConfig(
         in_channels=config["in_channels"], downsample_factor=2 ** (len(widths) - 1), latent_channels=dim,
         channels=widths[0], channel_mults=multiples(widths), num_res_blocks=config["layers_per_block"],
-        attn_levels=tuple(i for i, yes in enumerate(attended) if yes),
-        mid_attn=config.get("mid_block_add_attention", True), groups=config["norm_num_groups"],
-        z_channels=None if z == dim else z), codes)
+        attn_levels=tuple(i for i, yes in enumerate(attended) if yes), groups=config["norm_num_groups"],
+        mid_attn=config.get("mid_block_add_attention", True), z_channels=None if z == dim else z), codes)
 
 
 def autoencoder_config_to_diffusers(autoencoder: Autoencoder, sample_size: int | None = None) -> dict:
@@ -126,9 +125,8 @@ def autoencoder_config_to_diffusers(autoencoder: Autoencoder, sample_size: int |
     config = dict(
         in_channels=c.in_channels, out_channels=c.in_channels, block_out_channels=c.widths,
         **_stage_types([level in c.attn_levels for level in range(len(c.widths))]),
-        layers_per_block=c.num_res_blocks, latent_channels=c.z_channels or c.latent_channels,
-        norm_num_groups=c.groups, mid_block_add_attention=c.mid_attn,
-        sample_size=sample_size or 8 * c.downsample_factor)
+        layers_per_block=c.num_res_blocks, latent_channels=c.z_channels or c.latent_channels, norm_num_groups=c.groups,
+        mid_block_add_attention=c.mid_attn, sample_size=sample_size or 8 * c.downsample_factor)
     if vq:
         config |= dict(num_vq_embeddings=autoencoder.bottleneck.quantizer.codebook_size, vq_embed_dim=c.latent_channels)
     return config

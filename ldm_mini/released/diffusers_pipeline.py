@@ -52,8 +52,8 @@ def _schedule_of_diffusers(config: dict) -> NoiseSchedule:
     require("schedule", config, {"rescale_betas_zero_snr": (False,)})       # no signal at all at its end
     if config.get("trained_betas") is not None:
         return NoiseSchedule(config["trained_betas"])
-    return NoiseSchedule(betas_of(DIFFUSERS_BETAS, config.get("beta_schedule", "linear"),
-                                  config.get("num_train_timesteps", 1000), config.get("beta_start", 1e-4),
+    kind, steps = config.get("beta_schedule", "linear"), config.get("num_train_timesteps", 1000)
+    return NoiseSchedule(betas_of(DIFFUSERS_BETAS, kind, steps, config.get("beta_start", 1e-4),
                                   config.get("beta_end", 0.02)))
 
 

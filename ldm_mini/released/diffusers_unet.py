@@ -43,17 +43,16 @@ def unet_config_from_diffusers(config: dict) -> UNetConfig:
     context, groups = _one(config, "cross_attention_dim", None), config.get("norm_num_groups", 32)
     same_groups = {"attn_norm_num_groups": (groups, None)} if context is None else {}
     require("U-Net", config, FIXED | same_groups)
-    widths, (attended, resized_by_blocks) = list(config["block_out_channels"]), _levels(config)
+    widths, (attended, by_blocks) = list(config["block_out_channels"]), _levels(config)
     levels = tuple(level for level, yes in enumerate(attended) if yes)
     # more inputs than outputs: a condition is joined to the noisy latent
     inputs, outputs = config["in_channels"], config["out_channels"]
     return UNetConfig(
         in_channels=min(inputs, outputs), out_channels=outputs, concat_channels=max(inputs - outputs, 0),
-        channels=widths[0], channel_mults=multiples(widths),
-        num_res_blocks=_one(config, "layers_per_block", 2), attn_levels=levels, context_dim=context,
-        transformer_depth=_one(config, "transformer_layers_per_block", 1), groups=groups,
+        channels=widths[0], channel_mults=multiples(widths), num_res_blocks=_one(config, "layers_per_block", 2),
+        attn_levels=levels, context_dim=context, transformer_depth=_one(config, "transformer_layers_per_block", 1),
         vector_dim=config.get("projection_class_embeddings_input_dim"), dropout=config.get("dropout", 0.0),
-        scale_shift=config.get("resnet_time_scale_shift") == "scale_shift", resblock_updown=resized_by_blocks,
+        groups=groups, scale_shift=config.get("resnet_time_scale_shift") == "scale_shift", resblock_updown=by_blocks,
         **_heads(config, widths, sorted({*levels, len(widths) - 1})))
 
 
@@ -68,7 +67,7 @@ def _levels(config: dict) -> tuple[list[bool], bool]:
     "ResnetDownsampleBlock2D" says so by itself, "AttnDownBlock2D" by the config's downsample_type.
     """
     down = list(config["down_block_types"])
-    types = down + list(config.get("up_block_types", [kind.replace("Down", "Up") for kind in reversed(down)]))
+    types = down + list(config["up_block_types"])
     by_config = {"AttnDownBlock2D": config.get("downsample_type"), "AttnUpBlock2D": config.get("upsample_type")}
     # the last level of either way has nothing to resize
     resized = {(by_config.get(kind) or kind).lower().startswith("resnet")
@@ -135,9 +134,8 @@ def unet_config_to_diffusers(config: UNetConfig, sample_size: int | None = None)
     if conditional:
         return common | dict(
             cross_attention_dim=c.context_dim, attention_head_dim=tuple(counts), use_linear_projection=True,
-            transformer_layers_per_block=c.transformer_depth,
-            class_embed_type=None if c.vector_dim is None else "simple_projection",
-            projection_class_embeddings_input_dim=c.vector_dim)
+            transformer_layers_per_block=c.transformer_depth, projection_class_embeddings_input_dim=c.vector_dim,
+            class_embed_type=None if c.vector_dim is None else "simple_projection")
     levels = sorted({*c.attn_levels, len(c.widths) - 1})
     head_dims = {c.widths[i] // counts[i] for i in levels}
     if len(head_dims) > 1 and {counts[i] for i in levels} != {1}:

@@ -6,7 +6,6 @@ are views of the file: memory holds the weights once, and only those that were l
 
 import pickletools
 import zipfile
-from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from pickle import UnpicklingError
@@ -100,8 +99,17 @@ def _unpickle(path: Path):
     with path.open("rb") as file:
         if not zipped and file.read(1) != b"\x80":              # how every pickle begins
             raise EOFError("no pickle begins like this")
-    with _passed_over([name for name in _classes(path) if name.startswith(INERT)]):
+    # objects of these classes are read as empty ones that do nothing
+    names = [name.rpartition(".") for name in _classes(path) if name.startswith(INERT)]
+    stand_ins = [type(name, (), {"__module__": module, "__init__": lambda *args, **options: None})
+                 for module, _, name in names]
+    torch.serialization.add_safe_globals(stand_ins)
+    try:
         return torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
+    finally:
+        allowed = [one for one in torch.serialization.get_safe_globals() if one not in stand_ins]
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(allowed)
 
 
 def _classes(path) -> set[str]:
@@ -112,24 +120,6 @@ def _classes(path) -> set[str]:
         inside = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
         code = b"" if inside is None else archive.read(inside)
     return {argument.replace(" ", ".") for opcode, argument, _ in pickletools.genops(code) if opcode.name == "GLOBAL"}
-
-
-@contextmanager
-def _passed_over(names):
-    """Inside, objects of these classes are read as empty ones that do nothing."""
-    stand_ins = [type(name.rpartition(".")[2], (_Nothing,), {"__module__": name.rpartition(".")[0]}) for name in names]
-    torch.serialization.add_safe_globals(stand_ins)
-    try:
-        yield
-    finally:
-        allowed = [one for one in torch.serialization.get_safe_globals() if one not in stand_ins]
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(allowed)
-
-
-class _Nothing:
-    def __init__(self, *args, **options):
-        pass
 
 
 def read_folder(folder) -> tuple[dict, dict[str, Tensor]]:
