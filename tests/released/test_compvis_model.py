@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from ldm_mini.autoencoder import Autoencoder
 from ldm_mini.cond import Cond
 from ldm_mini.latent_diffusion import LatentDiffusion
-from ldm_mini.released.compvis_model import from_compvis
+from ldm_mini.released import compvis_model, from_compvis
 from ldm_mini.schedule import NoiseSchedule, linear_betas, scaled_linear_betas
 
 CLOSE = dict(atol=5e-5, rtol=0)
@@ -194,12 +194,14 @@ def test_text_and_layouts(use_tokenizer, tmp_path):
             assert ldm.p_uncond == 0
 
 
-def test_stable_diffusion_1(tmp_path):
+def test_stable_diffusion_1(tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
+    tiny = dict(vocab_size=30, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=1,
+                max_position_embeddings=9)
+    monkeypatch.setattr(compvis_model, "VIT_L14", compvis_model.VIT_L14 | tiny)
     text = transformers.CLIPTextModel(transformers.CLIPTextConfig(
-        vocab_size=30, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=1,
-        max_position_embeddings=9, hidden_act="quick_gelu", bos_token_id=0, eos_token_id=2)).eval()
+        hidden_act="quick_gelu", bos_token_id=0, eos_token_id=2, **tiny)).eval()
     released = Released({**TEXT, "legacy": False}, stage=KL, scale_factor=0.18215, cond_stage_key="txt",
                         condition=dict(target="ldm.modules.encoders.modules.FrozenCLIPEmbedder"),
                         conditioning_key="crossattn", use_ema=False)
@@ -262,9 +264,6 @@ def test_first_stages_have_yaml_files_of_their_own(tmp_path):
     assert isinstance(ours, Autoencoder)
     with torch.no_grad():
         assert_close(ours.encode(released.image), released.z, **CLOSE)
-
-
-# -------------------------------------------------------------------------------------------------------- what it reads
 
 
 class Foreign:

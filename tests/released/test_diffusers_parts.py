@@ -47,8 +47,6 @@ def refused(load, folder, *changes):
             load(folder)
 
 
-# -------------------------------------------------------------------------------------------------------------- U-Nets
-
 SMALL = dict(sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1,
              norm_num_groups=8)
 CROSS = dict(cross_attention_dim=24, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -148,9 +146,6 @@ def test_unets_that_diffusers_has_not_are_refused(change, message, tmp_path):
     assert not (tmp_path / "net").exists()
 
 
-# ------------------------------------------------------------------------------------------------------------ folders
-
-
 def test_other_ways_to_store_the_same_net(tmp_path):
     """Sharded, pickled, in half precision, as a part of a pipeline, with the attention names of older versions."""
     theirs = awake(diffusers.UNet2DModel(**SMALL, **UNCONDITIONAL["celeba"]))
@@ -195,8 +190,6 @@ def test_what_does_not_fit_is_listed(tmp_path):
     with pytest.raises(ValueError, match="no diffusion_pytorch_model.safetensors"):
         unet_from_diffusers(tmp_path)
 
-
-# -------------------------------------------------------------------------------------------------------- first stages
 
 STAGE = dict(block_out_channels=(16, 32, 32), layers_per_block=1, norm_num_groups=8, latent_channels=4,
              down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
@@ -265,8 +258,6 @@ def test_first_stages_beyond_ours_are_refused(tmp_path):
             ({"up_block_types": ["Up"] * 3}, "up_block_types"), ({"_class_name": "AutoencoderDC"}, "AutoencoderDC"),
             ({"latent_channels": 5}, "wrong shape"))
 
-
-# ---------------------------------------------------------------------------------------------------------------- DiTs
 
 DIT = dict(num_attention_heads=2, attention_head_dim=8, in_channels=4, num_layers=3, sample_size=8, patch_size=2,
            num_embeds_ada_norm=10)
