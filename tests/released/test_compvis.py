@@ -8,9 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from ldm_mini.cond import Cond
-from ldm_mini.released.compvis import autoencoder_from_compvis, unet_from_compvis, unet_names
-from ldm_mini.released.presets import UNETS
-from ldm_mini.unet import UNet
+from ldm_mini.released.compvis import autoencoder_from_compvis, unet_from_compvis
 
 CLOSE = dict(atol=5e-5, rtol=0)
 T = torch.tensor([0, 37, 999])
@@ -59,28 +57,6 @@ def test_unet_gives_what_the_released_code_gives(kind, std):
             assert_close(net(x[:, :3], T, Cond(concat=x[:, 3:], context=context)), ours, atol=0, rtol=0)
 
 
-def test_the_comparison_can_fail():
-    """The other order of q, k, v, other epsilons or other heads are all seen."""
-    p = KINDS["celeba"]
-    x, _ = inputs(p, 1e-3)
-    weights = reference.Weights()
-    expected = reference.unet(weights, p, x, T)
-
-    def error(p, change=lambda net: None):
-        net = unet_from_compvis(p, weights)
-        change(net)
-        with torch.no_grad():
-            return (net(x, T) - expected).abs().max()
-
-    def other_eps(net):
-        net.down[1][0].norm1.eps = 1e-6
-
-    assert error(p) < 5e-5
-    assert error({**p, "use_new_attention_order": True}) > 1e-3
-    assert error({**p, "num_head_channels": 32}) > 1e-4
-    assert error(p, other_eps) > 1e-3
-
-
 def test_loading_copies_nothing():
     p, weights = KINDS["text"], reference.Weights()
     reference.unet(weights, p, *inputs(p)[:1], T, inputs(p)[1])
@@ -102,6 +78,12 @@ def test_unets_that_nobody_released_are_refused(change, message):
         unet_from_compvis({**KINDS["celeba"], **change}, {})
 
 
+def listed(load, params, weights, *parts):
+    with pytest.raises(ValueError) as error:
+        load(params, weights)
+    assert all(part in str(error.value) for part in parts), error.value
+
+
 def test_weights_that_do_not_fit_are_listed():
     p, weights = KINDS["celeba"], reference.Weights()
     reference.unet(weights, p, inputs(p)[0], T)
@@ -109,20 +91,9 @@ def test_weights_that_do_not_fit_are_listed():
     weights["label_emb.weight"] = torch.zeros(3)
     weights["input_blocks.0.0.weight"] = torch.zeros(32, 5, 3, 3)
     weights["middle_block.1.qkv.bias"] = torch.zeros(7)
-    with pytest.raises(ValueError) as error:
-        unet_from_compvis(p, weights)
-    for part in ("missing: ['middle_block.1.qkv.weight', 'out.2.bias']", "unknown: ['label_emb.weight']",
-                 "input_blocks.0.0.weight: (32, 5, 3, 3) instead of (32, 3, 3, 3)",
-                 "middle_block.1.qkv.bias: (7,) instead of a multiple of (64,)"):
-        assert part in str(error.value)
-
-
-def test_every_weight_has_one_place():
-    with torch.device("meta"):
-        for name in ("sd-v1", "lsun_churches256"):
-            net = UNet(UNETS[name])
-            places = list(unet_names(net).values())
-            assert len(places) == len(net.state_dict()) and len({str(place) for place in places}) == len(places)
+    listed(unet_from_compvis, p, weights, "missing: ['middle_block.1.qkv.weight', 'out.2.bias']",
+           "unknown: ['label_emb.weight']", "input_blocks.0.0.weight: (32, 5, 3, 3) instead of (32, 3, 3, 3)",
+           "middle_block.1.qkv.bias: (7,) instead of a multiple of (64,)")
 
 
 DD = dict(double_z=False, z_channels=3, resolution=32, in_channels=3, out_ch=3, ch=32, ch_mult=[1, 2, 2],
@@ -199,8 +170,5 @@ def test_first_stage_weights_that_do_not_fit_are_listed():
     p, weights, *_ = stage("kl")
     del weights["quant_conv.bias"]
     weights |= {"encoder.norm_out.weight": torch.zeros(3), "quantize.embedding.weight": torch.zeros(3, 3)}
-    with pytest.raises(ValueError) as error:
-        autoencoder_from_compvis(p, weights)
-    for part in ("missing: ['quant_conv.bias']", "unknown: ['quantize.embedding.weight']",
-                 "encoder.norm_out.weight: (3,) instead of (64,)"):
-        assert part in str(error.value)
+    listed(autoencoder_from_compvis, p, weights, "missing: ['quant_conv.bias']",
+           "unknown: ['quantize.embedding.weight']", "encoder.norm_out.weight: (3,) instead of (64,)")

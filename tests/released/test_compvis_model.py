@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from test_compvis import BASE, CLOSE, STAGES, TEXT
 from torch.testing import assert_close
 
 from ldm_mini.autoencoder import Autoencoder
@@ -18,14 +19,8 @@ from ldm_mini.latent_diffusion import LatentDiffusion
 from ldm_mini.released import compvis_model, from_compvis
 from ldm_mini.schedule import NoiseSchedule, linear_betas, scaled_linear_betas
 
-CLOSE = dict(atol=5e-5, rtol=0)
 T = torch.tensor([0, 999])
-UNET = dict(image_size=8, in_channels=3, out_channels=3, model_channels=32, num_res_blocks=1, channel_mult=[1, 2],
-            attention_resolutions=[2], num_heads=4)
-TEXT = dict(use_spatial_transformer=True, context_dim=24)
-VQ = dict(embed_dim=3, n_embed=16, ddconfig=dict(
-    double_z=False, z_channels=3, resolution=32, in_channels=3, out_ch=3, ch=32, ch_mult=[1, 2, 2], num_res_blocks=1,
-    attn_resolutions=[], dropout=0.0), lossconfig=dict(target="torch.nn.Identity"))
+UNET, VQ = {**BASE, "num_heads": 4}, STAGES["vq-f4"]
 KL = {**{k: v for k, v in VQ.items() if k != "n_embed"}, "ddconfig": {**VQ["ddconfig"], "double_z": True}}
 
 
