@@ -61,8 +61,7 @@ def unet_config_from_compvis(params: dict) -> UNetConfig:
     same_heads = {"num_heads_upsample": (-1, count)} if width == -1 and not transformers else {}
     require("U-Net", params, UNET_FIXED | same_heads)
     if (context is not None) != transformers or count == width == -1:
-        raise FileError("a U-Net needs num_heads or num_head_channels, and context_dim if and only if it has "
-                              f"use_spatial_transformer: {params}.")
+        raise FileError(f"num_heads or num_head_channels, and context_dim where use_spatial_transformer: {params}.")
     if isinstance(context, (list, tuple)):                      # Stable Diffusion 2 writes a list of one
         context, = set(context)
     # attention_resolutions are downsampling factors; one that never occurs attends nowhere

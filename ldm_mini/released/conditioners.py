@@ -56,6 +56,7 @@ class Labels(Conditioner):
 class Words(Conditioner):
     """Base of text as tokens of a fixed number, padding and all, with no mask. batch[key]: B captions, or their ids.
 
+    `tokens(ids)` makes (B,M,D) of ids (B,M).
     tokenizer: a transformers tokenizer, or a folder or name to load one from when the first caption comes; None if
     there are no captions, only ids (layouts).
     """
@@ -64,10 +65,6 @@ class Words(Conditioner):
         super().__init__()
         self.length, self.tokenizer, self.key, self.keys = length, tokenizer, key, (key,)
         self.arguments = {"tokenizer": getattr(tokenizer, "name_or_path", tokenizer and str(tokenizer))}   # for `hub`
-
-    def tokens(self, ids: Tensor) -> Tensor:
-        """ids (B,M) -> (B,M,D)"""
-        raise NotImplementedError
 
     def encode(self, batch: dict) -> Cond:
         """-> context (B,M,D)"""

@@ -170,8 +170,7 @@ def dit_config_to_diffusers(config: DiTConfig) -> dict:
     """Keyword arguments of the DiTTransformer2DModel that computes what DiT(config) does."""
     c = config
     if c.num_classes is None or not c.time_code_to_the_end:
-        raise ValueError("to_diffusers: DiTTransformer2DModel has num_classes and time_code_to_the_end=True; got "
-                         f"{c.num_classes} and {c.time_code_to_the_end}.")
+        raise ValueError(f"to_diffusers: DiTTransformer2DModel has num_classes and time_code_to_the_end=True; got {c}.")
     return dict(num_attention_heads=c.num_heads, attention_head_dim=c.width // c.num_heads,
                 in_channels=c.in_channels + c.concat_channels, out_channels=c.out_channels or c.in_channels,
                 num_layers=c.depth, sample_size=c.input_size, patch_size=c.patch_size,

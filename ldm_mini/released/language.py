@@ -93,8 +93,6 @@ class LanguageConditioner(Conditioner):
     def __init__(self, width: int = 256, layers: int = 2, heads: int = 4, max_length: int = 24, vector: bool = True,
                  key: str = "caption", sha256: str | None = None, encoder: FrozenTextEncoder | None = None):
         super().__init__()
-        if encoder is not None and sha256 not in (None, encoder.sha256):
-            raise FileError("LanguageConditioner: these weights belong to another language model.")
         self.encoder = FrozenTextEncoder(sha256=sha256) if encoder is None else encoder
         self.width, self.layers, self.heads, self.max_length = width, layers, heads, max_length
         self.vector, self.key, self.keys, self.sha256 = vector, key, (key,), self.encoder.sha256

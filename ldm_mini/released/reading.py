@@ -75,8 +75,6 @@ def read_weights(path) -> dict[str, Tensor]:
     Raises FileError if the file is missing, damaged, or wants to run code.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileError(f"{path} does not exist.")
     try:
         content = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
     except UnpicklingError:

@@ -298,8 +298,9 @@ def test_lightning_objects_are_passed_over_and_others_refused(tmp_path, monkeypa
 def test_files_that_will_not_do(tmp_path):
     released = Released()
     config, path = released.save(tmp_path)
-    with pytest.raises(ValueError, match="does not exist"):
-        from_compvis(config, tmp_path / "nothing.ckpt")
+    for name in ("nothing.ckpt", "nothing.safetensors"):
+        with pytest.raises(ValueError, match="nothing.*No such file"):
+            from_compvis(config, tmp_path / name)
     for content in (None, "model: 3", "model: {target: a}", "[1, 2]", "model: {target: a, params: 3}"):
         (tmp_path / "bad.yaml").write_text(content) if content else None
         with pytest.raises(ValueError, match="no YAML file"):
