@@ -15,18 +15,12 @@ from .first_stages import first_stage_names, fit_first_stage, published
 from .names import TRANSFORMER_WORDS, require, translate
 from .reading import fit, on_meta
 
-# Other values of these change what is computed. (Class embeddings, `num_classes`, occur in no released model.)
+# Other values of these change what is computed, and not all of it shows in the weights. (Class embeddings,
+# `num_classes`, occur in no released model.)
 UNET_FIXED = {"dims": (2,), "conv_resample": (True,), "num_classes": (None,), "n_embed": (None,),
               "disable_self_attentions": (None,), "disable_middle_self_attn": (False,), "num_attention_blocks": (None,)}
-UNET_READ = {"in_channels", "out_channels", "model_channels", "attention_resolutions", "num_res_blocks", "channel_mult",
-             "num_heads", "num_head_channels", "num_heads_upsample", "legacy", "use_spatial_transformer", "context_dim",
-             "transformer_depth", "use_scale_shift_norm", "resblock_updown", "use_new_attention_order", "dropout"}
-UNET_FREE = {"image_size", "use_checkpoint", "use_fp16", "use_bf16", "use_linear_in_transformer", "ckpt_path",
-             "ignore_keys"}
 STAGE_FIXED = {"resamp_with_conv": (True,), "use_linear_attn": (False,), "tanh_out": (False,),
                "give_pre_end": (False,), "attn_type": ("vanilla", "none"), "remap": (None,)}
-STAGE_READ = {"ch", "ch_mult", "num_res_blocks", "attn_resolutions", "resolution", "in_channels", "z_channels",
-              "dropout"}
 
 UNET_WORDS = {
     ResBlock: {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_proj": "emb_layers.1", "norm2": "out_layers.0",
@@ -41,17 +35,21 @@ STAGE_WORDS = {"attn.to_q": "q", "attn.to_k": "k", "attn.to_v": "v", "attn.to_ou
                "resize": "WAYsample"}
 
 
-# -------------------------------------------------------------------------------------------------------------- U-Nets
-
-
-def unet_from_compvis(params: dict, state_dict: dict[str, Tensor], dtype=None) -> UNet:
+def unet_from_compvis(params: dict, state_dict: dict[str, Tensor], dtype=None, averages: dict | None = None) -> UNet:
     """A released U-Net. state_dict: plain tensors, named "input_blocks.0.0.weight" and so on; they are not copied.
 
+    averages: of an EMA, as LitEma names them; of two versions of a weight they are taken.
     Its `net(x, t, cond)` takes concatenated channels in cond.concat, or already joined to x.
     Raises FileError, a ValueError, that lists parameters or names that do not fit.
     """
     net = on_meta(UNet, unet_config_from_compvis(params))
-    return fit(net, unet_names(net, params.get("use_new_attention_order", False)), state_dict, dtype=dtype)
+    names = unet_names(net, params.get("use_new_attention_order", False))
+    # an average has its weight's name without the dots
+    known = [name if isinstance(name, str) else name[0] for name in names.values()]
+    undotted = {"diffusion_model" + name.replace(".", ""): name for name in known}
+    averaged = {undotted.get(name, name): value for name, value in (averages or {}).items()
+                if name not in ("decay", "num_updates")}
+    return fit(net, names, state_dict | averaged, dtype=dtype)
 
 
 def unet_config_from_compvis(params: dict) -> UNetConfig:
@@ -61,10 +59,9 @@ def unet_config_from_compvis(params: dict) -> UNetConfig:
     # tells how to round where the one does not divide the width, which no model needs
     count, width = params.get("num_heads", -1), params.get("num_head_channels", -1)
     same_heads = {"num_heads_upsample": (-1, count)} if width == -1 and not transformers else {}
-    require("U-Net", params, UNET_FIXED | same_heads, UNET_READ | UNET_FREE)
+    require("U-Net", params, UNET_FIXED | same_heads)
     if (context is not None) != transformers or count == width == -1:
-        raise FileError("a U-Net needs num_heads or num_head_channels, and context_dim if and only if it has "
-                              f"use_spatial_transformer: {params}.")
+        raise FileError(f"num_heads or num_head_channels, and context_dim where use_spatial_transformer: {params}.")
     if isinstance(context, (list, tuple)):                      # Stable Diffusion 2 writes a list of one
         context, = set(context)
     # attention_resolutions are downsampling factors; one that never occurs attends nowhere
@@ -108,9 +105,6 @@ def _third(i: int, num_heads: int | None):
     return lambda value: value.unflatten(0, (num_heads, 3, -1))[:, i].flatten(0, 1)
 
 
-# -------------------------------------------------------------------------------------------------------- first stages
-
-
 def autoencoder_from_compvis(params: dict, state_dict: dict[str, Tensor], dtype=None) -> Autoencoder:
     """A released first stage, VQ where params has n_embed, else KL.
 
@@ -128,7 +122,7 @@ def autoencoder_of_compvis(params: dict) -> Autoencoder:
     dd, codes, dim = params["ddconfig"], params.get("n_embed"), params["embed_dim"]
     # KL doubles z and VQ does not; pictures go in and out
     ours = {"double_z": (codes is None,), "out_ch": (dd["in_channels"],)}
-    require("first stage", dd | {"remap": params.get("remap")}, STAGE_FIXED | ours, STAGE_READ)
+    require("first stage", dd | {"remap": params.get("remap")}, STAGE_FIXED | ours)
     levels, attn = len(dd["ch_mult"]), dd.get("attn_type", "vanilla") != "none"
     # attn_resolutions are true sizes, counted from `resolution`
     attended = tuple(i for i in range(levels) if dd["resolution"] // 2**i in dd["attn_resolutions"] and attn)

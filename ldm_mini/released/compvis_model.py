@@ -11,22 +11,20 @@ from ..cond import Conditioner
 from ..files import FileError
 from ..latent_diffusion import LatentDiffusion
 from ..schedule import NoiseSchedule
-from ..unet import UNet
-from .compvis import autoencoder_from_compvis, unet_config_from_compvis, unet_names
+from .compvis import autoencoder_from_compvis, unet_from_compvis
 from .conditioners import BERT, CLIP, ClassTable, ClipText, RescaledMap, TextEncoder, Words
 from .names import COMPVIS_BETAS, betas_of, require, translate
 from .reading import fit, on_meta, read_weights
 
 PREFIXES = ("model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model.")
-CONSTANTS = {"alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
-             "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "betas",
-             "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
-             "lvlb_weights", "logvar", "cond_ids", "scale_factor"}
 # {kind of condition: how it reaches the U-Net} of all released models, by concatenation or by attention
 CONDITIONS = {"__is_first_stage__": "concat", "Identity": "concat", "SpatialRescaler": "concat",
               "ClassEmbedder": "crossattn", "BERTEmbedder": "crossattn", "TransformerEmbedder": "crossattn",
               "FrozenCLIPEmbedder": "crossattn"}
 IMAGENET = 1000                                                 # classes; one more row means "none"
+# the text encoder of CLIP ViT-L/14, which is all of CLIP that released models have
+VIT_L14 = dict(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+               max_position_embeddings=77, hidden_act="quick_gelu", bos_token_id=0, eos_token_id=2)
 
 
 def from_compvis(yaml_path, ckpt_path, dtype: torch.dtype | None = None, tokenizer=None):
@@ -44,12 +42,12 @@ def from_compvis(yaml_path, ckpt_path, dtype: torch.dtype | None = None, tokeniz
         return autoencoder_from_compvis(params, weights, dtype)
     if kind != "LatentDiffusion":
         raise FileError(f"{yaml_path} describes a {kind}; known are LatentDiffusion, VQModel and AutoencoderKL.")
-    # one file holds all networks, each behind its prefix, and the constants of training
-    if unknown := sorted(name for name in weights if not name.startswith(PREFIXES) and name not in CONSTANTS):
+    # one file holds all networks, each behind its prefix, and the constants of training, whose names have no dots
+    if unknown := sorted(name for name in weights if "." in name and not name.startswith(PREFIXES)):
         raise FileError(f"{ckpt_path} holds what no latent diffusion model has: {unknown}.")
     unet, averages, stage, condition = (_below(weights, part) for part in PREFIXES)
     autoencoder = autoencoder_from_compvis(params["first_stage_config"]["params"], stage, dtype)
-    net = _net(params["unet_config"]["params"], unet, averages, dtype)
+    net = unet_from_compvis(params["unet_config"]["params"], unet, dtype, averages)
     conditioner = _conditioner(params, autoencoder, condition, dtype, tokenizer)
     # what a model without a condition's opposite ("", no class) cannot do is guidance, for which p_uncond=0 stands
     with_null = (isinstance(conditioner, Words) and conditioner.tokenizer is not None
@@ -57,8 +55,9 @@ def from_compvis(yaml_path, ckpt_path, dtype: torch.dtype | None = None, tokeniz
     # YAML files count in latents, we count in pixels
     side = params["image_size"] * autoencoder.config.downsample_factor if "image_size" in params else None
     return LatentDiffusion(
-        autoencoder, net, _schedule(params, weights), conditioner, prediction=params.get("parameterization", "eps"),
-        p_uncond=0.1 if with_null else 0.0, scale_factor=_scale_factor(params, weights), image_size=side).eval()
+        autoencoder, net, _schedule_of_compvis(params, weights), conditioner, p_uncond=0.1 if with_null else 0.0,
+        prediction=params.get("parameterization", "eps"), scale_factor=_scale_factor(params, weights),
+        image_size=side).eval()
 
 
 def _read_yaml(path) -> tuple[str, dict]:
@@ -69,26 +68,14 @@ def _read_yaml(path) -> tuple[str, dict]:
         model = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["model"]
         return str(model["target"]).rpartition(".")[2], dict(model["params"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise FileError(f"{path} is no YAML file that describes a model ({type(error).__name__}: {error})."
-                              ) from None
+        raise FileError(f"{path} is no YAML file that describes a model ({type(error).__name__}: {error}).") from None
 
 
 def _below(weights: dict, prefix: str) -> dict:
     return {name[len(prefix):]: value for name, value in weights.items() if name.startswith(prefix)}
 
 
-def _net(params: dict, weights: dict, averages: dict, dtype) -> UNet:
-    """The U-Net; of two versions of a weight the average, which is stored without the dots of its name."""
-    net = on_meta(UNet, unet_config_from_compvis(params))
-    names = unet_names(net, params.get("use_new_attention_order", False))
-    known = {name if isinstance(name, str) else name[0] for name in names.values()}
-    undotted = {"diffusion_model" + name.replace(".", ""): name for name in known | set(weights)}
-    averages = {undotted.get(name, name): value for name, value in averages.items()
-                if name not in ("decay", "num_updates")}
-    return fit(net, names, weights | averages, dtype=dtype)
-
-
-def _schedule(params: dict, weights: dict) -> NoiseSchedule:
+def _schedule_of_compvis(params: dict, weights: dict) -> NoiseSchedule:
     """From the YAML file, unless the checkpoint's own betas say otherwise: the released code believes those."""
     betas = betas_of(COMPVIS_BETAS, params.get("beta_schedule", "linear"), params.get("timesteps", 1000),
                      params.get("linear_start", 1e-4), params.get("linear_end", 2e-2))
@@ -106,9 +93,6 @@ def _scale_factor(params: dict, weights: dict) -> float:
     return float(params.get("scale_factor", 1.0))
 
 
-# ---------------------------------------------------------------------------------------------------------- conditions
-
-
 def _conditioner(params: dict, autoencoder: Autoencoder, weights: dict, dtype, tokenizer) -> Conditioner | None:
     config, factor = params.get("cond_stage_config", "__is_unconditional__"), autoencoder.config.downsample_factor
     kind = config if isinstance(config, str) else config["target"].rpartition(".")[2]
@@ -117,13 +101,16 @@ def _conditioner(params: dict, autoencoder: Autoencoder, weights: dict, dtype, t
         return None
     if kind not in CONDITIONS or params.get("conditioning_key") not in (None, CONDITIONS[kind]):
         raise FileError(f"no released model has the condition {kind} by conditioning_key="
-                              f"{params.get('conditioning_key')}; known are {CONDITIONS}.")
+                        f"{params.get('conditioning_key')}; known are {CONDITIONS}.")
     if kind == "__is_first_stage__":                            # its weights are stored a second time: not needed
         return InpaintConditioner(autoencoder.config.latent_channels, factor)
     if kind == "Identity":
         return LowResConditioner(factor, lowres_factor=factor, p_degrade=0.0)
     if kind == "SpatialRescaler":
-        return _rescaler(options, weights, dtype)
+        require(kind, options, {"method": ("bilinear",), "multiplier": (0.5,)})
+        rescaler = on_meta(RescaledMap, options["in_channels"], options["out_channels"], options.get("n_stages", 1),
+                           options.get("bias", False))
+        return fit(rescaler, translate(rescaler, {"mix": "channel_mapper"}), weights, dtype=dtype)
     if kind == "ClassEmbedder":
         rows = options.get("n_classes", IMAGENET)
         table = on_meta(ClassTable, rows, options["embed_dim"], rows != IMAGENET)
@@ -131,13 +118,6 @@ def _conditioner(params: dict, autoencoder: Autoencoder, weights: dict, dtype, t
     if kind == "FrozenCLIPEmbedder":
         return clip_from_weights(_below(weights, "transformer."), tokenizer or options.get("version", CLIP), dtype)
     return _text_encoder(kind, options, weights, dtype, tokenizer, params.get("cond_stage_key", "caption"))
-
-
-def _rescaler(options: dict, weights: dict, dtype) -> RescaledMap:
-    require("SpatialRescaler", options, {"method": ("bilinear",), "multiplier": (0.5,)})
-    rescaler = on_meta(RescaledMap, options["in_channels"], options["out_channels"], options.get("n_stages", 1),
-                       options.get("bias", False))
-    return fit(rescaler, translate(rescaler, {"mix": "channel_mapper"}), weights, dtype=dtype)
 
 
 def _text_encoder(kind: str, options: dict, weights: dict, dtype, tokenizer, key: str) -> TextEncoder:
@@ -157,20 +137,10 @@ def _text_encoder(kind: str, options: dict, weights: dict, dtype, tokenizer, key
 
 
 def clip_from_weights(weights: dict[str, Tensor], tokenizer=CLIP, dtype=None, config: dict | None = None) -> ClipText:
-    """CLIP's text encoder. config: of its CLIPTextModel; None = ViT-L/14's, with the sizes that the weights have."""
+    """CLIP's text encoder. config: of its CLIPTextModel; None = ViT-L/14's."""
     plain = {name.removeprefix("text_model."): value for name, value in weights.items()
              if not name.endswith("position_ids")}
-    if config is None:
-        # which sizes the weights have
-        words, layer = "embeddings.token_embedding.weight", "encoder.layers.0.mlp.fc1.weight"
-        if missing := [name for name in (words, "embeddings.position_embedding.weight", layer) if name not in plain]:
-            raise FileError(f"these are no weights of a CLIP text encoder: {missing} missing.")
-        vocabulary, width = plain[words].shape
-        config = dict(vocab_size=vocabulary, hidden_size=width, num_attention_heads=max(1, width // 64),
-                      intermediate_size=len(plain[layer]), hidden_act="quick_gelu", bos_token_id=0, eos_token_id=2,
-                      max_position_embeddings=len(plain["embeddings.position_embedding.weight"]),
-                      num_hidden_layers=len({name.split(".")[2] for name in plain if name.startswith("encoder.")}))
-    clip = on_meta(ClipText, config, tokenizer)
+    clip = on_meta(ClipText, config or VIT_L14, tokenizer)
     names = {key: key.removeprefix("model.").removeprefix("text_model.") for key in clip.state_dict()}
     fit(clip, names, plain, dtype=dtype)
     for module in clip.modules():                               # constants that no file has

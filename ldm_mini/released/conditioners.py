@@ -56,6 +56,7 @@ class Labels(Conditioner):
 class Words(Conditioner):
     """Base of text as tokens of a fixed number, padding and all, with no mask. batch[key]: B captions, or their ids.
 
+    `tokens(ids)` makes (B,M,D) of ids (B,M).
     tokenizer: a transformers tokenizer, or a folder or name to load one from when the first caption comes; None if
     there are no captions, only ids (layouts).
     """
@@ -64,10 +65,6 @@ class Words(Conditioner):
         super().__init__()
         self.length, self.tokenizer, self.key, self.keys = length, tokenizer, key, (key,)
         self.arguments = {"tokenizer": getattr(tokenizer, "name_or_path", tokenizer and str(tokenizer))}   # for `hub`
-
-    def tokens(self, ids: Tensor) -> Tensor:
-        """ids (B,M) -> (B,M,D)"""
-        raise NotImplementedError
 
     def encode(self, batch: dict) -> Cond:
         """-> context (B,M,D)"""
@@ -83,16 +80,20 @@ class Words(Conditioner):
         """B captions -> ids (B,length)"""
         if self.tokenizer is None:
             raise ValueError(f"this model has no tokenizer: batch[{self.key!r}] must be ids (B,{self.length}).")
+        return self.load_tokenizer()(captions, padding="max_length", truncation=True, max_length=self.length,
+                                     return_tensors="pt")["input_ids"]
+
+    def load_tokenizer(self):
+        """The tokenizer, which is loaded only when it is needed."""
         if not callable(self.tokenizer):
             from transformers import AutoTokenizer
 
             try:
                 self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
             except Exception as error:  # not there, no network, no access: its many classes differ between versions
-                raise FileError(f"the tokenizer {self.tokenizer} could not be loaded ({type(error).__name__}); "
-                                      "pass tokenizer=, a folder or a transformers tokenizer.") from error
-        return self.tokenizer(captions, padding="max_length", truncation=True, max_length=self.length,
-                              return_tensors="pt")["input_ids"]
+                raise FileError(f"the tokenizer {self.tokenizer} could not be loaded ({type(error).__name__}); pass "
+                                "tokenizer=, a folder or a transformers tokenizer.") from error
+        return self.tokenizer
 
 
 class TextEncoder(Words):
@@ -175,7 +176,3 @@ class RescaledMap(ConcatConditioner):
     def image_size(self, batch: dict) -> tuple[int, int]:
         """The map's."""
         return tuple(batch[self.key].shape[-2:])
-
-
-KINDS = {"class table": ClassTable, "labels": Labels, "text encoder": TextEncoder, "clip": ClipText,
-         "rescaled map": RescaledMap}

@@ -11,16 +11,9 @@ from ..dit import DiT, DiTConfig
 from ..files import FileError, save_safetensors, write_json
 from ..quantizer import VQBottleneck
 from ..unet import UNet
-from .diffusers_unet import (
-    ATTENTION_WORDS,
-    diffusers_class,
-    multiples,
-    unet_config_to_diffusers,
-    unet_from_diffusers_state,
-    unet_to_diffusers_state,
-)
+from .diffusers_unet import multiples, unet_config_to_diffusers, unet_from_diffusers_state, unet_to_diffusers_state
 from .first_stages import first_stage_names, fit_first_stage, published
-from .names import require, reworded
+from .names import ATTENTION_WORDS, require, reworded
 from .reading import fit, on_meta, read_folder
 
 DIFFUSERS = "0.31.0"                            # the version that reads what is written here
@@ -76,7 +69,7 @@ def _load(folder, parts: tuple, dtype, known: dict) -> nn.Module:
 
 def save_diffusers(model: nn.Module, folder, sample_size: int | None = None, scaling_factor: float = 1.0) -> Path:
     """Write a UNet, a DiT or an Autoencoder as the class of diffusers that computes the same, or raise ValueError."""
-    config, state = describe(model, sample_size, scaling_factor)
+    config, state = diffusers_form(model, sample_size, scaling_factor)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_safetensors(folder / "diffusion_pytorch_model.safetensors", state)
@@ -84,46 +77,43 @@ def save_diffusers(model: nn.Module, folder, sample_size: int | None = None, sca
     return folder
 
 
-def describe(model: nn.Module, sample_size: int | None = None, scaling_factor: float = 1.0) -> tuple[dict, dict]:
+def diffusers_form(model: nn.Module, sample_size: int | None = None, scaling_factor: float = 1.0) -> tuple[dict, dict]:
     """(config, weights) of the class of diffusers that computes what this model does; ValueError if there is none."""
     if isinstance(model, UNet):
-        name, config = diffusers_class(model.config), unet_config_to_diffusers(model.config, sample_size)
-        state = unet_to_diffusers_state(model)
+        name = "UNet2DModel" if model.config.context_dim is None else "UNet2DConditionModel"
+        config, state = unet_config_to_diffusers(model.config, sample_size), unet_to_diffusers_state(model)
     elif isinstance(model, DiT):
-        name, config, state = "DiTTransformer2DModel", dit_config_to_diffusers(model.config), dit_to_state(model)
+        name, config, own = "DiTTransformer2DModel", dit_config_to_diffusers(model.config), model.state_dict()
+        state = {theirs: own[ours] for ours, names in dit_diffusers_keys(model).items() for theirs in names}
     elif isinstance(model, Autoencoder):
         name = "VQModel" if isinstance(model.bottleneck, VQBottleneck) else "AutoencoderKL"
         config = autoencoder_config_to_diffusers(model, sample_size) | {"scaling_factor": scaling_factor}
-        names, own = autoencoder_diffusers_keys(model), model.state_dict()
-        state = {theirs: own[ours] for ours, theirs in names.items()}
+        own = model.state_dict()
+        state = {theirs: own[ours] for ours, theirs in first_stage_names(model, STAGE_WORDS).items()}
     else:
         raise ValueError(f"to_diffusers: diffusers has no class for a {type(model).__name__}.")
     return {"_class_name": name, "_diffusers_version": DIFFUSERS, **config}, state
 
 
-# -------------------------------------------------------------------------------------------------------- first stages
-
-
 def autoencoder_from_diffusers_state(config: dict, state: dict[str, Tensor], dtype=None) -> Autoencoder:
     """An Autoencoder with the weights of an AutoencoderKL or VQModel: its `config` and its `state_dict()`."""
     autoencoder = on_meta(autoencoder_of_diffusers, config)
-    return fit_first_stage(autoencoder, autoencoder_diffusers_keys(autoencoder), state, dtype)
+    return fit_first_stage(autoencoder, first_stage_names(autoencoder, STAGE_WORDS), state, dtype)
 
 
 def autoencoder_of_diffusers(config: dict) -> Autoencoder:
     """The first stage that diffusers builds from a config, with fresh weights."""
     # the levels of the decoder mirror the encoder's, and pictures go in and out
     attended = ["Attn" in kind for kind in config["down_block_types"]]
-    mirrored = {name: (kinds, tuple(kinds)) for name, kinds in _block_types(attended).items()}
+    mirrored = {name: (kinds, tuple(kinds)) for name, kinds in _stage_types(attended).items()}
     require("first stage", config, STAGE_FIXED | mirrored | {"out_channels": (config["in_channels"],)})
     z, codes, widths = config["latent_channels"], config.get("num_vq_embeddings"), list(config["block_out_channels"])
     dim = z if codes is None else config.get("vq_embed_dim") or z
     return published(AutoencoderConfig(
         in_channels=config["in_channels"], downsample_factor=2 ** (len(widths) - 1), latent_channels=dim,
         channels=widths[0], channel_mults=multiples(widths), num_res_blocks=config["layers_per_block"],
-        attn_levels=tuple(i for i, yes in enumerate(attended) if yes),
-        mid_attn=config.get("mid_block_add_attention", True), groups=config["norm_num_groups"],
-        z_channels=None if z == dim else z), codes)
+        attn_levels=tuple(i for i, yes in enumerate(attended) if yes), groups=config["norm_num_groups"],
+        mid_attn=config.get("mid_block_add_attention", True), z_channels=None if z == dim else z), codes)
 
 
 def autoencoder_config_to_diffusers(autoencoder: Autoencoder, sample_size: int | None = None) -> dict:
@@ -134,28 +124,19 @@ def autoencoder_config_to_diffusers(autoencoder: Autoencoder, sample_size: int |
                          f"and, if KL, no z_channels of their own; got {c}.")
     config = dict(
         in_channels=c.in_channels, out_channels=c.in_channels, block_out_channels=c.widths,
-        **_block_types([level in c.attn_levels for level in range(len(c.widths))]),
-        layers_per_block=c.num_res_blocks, latent_channels=c.z_channels or c.latent_channels,
-        norm_num_groups=c.groups, mid_block_add_attention=c.mid_attn,
-        sample_size=sample_size or 8 * c.downsample_factor)
+        **_stage_types([level in c.attn_levels for level in range(len(c.widths))]),
+        layers_per_block=c.num_res_blocks, latent_channels=c.z_channels or c.latent_channels, norm_num_groups=c.groups,
+        mid_block_add_attention=c.mid_attn, sample_size=sample_size or 8 * c.downsample_factor)
     if vq:
         config |= dict(num_vq_embeddings=autoencoder.bottleneck.quantizer.codebook_size, vq_embed_dim=c.latent_channels)
     return config
 
 
-def _block_types(attended: list[bool]) -> dict[str, list[str]]:
+def _stage_types(attended: list[bool]) -> dict[str, list[str]]:
     """Of the encoder's levels, and of the decoder's."""
     down = ["AttnDownEncoderBlock2D" if yes else "DownEncoderBlock2D" for yes in attended]
     up = [kind.replace("DownEncoder", "UpDecoder") for kind in reversed(down)]
     return {"down_block_types": down, "up_block_types": up}
-
-
-def autoencoder_diffusers_keys(autoencoder: Autoencoder) -> dict[str, str]:
-    """{our key: diffusers' name} of every weight."""
-    return first_stage_names(autoencoder, STAGE_WORDS)
-
-
-# ---------------------------------------------------------------------------------------------------------------- DiTs
 
 
 def dit_from_diffusers_state(config: dict, state: dict[str, Tensor], dtype=None) -> DiT:
@@ -189,18 +170,11 @@ def dit_config_to_diffusers(config: DiTConfig) -> dict:
     """Keyword arguments of the DiTTransformer2DModel that computes what DiT(config) does."""
     c = config
     if c.num_classes is None or not c.time_code_to_the_end:
-        raise ValueError("to_diffusers: DiTTransformer2DModel has num_classes and time_code_to_the_end=True; got "
-                         f"{c.num_classes} and {c.time_code_to_the_end}.")
+        raise ValueError(f"to_diffusers: DiTTransformer2DModel has num_classes and time_code_to_the_end=True; got {c}.")
     return dict(num_attention_heads=c.num_heads, attention_head_dim=c.width // c.num_heads,
                 in_channels=c.in_channels + c.concat_channels, out_channels=c.out_channels or c.in_channels,
                 num_layers=c.depth, sample_size=c.input_size, patch_size=c.patch_size,
                 num_embeds_ada_norm=c.num_classes, norm_eps=c.mlp_norm_eps)
-
-
-def dit_to_state(net: DiT) -> dict[str, Tensor]:
-    """The weights of a DiT for DiTTransformer2DModel."""
-    own = net.state_dict()
-    return {name: own[key] for key, names in dit_diffusers_keys(net).items() for name in names}
 
 
 def dit_diffusers_keys(net: DiT) -> dict[str, list[str]]:

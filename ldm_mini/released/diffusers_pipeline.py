@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 from ..dit import DiT
-from ..files import read_json, save_safetensors, write_json
+from ..files import read_json, write_json
 from ..latent_diffusion import LatentDiffusion
 from ..quantizer import VQBottleneck
 from ..schedule import NoiseSchedule
 from .compvis_model import clip_from_weights
 from .conditioners import ClipText, Labels
-from .diffusers_parts import DIFFUSERS, autoencoder_from_diffusers, describe, save_diffusers, unet_from_diffusers
+from .diffusers_parts import DIFFUSERS, autoencoder_from_diffusers, diffusers_form, save_diffusers, unet_from_diffusers
 from .names import DIFFUSERS_BETAS, betas_of, require
 from .reading import read_folder
 
@@ -42,18 +42,18 @@ def from_diffusers(folder, dtype: torch.dtype | None = None, tokenizer=None) -> 
         conditioner = Labels(net.config.num_classes)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     return LatentDiffusion(
-        autoencoder, net, _schedule(scheduler), conditioner, p_uncond=0.0 if conditioner is None else 0.1,
+        autoencoder, net, _schedule_of_diffusers(scheduler), conditioner, p_uncond=0.0 if conditioner is None else 0.1,
         prediction=PREDICTIONS[scheduler.get("prediction_type", "epsilon")],
         scale_factor=stage.get("scaling_factor", 0.18215),
         image_size=None if side is None else side * autoencoder.config.downsample_factor).eval()
 
 
-def _schedule(config: dict) -> NoiseSchedule:
+def _schedule_of_diffusers(config: dict) -> NoiseSchedule:
     require("schedule", config, {"rescale_betas_zero_snr": (False,)})       # no signal at all at its end
     if config.get("trained_betas") is not None:
         return NoiseSchedule(config["trained_betas"])
-    return NoiseSchedule(betas_of(DIFFUSERS_BETAS, config.get("beta_schedule", "linear"),
-                                  config.get("num_train_timesteps", 1000), config.get("beta_start", 1e-4),
+    kind, steps = config.get("beta_schedule", "linear"), config.get("num_train_timesteps", 1000)
+    return NoiseSchedule(betas_of(DIFFUSERS_BETAS, kind, steps, config.get("beta_start", 1e-4),
                                   config.get("beta_end", 0.02)))
 
 
@@ -73,16 +73,17 @@ def to_diffusers(model: nn.Module, folder) -> Path:
     alone = model.conditioner is None and kind == "unet"
     stage_name = "vqvae" if alone or isinstance(stage.bottleneck, VQBottleneck) else "vae"
     # refuses before a file is written
-    classes = {kind: describe(net)[0]["_class_name"], "scheduler": "DDIMScheduler",
-               stage_name: describe(stage)[0]["_class_name"]}
+    classes = {part: diffusers_form(network)[0]["_class_name"] for part, network in ((kind, net), (stage_name, stage))}
     # the parts
     side = None if model.image_size is None else model.image_size[0]
     save_diffusers(net, folder / kind, side and side // stage.config.downsample_factor)
     save_diffusers(stage, folder / stage_name, side, model.scale_factor.item())
-    write_json(_made(folder / "scheduler") / "scheduler_config.json", _scheduler_config(model))
-    index = {name: ["diffusers", found] for name, found in classes.items()}
+    (folder / "scheduler").mkdir(exist_ok=True)
+    write_json(folder / "scheduler" / "scheduler_config.json", _scheduler_config(model))
+    index = {part: ["diffusers", found] for part, found in {**classes, "scheduler": "DDIMScheduler"}.items()}
     if text:
-        _save_clip(model.conditioner, folder)
+        model.conditioner.model.save_pretrained(folder / "text_encoder")
+        model.conditioner.load_tokenizer().save_pretrained(folder / "tokenizer")
         index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
                   "safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
     # a pipeline of them, where diffusers has one
@@ -101,23 +102,3 @@ def _scheduler_config(model: LatentDiffusion) -> dict:
     return {"_class_name": "DDIMScheduler", "_diffusers_version": DIFFUSERS, "clip_sample": False,
             "num_train_timesteps": model.schedule.num_steps, "prediction_type": names[model.prediction],
             "set_alpha_to_one": True, "timestep_spacing": "trailing", "steps_offset": 1, **betas}
-
-
-def _save_clip(conditioner: ClipText, folder: Path) -> None:
-    write_json(_made(folder / "text_encoder") / "config.json",
-               {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **conditioner.config})
-    # transformers reads both spellings of its own names, with and without this prefix
-    state = {f"text_model.{name.removeprefix('text_model.')}": value
-             for name, value in conditioner.model.state_dict().items()}
-    save_safetensors(folder / "text_encoder" / "model.safetensors", state)
-    tokenizer = conditioner.tokenizer
-    if not callable(tokenizer):
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-    tokenizer.save_pretrained(folder / "tokenizer")
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -6,7 +6,7 @@ from ..attention import AttentionBlock, SpatialTransformer, head_layout
 from ..blocks import ResBlock
 from ..files import FileError
 from ..unet import UNet, UNetConfig
-from .names import TRANSFORMER_WORDS, require, translate
+from .names import ATTENTION_WORDS, TRANSFORMER_WORDS, require, translate
 from .reading import fit, on_meta
 
 # What leaves no trace in the weights but changes the output: only these values are ours, the first of them by default.
@@ -19,8 +19,6 @@ FIXED = {"act_fn": ("silu", "swish"), "norm_eps": (1e-5,), "flip_sin_to_cos": (T
          "add_attention": (True,), "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D"),
          "class_embed_type": (None, "simple_projection"), "num_class_embeds": (None,),
          "resnet_time_scale_shift": ("default", "scale_shift"), "conv_in_kernel": (3,), "conv_out_kernel": (3,)}
-ATTENTION_WORDS = {"norm": "group_norm", "attn.to_out": "to_out.0", "attn.to_q": "to_q", "attn.to_k": "to_k",
-                   "attn.to_v": "to_v"}
 WORDS = {ResBlock: {"time_proj": "time_emb_proj", "shortcut": "conv_shortcut"}, AttentionBlock: ATTENTION_WORDS,
          SpatialTransformer: TRANSFORMER_WORDS}
 
@@ -35,7 +33,7 @@ def unet_from_diffusers_state(config: dict, state: dict[str, Tensor], dtype=None
 
 
 def unet_to_diffusers_state(net: UNet) -> dict[str, Tensor]:
-    """The weights of `net` for the class `diffusers_class(net.config)` of diffusers."""
+    """The weights of `net` for diffusers' UNet2DConditionModel, or without a context for its UNet2DModel."""
     names = diffusers_keys(net)
     return {names[ours]: value for ours, value in net.state_dict().items()}
 
@@ -45,17 +43,16 @@ def unet_config_from_diffusers(config: dict) -> UNetConfig:
     context, groups = _one(config, "cross_attention_dim", None), config.get("norm_num_groups", 32)
     same_groups = {"attn_norm_num_groups": (groups, None)} if context is None else {}
     require("U-Net", config, FIXED | same_groups)
-    widths, (attended, resized_by_blocks) = list(config["block_out_channels"]), _levels(config)
+    widths, (attended, by_blocks) = list(config["block_out_channels"]), _levels(config)
     levels = tuple(level for level, yes in enumerate(attended) if yes)
     # more inputs than outputs: a condition is joined to the noisy latent
     inputs, outputs = config["in_channels"], config["out_channels"]
     return UNetConfig(
         in_channels=min(inputs, outputs), out_channels=outputs, concat_channels=max(inputs - outputs, 0),
-        channels=widths[0], channel_mults=multiples(widths),
-        num_res_blocks=_one(config, "layers_per_block", 2), attn_levels=levels, context_dim=context,
-        transformer_depth=_one(config, "transformer_layers_per_block", 1), groups=groups,
+        channels=widths[0], channel_mults=multiples(widths), num_res_blocks=_one(config, "layers_per_block", 2),
+        attn_levels=levels, context_dim=context, transformer_depth=_one(config, "transformer_layers_per_block", 1),
         vector_dim=config.get("projection_class_embeddings_input_dim"), dropout=config.get("dropout", 0.0),
-        scale_shift=config.get("resnet_time_scale_shift") == "scale_shift", resblock_updown=resized_by_blocks,
+        groups=groups, scale_shift=config.get("resnet_time_scale_shift") == "scale_shift", resblock_updown=by_blocks,
         **_heads(config, widths, sorted({*levels, len(widths) - 1})))
 
 
@@ -70,7 +67,7 @@ def _levels(config: dict) -> tuple[list[bool], bool]:
     "ResnetDownsampleBlock2D" says so by itself, "AttnDownBlock2D" by the config's downsample_type.
     """
     down = list(config["down_block_types"])
-    types = down + list(config.get("up_block_types", [kind.replace("Down", "Up") for kind in reversed(down)]))
+    types = down + list(config["up_block_types"])
     by_config = {"AttnDownBlock2D": config.get("downsample_type"), "AttnUpBlock2D": config.get("upsample_type")}
     # the last level of either way has nothing to resize
     resized = {(by_config.get(kind) or kind).lower().startswith("resnet")
@@ -80,8 +77,8 @@ def _levels(config: dict) -> tuple[list[bool], bool]:
     ours = sum(_block_types(attended, config.get("cross_attention_dim") is not None), [])
     plain = [kind.replace("ResnetDownsample", "Down").replace("ResnetUpsample", "Up") for kind in types]
     if plain != ours or len(resized) > 1:
-        raise FileError(f"ours has no U-Net of the block types {types}: with this attention it would be {ours}, "
-                              "the way up a mirror of the way down; or the size changes partly by residual blocks.")
+        raise FileError(f"ours has no U-Net of the block types {types}: with this attention it would be {ours}, the "
+                        "way up a mirror of the way down; or the size changes partly by residual blocks.")
     return attended, resized == {True}
 
 
@@ -120,16 +117,8 @@ def _one(config: dict, name: str, default):
     return value[0]
 
 
-# ------------------------------------------------------------------------------------------------------------ and back
-
-
-def diffusers_class(config: UNetConfig) -> str:
-    """Which class of diffusers is the same network."""
-    return "UNet2DModel" if config.context_dim is None else "UNet2DConditionModel"
-
-
 def unet_config_to_diffusers(config: UNetConfig, sample_size: int | None = None) -> dict:
-    """Keyword arguments of the `diffusers_class(config)` that computes what UNet(config) does."""
+    """Keyword arguments of the UNet2DConditionModel, or UNet2DModel, that computes what UNet(config) does."""
     c, conditional = config, config.context_dim is not None
     if c.channel_mults[0] != 1 or (conditional and c.resblock_updown) or (not conditional and c.vector_dim is not None):
         raise ValueError("to_diffusers: channel_mults must begin with 1; no U-Net of diffusers has context_dim and "
@@ -145,9 +134,8 @@ def unet_config_to_diffusers(config: UNetConfig, sample_size: int | None = None)
     if conditional:
         return common | dict(
             cross_attention_dim=c.context_dim, attention_head_dim=tuple(counts), use_linear_projection=True,
-            transformer_layers_per_block=c.transformer_depth,
-            class_embed_type=None if c.vector_dim is None else "simple_projection",
-            projection_class_embeddings_input_dim=c.vector_dim)
+            transformer_layers_per_block=c.transformer_depth, projection_class_embeddings_input_dim=c.vector_dim,
+            class_embed_type=None if c.vector_dim is None else "simple_projection")
     levels = sorted({*c.attn_levels, len(c.widths) - 1})
     head_dims = {c.widths[i] // counts[i] for i in levels}
     if len(head_dims) > 1 and {counts[i] for i in levels} != {1}:

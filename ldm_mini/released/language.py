@@ -57,7 +57,7 @@ class FrozenTextEncoder:
         self.model.eval().requires_grad_(False)
         # 3. its words, cut where it was never trained to read on
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.tokenizer.no_padding()
+        self.tokenizer.enable_padding()                         # to the longest of a batch
         self.tokenizer.enable_truncation(self.model.config.max_position_embeddings)
         self.width = self.model.config.hidden_size
 
@@ -68,13 +68,11 @@ class FrozenTextEncoder:
         Its pieces of a word ("toad", "##stool") are averaged: a word is a token, between one to begin and one to end.
         """
         coded = self.tokenizer.encode_batch(captions)
-        longest = max((len(c.ids) for c in coded), default=0)
-        ids, real = torch.zeros(2, len(coded), longest, dtype=torch.long)
-        share = torch.zeros(len(coded), max_length, longest)    # how much of each piece goes into each word
+        ids, real = (torch.tensor([getattr(c, name) for c in coded]) for name in ("ids", "attention_mask"))
+        share = torch.zeros(len(coded), max_length, ids.shape[1])       # how much of each piece goes into each word
         for i, c in enumerate(coded):
-            ids[i, :len(c.ids)], real[i, :len(c.ids)] = torch.tensor(c.ids), 1
             # the begin in place 0, words from 1 on, the end behind the last word that finds a place
-            places = [0, *(word + 1 for word in c.word_ids[1:-1])]
+            places = [0, *(word + 1 for word in c.word_ids if word is not None)]
             end = min(places[-1] + 1, max_length - 1)
             for piece, place in enumerate(places):
                 if place < end:
@@ -95,8 +93,6 @@ class LanguageConditioner(Conditioner):
     def __init__(self, width: int = 256, layers: int = 2, heads: int = 4, max_length: int = 24, vector: bool = True,
                  key: str = "caption", sha256: str | None = None, encoder: FrozenTextEncoder | None = None):
         super().__init__()
-        if encoder is not None and sha256 not in (None, encoder.sha256):
-            raise FileError("LanguageConditioner: these weights belong to another language model.")
         self.encoder = FrozenTextEncoder(sha256=sha256) if encoder is None else encoder
         self.width, self.layers, self.heads, self.max_length = width, layers, heads, max_length
         self.vector, self.key, self.keys, self.sha256 = vector, key, (key,), self.encoder.sha256

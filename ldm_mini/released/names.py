@@ -5,9 +5,11 @@ from torch import Tensor, nn
 from ..files import FileError
 from ..schedule import cosine_betas, linear_betas, scaled_linear_betas
 
-# Of a SpatialTransformer; diffusers took over CompVis' names.
+# Of a SpatialTransformer, where diffusers took over CompVis' names; and of other attention there.
 TRANSFORMER_WORDS = {"blocks": "transformer_blocks", "self_attn": "attn1", "cross_attn": "attn2", "to_out": "to_out.0",
                      "ff.proj": "ff.net.0.proj", "ff.out": "ff.net.2"}
+ATTENTION_WORDS = {"norm": "group_norm", "attn.to_out": "to_out.0", "attn.to_q": "to_q", "attn.to_k": "to_k",
+                   "attn.to_v": "to_v"}
 
 # A trap: the same word, "linear", means two schedules.
 COMPVIS_BETAS = {"linear": scaled_linear_betas, "sqrt_linear": linear_betas,
@@ -23,17 +25,14 @@ def betas_of(language: dict, kind: str, steps: int, start: float, end: float) ->
     return language[kind](steps, start, end)
 
 
-def require(what: str, config: dict, values: dict[str, tuple], known: set | None = None) -> None:
-    """Refuse, by name, a config that asks for what ours does not compute.
+def require(what: str, config: dict, values: dict[str, tuple]) -> None:
+    """Refuse, by name, a config that asks for what ours does not compute. Raises FileError that lists all of it.
 
-    values: {name: the values that ours has, first the one that an absent name stands for}; known: names that may occur
-    besides, None: any. Raises FileError that lists every other one.
+    values: {name: the values that ours has, first the one that an absent name stands for}.
     """
     bad = {name: config[name] for name, ours in values.items() if config.get(name, ours[0]) not in ours}
-    unknown = [] if known is None else sorted(set(config) - set(values) - known)
-    if bad or unknown:
-        raise FileError(f"ours is no such {what}: {bad} should be among { {name: values[name] for name in bad} }"
-                              f", unknown parameters: {unknown}.")
+    if bad:
+        raise FileError(f"ours is no such {what}: {bad} should be among { {name: values[name] for name in bad} }.")
 
 
 def reworded(name: str, words: dict[str, str]) -> str:

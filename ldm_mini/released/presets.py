@@ -7,8 +7,6 @@ Source: the YAML files that came with the weights, as the code builds them, not 
 are downsampling factors; those that never occur (semantic synthesis, super-resolution) attend nowhere.
 """
 
-import re
-
 from ..autoencoder import Autoencoder, AutoencoderConfig
 from ..unet import UNet, UNetConfig
 from .first_stages import published
@@ -58,34 +56,21 @@ LATENT_SIZE = {name: 64 for name in UNETS} | {                 # the side of the
     "lsun_churches256": 32, "cin256": 32, "txt2img-1p4B": 32, "semantic_synthesis512": 128, "rdm768": 48}
 TOKENS = {name: 77 for name, config in UNETS.items() if config.context_dim} | {  # of the context it was trained with
     "cin256": 1, "cin256-v2": 1, "layout2img-openimages256": 92}
-STABLE_DIFFUSION = re.compile(r"(sd|stable-?diffusion)-?v?(1([.-]?[1-5])?)?")   # sd-v1, sd15, stable-diffusion-v1-4
 
 
 def autoencoder_preset(name: str) -> Autoencoder:
     """A released first stage with fresh weights; a U-Net's name gives the one that U-Net was trained with."""
-    found = _find(name, [*FIRST_STAGES, *UNETS])
-    factor, channels, mults, levels, mid_attn, codes = FIRST_STAGES[FIRST_STAGE_OF.get(found, found)]
+    factor, channels, mults, levels, mid_attn, codes = _find(FIRST_STAGE_OF.get(name, name), FIRST_STAGES)
     return published(AutoencoderConfig(downsample_factor=factor, latent_channels=channels, channel_mults=mults,
                                        attn_levels=levels, mid_attn=mid_attn), codes)
 
 
 def unet_preset(name: str) -> UNet:
     """A released U-Net with fresh weights."""
-    return UNet(UNETS[_find(name, UNETS)])
+    return UNet(_find(name, UNETS))
 
 
-def find_preset(name: str) -> str | None:
-    """The preset that a name means, or None; case does not count, nor - or _. All Stable Diffusions 1 are one."""
-    names = {_plain(known): known for known in (*FIRST_STAGES, *UNETS)}
-    return names.get(_plain(name), "sd-v1" if STABLE_DIFFUSION.fullmatch(_plain(name)) else None)
-
-
-def _find(name: str, among) -> str:
-    found = find_preset(name)
-    if found not in among:
+def _find(name: str, among: dict):
+    if name not in among:
         raise ValueError(f"there is no preset {name!r} here; there are {', '.join(among)}.")
-    return found
-
-
-def _plain(name: str) -> str:
-    return str(name).lower().replace("_", "-")
+    return among[name]

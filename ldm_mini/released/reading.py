@@ -6,7 +6,6 @@ are views of the file: memory holds the weights once, and only those that were l
 
 import pickletools
 import zipfile
-from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from pickle import UnpicklingError
@@ -52,7 +51,7 @@ def fit(module: nn.Module, names: dict, tensors: dict[str, Tensor], constants: d
     missing, unknown = sorted(known - set(tensors)), sorted(set(tensors) - known)
     if missing or unknown or shapes:
         raise FileError(f"the weights do not fit this {type(module).__name__}.\nmissing: {missing}\n"
-                              f"unknown: {unknown}\nwrong shape: {list(dict.fromkeys(shapes))}")
+                        f"unknown: {unknown}\nwrong shape: {list(dict.fromkeys(shapes))}")
     # the tensors themselves become the weights: no copy
     module.load_state_dict(found, assign=True)
     return module.eval()
@@ -69,9 +68,6 @@ def _shaped(value: Tensor, part, shape: torch.Size) -> Tensor | None:
     return value.reshape(shape) if same else None
 
 
-# -------------------------------------------------------------------------------------------------------------- files
-
-
 def read_weights(path) -> dict[str, Tensor]:
     """The state dict in a file of weights (.safetensors, or a pickle: .ckpt, .pt, .bin), as CPU tensors, memory-mapped.
 
@@ -79,15 +75,13 @@ def read_weights(path) -> dict[str, Tensor]:
     Raises FileError if the file is missing, damaged, or wants to run code.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileError(f"{path} does not exist.")
     try:
         content = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
     except UnpicklingError:
         foreign = sorted(name for name in _classes(path) if not name.startswith(("torch.", "collections.", *INERT)))
         raise FileError(f"{path} holds more than weights, and reading that could run foreign code: "
-                              f"{', '.join(foreign) or 'of no name'}. Where you trust it, load it with torch.load(..., "
-                              "weights_only=False) and save its state_dict as safetensors.") from None
+                        f"{', '.join(foreign) or 'of no name'}. Where you trust it, load it with torch.load(..., "
+                        "weights_only=False) and save its state_dict as safetensors.") from None
     except (safetensors.SafetensorError, RuntimeError, EOFError, OSError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FileError(f"{path} is no file of weights, or a damaged one ({reason}). Fetch it again.") from None
@@ -103,8 +97,17 @@ def _unpickle(path: Path):
     with path.open("rb") as file:
         if not zipped and file.read(1) != b"\x80":              # how every pickle begins
             raise EOFError("no pickle begins like this")
-    with _passed_over([name for name in _classes(path) if name.startswith(INERT)]):
+    # objects of these classes are read as empty ones that do nothing
+    names = [name.rpartition(".") for name in _classes(path) if name.startswith(INERT)]
+    stand_ins = [type(name, (), {"__module__": module, "__init__": lambda *args, **options: None})
+                 for module, _, name in names]
+    torch.serialization.add_safe_globals(stand_ins)
+    try:
         return torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
+    finally:
+        allowed = [one for one in torch.serialization.get_safe_globals() if one not in stand_ins]
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(allowed)
 
 
 def _classes(path) -> set[str]:
@@ -115,24 +118,6 @@ def _classes(path) -> set[str]:
         inside = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
         code = b"" if inside is None else archive.read(inside)
     return {argument.replace(" ", ".") for opcode, argument, _ in pickletools.genops(code) if opcode.name == "GLOBAL"}
-
-
-@contextmanager
-def _passed_over(names):
-    """Inside, objects of these classes are read as empty ones that do nothing."""
-    stand_ins = [type(name.rpartition(".")[2], (_Nothing,), {"__module__": name.rpartition(".")[0]}) for name in names]
-    torch.serialization.add_safe_globals(stand_ins)
-    try:
-        yield
-    finally:
-        allowed = [one for one in torch.serialization.get_safe_globals() if one not in stand_ins]
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(allowed)
-
-
-class _Nothing:
-    def __init__(self, *args, **options):
-        pass
 
 
 def read_folder(folder) -> tuple[dict, dict[str, Tensor]]:

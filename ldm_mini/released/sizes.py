@@ -17,16 +17,7 @@ from ..unet import UNet
 from .conditioners import ClipText
 from .diffusers_parts import autoencoder_of_diffusers, dit_config_from_diffusers
 from .diffusers_unet import unet_config_from_diffusers
-from .presets import (
-    FIRST_STAGE_OF,
-    FIRST_STAGES,
-    LATENT_SIZE,
-    TOKENS,
-    UNETS,
-    autoencoder_preset,
-    find_preset,
-    unet_preset,
-)
+from .presets import FIRST_STAGE_OF, FIRST_STAGES, LATENT_SIZE, TOKENS, UNETS, autoencoder_preset, unet_preset
 from .reading import on_meta
 
 
@@ -36,48 +27,40 @@ def run_info(name_or_folder, size: int | None = None) -> dict:
     size: side of the picture; None = that of its training, or 256. FLOPs are those of one picture and one evaluation
     of the network, a multiplication and its addition counting as two; guidance doubles them.
     """
-    networks, image_size = find_networks(name_or_folder)
-    preset = find_preset(str(name_or_folder)) if not Path(name_or_folder).is_dir() else None
+    name = str(name_or_folder)
+    networks, image_size = find_networks(name)
     # what it is measured on: a picture of this side, so many words
-    tokens, size = TOKENS.get(preset, _tokens(networks.get("conditioner"))), size or image_size or 256
-    factor = networks["first stage"].config.downsample_factor if "first stage" in networks else 1
-    named = f"{preset} with {FIRST_STAGE_OF[preset]}" if preset in UNETS else str(name_or_folder)
-    report = {"name": named, "image_size": size, "parts": {
+    tokens, size = TOKENS.get(name, _tokens(networks.get("conditioner"))), size or image_size or 256
+    factor = _factor(networks)
+    report = {"name": f"{name} with {FIRST_STAGE_OF[name]}" if name in UNETS else name, "image_size": size, "parts": {
         title: measure(network, size // factor if title == "network" else size, tokens)
         for title, network in networks.items()}}
     print(table(report))
     return report
 
 
-def find_networks(name_or_folder) -> tuple[dict[str, nn.Module], int | None]:
+def find_networks(name: str) -> tuple[dict[str, nn.Module], int | None]:
     """({"first stage", "network", "conditioner": module on the meta device}, side of its pictures if known)."""
-    folder, preset = Path(name_or_folder), find_preset(str(name_or_folder))
-    if folder.is_dir() and (folder / "model").is_dir():         # the folder of a training
-        folder = folder / "model"
-    if folder.is_dir() and not (folder / hub.CONFIG).is_file() or _is_diffusers(folder / hub.CONFIG):
-        return _of_diffusers(folder)
-    if not folder.is_dir() and preset is not None:
-        stage = on_meta(autoencoder_preset, preset)
-        if preset not in UNETS:
-            return {"first stage": stage}, 256
-        side = LATENT_SIZE[preset] * stage.config.downsample_factor
-        return {"first stage": stage, "network": on_meta(unet_preset, preset)}, side
+    if name in FIRST_STAGES or name in UNETS:
+        found = {"first stage": on_meta(autoencoder_preset, name)}
+        if name in UNETS:
+            found["network"] = on_meta(unet_preset, name)
+        return found, LATENT_SIZE[name] * _factor(found) if name in UNETS else 256
     try:
-        config = read_json(hub.find(folder if folder.is_dir() else name_or_folder) / hub.CONFIG)
+        folder = hub.find(name)
     except FileError as error:
         raise FileError(f"{error} The paper's models are {', '.join([*FIRST_STAGES, *UNETS])}.") from None
-    kind, side = config.get("class"), config.get("image_size")
-    if kind not in ("autoencoder.Autoencoder", "latent_diffusion.LatentDiffusion"):
-        raise FileError(f"{name_or_folder} is no model of ldm_mini: its config says {kind!r}.")
-    config.pop("card", None)
-    config = config if "net" in config else {"autoencoder": config}
+    if (folder / "model").is_dir():                             # the folder of a training
+        folder = folder / "model"
+    config = read_json(folder / hub.CONFIG) if (folder / hub.CONFIG).is_file() else {}
+    if config.get("class") == "autoencoder.Autoencoder":
+        config.pop("card", None)
+        return {"first stage": on_meta(hub.build, config)}, 64
+    if config.get("class") != "latent_diffusion.LatentDiffusion":
+        return _of_diffusers(folder)
     parts = {"first stage": "autoencoder", "network": "net", "conditioner": "conditioner"}
     found = {title: on_meta(hub.build, config[part]) for title, part in parts.items() if config.get(part)}
-    return found, side[0] if side else 64
-
-
-def _is_diffusers(path: Path) -> bool:
-    return path.is_file() and "_class_name" in read_json(path)
+    return found, config["image_size"][0] if config.get("image_size") else 64
 
 
 def _of_diffusers(folder: Path) -> tuple[dict[str, nn.Module], int | None]:
@@ -91,17 +74,16 @@ def _of_diffusers(folder: Path) -> tuple[dict[str, nn.Module], int | None]:
         elif name.startswith("UNet2D"):
             found["network"], latent = on_meta(UNet, unet_config_from_diffusers(config)), config.get("sample_size")
         elif "num_embeds_ada_norm" in config:
-            found["network"] = on_meta(DiT, dit_config_from_diffusers(config))
-            latent = config["sample_size"]
+            found["network"], latent = on_meta(DiT, dit_config_from_diffusers(config)), config["sample_size"]
     if (folder / "text_encoder" / hub.CONFIG).is_file():
         found["conditioner"] = on_meta(ClipText, read_json(folder / "text_encoder" / hub.CONFIG))
     if not found:
         raise FileError(f"{folder} holds no model that is known here: neither of ldm_mini nor of diffusers.")
-    factor = found["first stage"].config.downsample_factor if "first stage" in found else 1
-    return found, latent and latent * factor
+    return found, latent and latent * _factor(found)
 
 
-# ----------------------------------------------------------------------------------------------------------- measuring
+def _factor(networks: dict) -> int:
+    return networks["first stage"].config.downsample_factor if "first stage" in networks else 1
 
 
 def _tokens(conditioner: nn.Module | None) -> int:
@@ -129,9 +111,9 @@ def measure(network: nn.Module, side: int, tokens: int = 77) -> dict:
     flops = {name: sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}
     kind, reads = type(network).__name__, getattr(getattr(network, "config", None), "context_dim", None) is not None
     # in the order they ran; what did not run is only counted
-    rows = [[name, _kind(parts[name]), output, flops.get(f"{kind}.{name}", 0), _size(parts[name])]
-            for name, output in shapes.items()]
-    rows += [[name, _kind(part), (), None, _size(part)] for name, part in parts.items() if name not in shapes]
+    order = [*shapes, *(name for name in parts if name not in shapes)]
+    rows = [[name, _kind(parts[name]), shapes.get(name, ()),
+             flops.get(f"{kind}.{name}", 0) if name in shapes else None, _size(parts[name])] for name in order]
     return {"kind": kind, "parameters": _size(network), "flops": counter.get_total_flops(), "input": shape,
             "tokens": tokens if reads else None, "rows": rows}
 
@@ -141,7 +123,7 @@ def _parts(module: nn.Module, prefix: str = ""):
     for name, child in module.named_children():
         if type(child) in (nn.ModuleList, Encoder, Decoder):
             yield from _parts(child, f"{prefix}{name}.")
-        elif next(child.parameters(), None) is not None or next(child.buffers(), None) is not None:
+        elif child.state_dict():
             yield f"{prefix}{name}", child
 
 
@@ -153,18 +135,17 @@ def _run(network: nn.Module, side: int, tokens: int) -> tuple | None:
     x = torch.zeros(1, c.in_channels + getattr(c, "concat_channels", 0), side, side)
     if isinstance(network, Autoencoder):
         network(x)
-    else:
-        context_dim, classes = getattr(c, "context_dim", None), getattr(c, "num_classes", None)
-        vector = None if c.vector_dim is None else torch.zeros(1, c.vector_dim)
-        network(x, torch.zeros(1, dtype=torch.int64), Cond(
-            context=None if context_dim is None else torch.zeros(1, tokens, context_dim),
-            vector=vector if classes is None else torch.zeros(1, dtype=torch.int64)))
+        return tuple(x.shape)[1:]
+    t = torch.zeros(1, dtype=torch.int64)
+    context = torch.zeros(1, tokens, c.context_dim) if getattr(c, "context_dim", None) else None
+    # a DiT's own table takes classes
+    vector = t if getattr(c, "num_classes", None) else torch.zeros(1, c.vector_dim) if c.vector_dim else None
+    network(x, t, Cond(context=context, vector=vector))
     return tuple(x.shape)[1:]
 
 
 def _kind(part: nn.Module) -> str:
-    inside = [type(layer).__name__ for layer in part] if isinstance(part, nn.ModuleList) else [type(part).__name__]
-    return " + ".join(inside)
+    return " + ".join(type(layer).__name__ for layer in (part if isinstance(part, nn.ModuleList) else [part]))
 
 
 def _size(module: nn.Module) -> int:

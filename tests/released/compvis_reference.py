@@ -57,9 +57,6 @@ def resize(x, direction):
     return x if direction is None else x.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
 
-# -------------------------------------------------------------------------------------------------------------- U-Net
-
-
 def unet(w: Weights, p: dict, x, t, context=None):
     """The U-Net of the YAML parameters `p`."""
     ch, mults = p["model_channels"], p["channel_mult"]
@@ -174,9 +171,6 @@ def spatial_transformer(w, name, x, heads, depth, context, as_linear):
     return x + project("proj_out", h).transpose(1, 2).reshape(x.shape)
 
 
-# -------------------------------------------------------------------------------------------------------- first stages
-
-
 def stage_res(w, name, x, out):
     y = conv(w, f"{name}.conv1", swish(group_norm(w, f"{name}.norm1", x, 1e-6)), out)
     y = conv(w, f"{name}.conv2", swish(group_norm(w, f"{name}.norm2", y, 1e-6)), out)
@@ -240,9 +234,6 @@ def nearest_code(w: Weights, p: dict, z):
     distance = (z[:, None] - book[None, :, :, None, None]).square().sum(2)      # (B,K,h,w)
     indices = distance.argmin(1)
     return book[indices].movedim(3, 1), indices
-
-
-# -------------------------------------------------------------------------------------------- the text encoder "BERT"
 
 
 def text_encoder(w: Weights, ids, vocabulary, width, layers, length, prefix="transformer."):

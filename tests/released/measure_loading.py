@@ -15,14 +15,11 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from ldm_mini.released import autoencoder_preset, on_meta, unet_preset  # noqa: E402
+from ldm_mini.released.compvis_model import VIT_L14  # noqa: E402
 from ldm_mini.released.conditioners import ClipText  # noqa: E402
-from ldm_mini.released.diffusers_parts import autoencoder_config_to_diffusers, autoencoder_diffusers_keys  # noqa: E402
-from ldm_mini.released.diffusers_unet import unet_config_to_diffusers, unet_to_diffusers_state  # noqa: E402
-from ldm_mini.released.presets import autoencoder_preset, unet_preset  # noqa: E402
-from ldm_mini.released.reading import on_meta  # noqa: E402
+from ldm_mini.released.diffusers_parts import diffusers_form  # noqa: E402
 
-CLIP = dict(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-            max_position_embeddings=77, hidden_act="quick_gelu", bos_token_id=0, eos_token_id=2)
 LOAD = """
 import resource, sys, time
 def peak():
@@ -41,7 +38,7 @@ print(f"{sum(p.numel() for p in ldm.parameters()):,} parameters, {next(ldm.net.p
 """
 
 
-def write(path: Path, state: dict, config: dict) -> None:
+def write(path: Path, config: dict, state: dict) -> None:
     """A safetensors file of random float16 values, one tensor in memory at a time, and its config."""
     path.parent.mkdir(parents=True)
     (path.parent / "config.json").write_text(json.dumps(config))
@@ -58,14 +55,10 @@ def write(path: Path, state: dict, config: dict) -> None:
 
 def make(folder: Path) -> None:
     """A pipeline of Stable Diffusion v1's shape."""
-    unet, stage, clip = on_meta(unet_preset, "sd-v1"), on_meta(autoencoder_preset, "kl-f8"), on_meta(ClipText, CLIP)
     weights = "diffusion_pytorch_model.safetensors"
-    write(folder / "unet" / weights, unet_to_diffusers_state(unet),
-          {"_class_name": "UNet2DConditionModel", **unet_config_to_diffusers(unet.config, 64)})
-    own = stage.state_dict()
-    write(folder / "vae" / weights, {name: own[key] for key, name in autoencoder_diffusers_keys(stage).items()},
-          {"_class_name": "AutoencoderKL", "scaling_factor": 0.18215, **autoencoder_config_to_diffusers(stage, 512)})
-    write(folder / "text_encoder" / "model.safetensors", clip.model.state_dict(), CLIP)
+    write(folder / "unet" / weights, *diffusers_form(on_meta(unet_preset, "sd-v1"), 64))
+    write(folder / "vae" / weights, *diffusers_form(on_meta(autoencoder_preset, "kl-f8"), 512, 0.18215))
+    write(folder / "text_encoder" / "model.safetensors", VIT_L14, on_meta(ClipText, VIT_L14).model.state_dict())
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(dict(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)))

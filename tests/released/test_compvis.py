@@ -8,9 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from ldm_mini.cond import Cond
-from ldm_mini.released.compvis import autoencoder_from_compvis, unet_from_compvis, unet_names
-from ldm_mini.released.presets import UNETS
-from ldm_mini.unet import UNet
+from ldm_mini.released.compvis import autoencoder_from_compvis, unet_from_compvis
 
 CLOSE = dict(atol=5e-5, rtol=0)
 T = torch.tensor([0, 37, 999])
@@ -59,28 +57,6 @@ def test_unet_gives_what_the_released_code_gives(kind, std):
             assert_close(net(x[:, :3], T, Cond(concat=x[:, 3:], context=context)), ours, atol=0, rtol=0)
 
 
-def test_the_comparison_can_fail():
-    """The other order of q, k, v, other epsilons or other heads are all seen."""
-    p = KINDS["celeba"]
-    x, _ = inputs(p, 1e-3)
-    weights = reference.Weights()
-    expected = reference.unet(weights, p, x, T)
-
-    def error(p, change=lambda net: None):
-        net = unet_from_compvis(p, weights)
-        change(net)
-        with torch.no_grad():
-            return (net(x, T) - expected).abs().max()
-
-    def other_eps(net):
-        net.down[1][0].norm1.eps = 1e-6
-
-    assert error(p) < 5e-5
-    assert error({**p, "use_new_attention_order": True}) > 1e-3
-    assert error({**p, "num_head_channels": 32}) > 1e-4
-    assert error(p, other_eps) > 1e-3
-
-
 def test_loading_copies_nothing():
     p, weights = KINDS["text"], reference.Weights()
     reference.unet(weights, p, *inputs(p)[:1], T, inputs(p)[1])
@@ -93,13 +69,19 @@ def test_loading_copies_nothing():
 
 @pytest.mark.parametrize("change, message", [
     ({"num_classes": 10}, "num_classes"), ({"dims": 3}, "dims"), ({"conv_resample": False}, "conv_resample"),
-    ({"spam": 1}, r"unknown parameters: \['spam'\]"), ({"num_head_channels": -1}, "num_heads or num_head_channels"),
-    ({"num_head_channels": 24}, "cannot be split"), ({"context_dim": 8}, "use_spatial_transformer"),
+    ({"num_head_channels": -1}, "num_heads or num_head_channels"), ({"num_head_channels": 24}, "cannot be split"),
+    ({"context_dim": 8}, "use_spatial_transformer"),
     ({"num_head_channels": -1, "num_heads": 4, "num_heads_upsample": 2}, "num_heads_upsample"),
 ])
 def test_unets_that_nobody_released_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         unet_from_compvis({**KINDS["celeba"], **change}, {})
+
+
+def listed(load, params, weights, *parts):
+    with pytest.raises(ValueError) as error:
+        load(params, weights)
+    assert all(part in str(error.value) for part in parts), error.value
 
 
 def test_weights_that_do_not_fit_are_listed():
@@ -109,23 +91,10 @@ def test_weights_that_do_not_fit_are_listed():
     weights["label_emb.weight"] = torch.zeros(3)
     weights["input_blocks.0.0.weight"] = torch.zeros(32, 5, 3, 3)
     weights["middle_block.1.qkv.bias"] = torch.zeros(7)
-    with pytest.raises(ValueError) as error:
-        unet_from_compvis(p, weights)
-    for part in ("missing: ['middle_block.1.qkv.weight', 'out.2.bias']", "unknown: ['label_emb.weight']",
-                 "input_blocks.0.0.weight: (32, 5, 3, 3) instead of (32, 3, 3, 3)",
-                 "middle_block.1.qkv.bias: (7,) instead of a multiple of (64,)"):
-        assert part in str(error.value)
+    listed(unet_from_compvis, p, weights, "missing: ['middle_block.1.qkv.weight', 'out.2.bias']",
+           "unknown: ['label_emb.weight']", "input_blocks.0.0.weight: (32, 5, 3, 3) instead of (32, 3, 3, 3)",
+           "middle_block.1.qkv.bias: (7,) instead of a multiple of (64,)")
 
-
-def test_every_weight_has_one_place():
-    with torch.device("meta"):
-        for name in ("sd-v1", "lsun_churches256"):
-            net = UNet(UNETS[name])
-            places = list(unet_names(net).values())
-            assert len(places) == len(net.state_dict()) and len({str(place) for place in places}) == len(places)
-
-
-# -------------------------------------------------------------------------------------------------------- first stages
 
 DD = dict(double_z=False, z_channels=3, resolution=32, in_channels=3, out_ch=3, ch=32, ch_mult=[1, 2, 2],
           num_res_blocks=1, attn_resolutions=[], dropout=0.0)
@@ -191,7 +160,6 @@ def test_a_loaded_first_stage_is_whole():
 @pytest.mark.parametrize("change, message", [
     ({"attn_type": "linear"}, "attn_type"), ({"resamp_with_conv": False}, "resamp_with_conv"),
     ({"double_z": True}, "double_z"), ({"out_ch": 1}, "out_ch"),
-    ({"spam": 1}, "spam"),
 ])
 def test_first_stages_that_nobody_released_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
@@ -202,8 +170,5 @@ def test_first_stage_weights_that_do_not_fit_are_listed():
     p, weights, *_ = stage("kl")
     del weights["quant_conv.bias"]
     weights |= {"encoder.norm_out.weight": torch.zeros(3), "quantize.embedding.weight": torch.zeros(3, 3)}
-    with pytest.raises(ValueError) as error:
-        autoencoder_from_compvis(p, weights)
-    for part in ("missing: ['quant_conv.bias']", "unknown: ['quantize.embedding.weight']",
-                 "encoder.norm_out.weight: (3,) instead of (64,)"):
-        assert part in str(error.value)
+    listed(autoencoder_from_compvis, p, weights, "missing: ['quant_conv.bias']",
+           "unknown: ['quantize.embedding.weight']", "encoder.norm_out.weight: (3,) instead of (64,)")

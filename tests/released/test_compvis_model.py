@@ -10,22 +10,17 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from test_compvis import BASE, CLOSE, STAGES, TEXT
 from torch.testing import assert_close
 
 from ldm_mini.autoencoder import Autoencoder
 from ldm_mini.cond import Cond
 from ldm_mini.latent_diffusion import LatentDiffusion
-from ldm_mini.released.compvis_model import from_compvis
+from ldm_mini.released import compvis_model, from_compvis
 from ldm_mini.schedule import NoiseSchedule, linear_betas, scaled_linear_betas
 
-CLOSE = dict(atol=5e-5, rtol=0)
 T = torch.tensor([0, 999])
-UNET = dict(image_size=8, in_channels=3, out_channels=3, model_channels=32, num_res_blocks=1, channel_mult=[1, 2],
-            attention_resolutions=[2], num_heads=4)
-TEXT = dict(use_spatial_transformer=True, context_dim=24)
-VQ = dict(embed_dim=3, n_embed=16, ddconfig=dict(
-    double_z=False, z_channels=3, resolution=32, in_channels=3, out_ch=3, ch=32, ch_mult=[1, 2, 2], num_res_blocks=1,
-    attn_resolutions=[], dropout=0.0), lossconfig=dict(target="torch.nn.Identity"))
+UNET, VQ = {**BASE, "num_heads": 4}, STAGES["vq-f4"]
 KL = {**{k: v for k, v in VQ.items() if k != "n_embed"}, "ddconfig": {**VQ["ddconfig"], "double_z": True}}
 
 
@@ -194,12 +189,14 @@ def test_text_and_layouts(use_tokenizer, tmp_path):
             assert ldm.p_uncond == 0
 
 
-def test_stable_diffusion_1(tmp_path):
+def test_stable_diffusion_1(tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
+    tiny = dict(vocab_size=30, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=1,
+                max_position_embeddings=9)
+    monkeypatch.setattr(compvis_model, "VIT_L14", compvis_model.VIT_L14 | tiny)
     text = transformers.CLIPTextModel(transformers.CLIPTextConfig(
-        vocab_size=30, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=1,
-        max_position_embeddings=9, hidden_act="quick_gelu", bos_token_id=0, eos_token_id=2)).eval()
+        hidden_act="quick_gelu", bos_token_id=0, eos_token_id=2, **tiny)).eval()
     released = Released({**TEXT, "legacy": False}, stage=KL, scale_factor=0.18215, cond_stage_key="txt",
                         condition=dict(target="ldm.modules.encoders.modules.FrozenCLIPEmbedder"),
                         conditioning_key="crossattn", use_ema=False)
@@ -264,9 +261,6 @@ def test_first_stages_have_yaml_files_of_their_own(tmp_path):
         assert_close(ours.encode(released.image), released.z, **CLOSE)
 
 
-# -------------------------------------------------------------------------------------------------------- what it reads
-
-
 class Foreign:
     def __reduce__(self):
         return os.system, ("touch pwned",)
@@ -304,8 +298,9 @@ def test_lightning_objects_are_passed_over_and_others_refused(tmp_path, monkeypa
 def test_files_that_will_not_do(tmp_path):
     released = Released()
     config, path = released.save(tmp_path)
-    with pytest.raises(ValueError, match="does not exist"):
-        from_compvis(config, tmp_path / "nothing.ckpt")
+    for name in ("nothing.ckpt", "nothing.safetensors"):
+        with pytest.raises(ValueError, match="nothing.*No such file"):
+            from_compvis(config, tmp_path / name)
     for content in (None, "model: 3", "model: {target: a}", "[1, 2]", "model: {target: a, params: 3}"):
         (tmp_path / "bad.yaml").write_text(content) if content else None
         with pytest.raises(ValueError, match="no YAML file"):

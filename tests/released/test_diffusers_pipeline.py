@@ -74,14 +74,12 @@ def test_stable_diffusion_draws_the_same_picture(version, tmp_path):
             CAPTIONS, torch.device("cpu"), 1, False)[0], **CLOSE)
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     theirs = pipe(CAPTIONS, latents=z, num_inference_steps=4, guidance_scale=3.0, output_type="pt").images * 2 - 1
-    ours = ldm.sample({"caption": CAPTIONS}, steps=4, guidance_scale=3.0, sampler="ddim", offset=1, spacing="leading",
-                      clean_end=False, seed=0)
+    ask = dict(guidance_scale=3.0, sampler="ddim", offset=1, spacing="leading", clean_end=False, seed=0)
     assert theirs.std() > 0.1
-    assert_close(ours, theirs, atol=2e-4, rtol=0)
+    assert_close(ldm.sample({"caption": CAPTIONS}, steps=4, **ask), theirs, atol=2e-4, rtol=0)
     negative = pipe(CAPTIONS, negative_prompt=["bat"] * 2, latents=z, num_inference_steps=2, output_type="pt",
                     guidance_scale=3.0).images * 2 - 1
-    ours = ldm.sample({"caption": CAPTIONS}, steps=2, guidance_scale=3.0, sampler="ddim", offset=1, spacing="leading",
-                      clean_end=False, seed=0, negative="bat")
+    ours = ldm.sample({"caption": CAPTIONS}, steps=2, negative="bat", **ask)
     assert_close(ours, negative, atol=2e-4, rtol=0)
 
 
@@ -95,18 +93,13 @@ def test_half_precision_holds_one_copy_and_runs_under_autocast(tmp_path):
     assert image.dtype == torch.float32 and (image - exact).abs().mean() < 0.1
 
 
-def test_it_is_kept_like_every_model(tmp_path):
-    stable_diffusion(tmp_path / "sd")
-    ldm = from_diffusers(tmp_path / "sd")
-    again = LatentDiffusion.from_pretrained(ldm.save_pretrained(tmp_path / "ours"))
-    ask = dict(steps=2, guidance_scale=2.0, seed=0)
-    assert_close(again.sample({"caption": CAPTIONS}, **ask), ldm.sample({"caption": CAPTIONS}, **ask), atol=0, rtol=0)
-
-
-def test_stable_diffusion_goes_back(tmp_path):
+def test_stable_diffusion_is_kept_and_goes_back(tmp_path):
     pipe = stable_diffusion(tmp_path / "sd")
     assert list(run_info(tmp_path / "sd")["parts"]) == ["first stage", "network", "conditioner"]
-    to_diffusers(from_diffusers(tmp_path / "sd"), tmp_path / "back")
+    ldm, ask = from_diffusers(tmp_path / "sd"), dict(steps=2, guidance_scale=2.0, seed=0)
+    again = LatentDiffusion.from_pretrained(ldm.save_pretrained(tmp_path / "ours"))
+    assert_close(again.sample({"caption": CAPTIONS}, **ask), ldm.sample({"caption": CAPTIONS}, **ask), atol=0, rtol=0)
+    to_diffusers(ldm, tmp_path / "back")
     back = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "back")
     back.set_progress_bar_config(disable=True)
     z = torch.randn(1, 4, 8, 8)
