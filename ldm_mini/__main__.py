@@ -32,7 +32,6 @@ Measure:
 Every command explains its options with --help. Names of recipes: ldm_mini/training/recipes.py.
 """
 
-
 TaskName = Literal["unconditional", "class", "text", "layout", "superres", "semantic", "inpaint"]
 Model = Annotated[str, arg(help="shipped weights by name, a folder that training wrote, or owner/name on the Hugging "
                                 "Face Hub.")]
@@ -86,9 +85,9 @@ def train(stage: Positional[Literal["autoencoder", "diffusion"]], recipe: str = 
     chosen = find_recipe(stage, recipe)
     if task is not None:
         chosen = for_task(chosen, task)
-    if language and "text" not in chosen.parts:
-        raise ValueError("--language is for captions; this recipe or task has none.")
     if language:
+        if "text" not in chosen.parts:
+            raise ValueError("--language is for captions; this recipe or task has none.")
         chosen = replace(chosen, parts=tuple("language" if part == "text" else part for part in chosen.parts))
     given = {"steps": steps, "batch_size": batch_size, "lr": lr, "latents": latents}
     chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
@@ -126,8 +125,7 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: TaskName | None 
 
     if num < max(1, len(captions)):
         raise ValueError(f"--num {num} pictures are too few for {len(captions)} captions.")
-    device = _ready(device, threads)
-    batch = _conditions(captions, class_name, num)
+    device, words = _ready(device, threads), _conditions(captions, class_name, num)
     ldm = LatentDiffusion.from_pretrained(model, device=device)
     _warn_unknown_words(ldm, captions)
     loaded = time.monotonic()
@@ -135,10 +133,10 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: TaskName | None 
     if guidance_scale is not None:
         options["guidance_scale"] = guidance_scale
     if (task, image, mask) == (None, None, None):
-        images = ldm.sample(None if ldm.conditioner is None else batch, num=num, size=size, **options)
+        batch = None if ldm.conditioner is None else words or {"caption": [""] * num}
+        images = ldm.sample(batch, num=num, size=size, **options)
     else:
-        words = batch if captions or class_name else None
-        images = run_task(ldm, task, model, num, size, image, mask, words, **options)
+        images = run_task(ldm, task, model, num, size, image, mask, words or None, **options)
     save_grid(images, out, columns=min(num, 8))
     print(f"{num} pictures in {out} ({loaded - began:.1f} s to load, {time.monotonic() - loaded:.1f} s to draw)")
 
@@ -199,43 +197,34 @@ def _ready(device: str, threads: int | None) -> str:
     return device
 
 
-def _conditions(captions, class_name, num: int) -> dict | None:
+def _conditions(captions, class_name, num: int) -> dict:
     """The batch to sample: the captions, each for its share of `num` pictures; and the class, if any."""
-    batch = {}
-    if captions:
-        batch["caption"] = [captions[i * len(captions) // num] for i in range(num)]
+    import torch
+
+    from .scenes.vocabulary import NOUN_INDEX
+
+    batch = {"caption": [captions[i * len(captions) // num] for i in range(num)]} if captions else {}
     if class_name is not None:
-        import torch
-
-        from .scenes.vocabulary import NOUNS
-
-        if class_name not in NOUNS:
-            raise ValueError(f"--class {class_name!r} is no noun of the scenes; they are {', '.join(NOUNS)}.")
-        batch["class"] = torch.full((num,), list(NOUNS).index(class_name))
-    return batch or {"caption": [""] * num}
+        if class_name not in NOUN_INDEX:
+            raise ValueError(f"--class {class_name!r} is no noun of the scenes; they are {', '.join(NOUN_INDEX)}.")
+        batch["class"] = torch.full((num,), NOUN_INDEX[class_name])
+    return batch
 
 
 def _warn_unknown_words(ldm, captions) -> None:
     """The tokenizer maps a word it never saw to "unknown", and the picture then ignores it: say so."""
-    for part in ldm.conditioner.modules() if captions and ldm.conditioner is not None else ():
+    for part in [] if ldm.conditioner is None else ldm.conditioner.modules():
         if hasattr(part, "unknown_words"):
-            unknown = sorted({word for caption in captions for word in part.unknown_words(caption)})
-            if unknown:
+            if unknown := sorted({word for caption in captions for word in part.unknown_words(caption)}):
                 print(f"note: the model knows no word {', '.join(unknown)}", file=sys.stderr)
-
-
-def calm_threads() -> None:
-    """Let threads that wait for work go to sleep soon: while they spin, on a busy machine, nobody else can work.
-
-    There, that costs 5 to 18 times. Each OpenMP reads its variable when torch is loaded, so call this before.
-    """
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")            # GNU's, on Linux: a fifteenth of its own number
-    os.environ.setdefault("KMP_BLOCKTIME", "1")                 # LLVM's and Intel's, elsewhere: ms, in place of 200
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status. Mistakes of the user end in one line, not in a traceback."""
-    calm_threads()
+    # Threads that wait for work shall go to sleep soon: while they spin, nobody else on a busy machine can work, which
+    # costs 5 to 18 times there. Each OpenMP reads its variable when torch is loaded, hence before.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")            # GNU's, on Linux: a fifteenth of its own number
+    os.environ.setdefault("KMP_BLOCKTIME", "1")                 # LLVM's and Intel's, elsewhere: ms, in place of 200
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv in (["help"], ["--help"], ["-h"]):
         print(HELP)

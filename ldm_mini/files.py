@@ -44,11 +44,9 @@ def data_path(*parts: str) -> Path:
 
     Raises FileError if the file is missing, is not listed in `data/SHA256SUMS`, or has changed since it was.
     """
-    name = "/".join(parts)
-    path = data_dir() / name
+    name, path = "/".join(parts), data_dir().joinpath(*parts)
     if name not in checksums():
-        raise FileError(f"data/{name} is not listed in data/SHA256SUMS. "
-                            "If you added it, run `python data/checksums.py`.")
+        raise FileError(f"data/{name} is not in data/SHA256SUMS. If you added it, run `python data/checksums.py`.")
     if not path.is_file():
         raise FileError(f"data/{name} is missing. {REMEDY}")
     if sha256(path) != checksums()[name]:
@@ -74,7 +72,13 @@ def write_file(path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    # so that the rename, too, survives a power cut
+    if os.name == "posix":
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_json(path, value) -> None:
@@ -109,13 +113,3 @@ def _read(path) -> bytes:
         return Path(path).read_bytes()
     except FileNotFoundError:
         raise FileError(f"{path} does not exist.") from None
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut, where the system can (POSIX)."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -82,9 +82,6 @@ def _is_ours(kind) -> bool:
             and (issubclass(kind, nn.Module) or is_dataclass(kind)))
 
 
-# --------------------------------------------------------------------------------------------------- a model's folder
-
-
 def save(folder, model: nn.Module, half=False, card: dict | None = None, shard_bytes: int = SHARD_BYTES) -> Path:
     """Write a model. half: parameters as float16; buffers stay as they are. card: JSON that stays with the weights."""
     folder = Path(folder)
@@ -147,9 +144,6 @@ def find(name_or_folder) -> Path:
                         f"({type(error).__name__}: {error}). Is there a network? Is the name right?") from error
 
 
-# -------------------------------------------------------------------------------------------------------- its weights
-
-
 def save_weights(folder, tensors: dict, half=(), shard_bytes: int = SHARD_BYTES) -> list[str]:
     """Write {name: tensor} into a folder as Hugging Face does; returns the names of the files.
 
@@ -159,7 +153,10 @@ def save_weights(folder, tensors: dict, half=(), shard_bytes: int = SHARD_BYTES)
     folder, shards, filled = Path(folder), [{}], 0
     folder.mkdir(parents=True, exist_ok=True)
     for name, v in tensors.items():
-        v = _half(name, v) if name in half else v
+        if name in half and v.is_floating_point():
+            if not equal(v.half().isfinite(), v.isfinite()):
+                raise ValueError(f"{name} has values beyond float16's 65504: save it without half precision.")
+            v = v.half()
         size = v.nbytes + len(name.encode()) + 160              # and its line in the header, at most
         if shards[-1] and filled + size > shard_bytes - 256:
             shards, filled = [*shards, {}], 0
@@ -169,11 +166,12 @@ def save_weights(folder, tensors: dict, half=(), shard_bytes: int = SHARD_BYTES)
     files = {f"model{number}.safetensors": shard for number, shard in zip(numbers, shards, strict=True)}
     for file, shard in files.items():
         save_safetensors(folder / file, shard)
-    names = [*files, INDEX] if shards[1:] else [WEIGHTS]
-    if shards[1:]:
+    names = list(files)
+    if len(files) > 1:
         weight_map = {name: file for file, shard in files.items() for name in shard}
         total = sum(v.nbytes for shard in shards for v in shard.values())
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        names.append(INDEX)
     # of an earlier save with another number of shards
     for old in {WEIGHTS, INDEX, *(path.name for path in folder.glob("model-?????-of-?????.safetensors"))} - {*names}:
         (folder / old).unlink(missing_ok=True)
@@ -187,10 +185,3 @@ def load_weights(folder) -> dict:
         return load_safetensors(folder / WEIGHTS)
     files = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
     return {name: v for file in files for name, v in load_safetensors(folder / file).items()}
-
-
-def _half(name: str, v: Tensor) -> Tensor:
-    small = v.detach().half() if v.is_floating_point() else v
-    if not equal(small.isfinite(), v.isfinite()):
-        raise ValueError(f"{name} has values beyond float16's 65504: save it without half precision.")
-    return small

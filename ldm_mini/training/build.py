@@ -11,18 +11,17 @@ from ..latent_diffusion import LatentDiffusion
 from ..quantizer import VectorQuantizer, VQBottleneck
 from ..scenes.vocabulary import NOUNS, SEMANTIC
 from ..schedule import BETAS, NoiseSchedule
-from ..tasks import PARTS
 from ..text import TextTransformer
 from ..unet import UNet, UNetConfig
-from .recipes import AutoencoderRecipe, DiffusionRecipe
 
-LANGUAGE = "language"                           # in place of "text": a frozen language model, an extra (language.py)
-# How often each is trained alone, relative to the others: words need the most practice, maps the least.
-PRACTICE = {"text": 3, "layout": 2, "class": 1, "lowres": 1, "semantic": 1, "inpaint": 1}
+# The parts of a conditioner, in their order: tasks.PARTS, and "language", which may stand in place of "text": a frozen
+# language model, an extra. How often each is trained alone, relative to the others: words need the most practice, maps
+# the least.
+PRACTICE = {"text": 3, "language": 3, "class": 1, "layout": 2, "lowres": 1, "semantic": 1, "inpaint": 1}
 
 
-def build_autoencoder(recipe: AutoencoderRecipe) -> Autoencoder:
-    """The recipe's first stage, with fresh weights."""
+def build_autoencoder(recipe) -> Autoencoder:
+    """The first stage of an AutoencoderRecipe, with fresh weights."""
     c = recipe.model.latent_channels
     if recipe.codebook_size is None:
         return Autoencoder(recipe.model, KLBottleneck(c, weight=recipe.kl_weight))
@@ -30,16 +29,68 @@ def build_autoencoder(recipe: AutoencoderRecipe) -> Autoencoder:
     return Autoencoder(recipe.model, VQBottleneck(quantizer))
 
 
-def build_diffusion(recipe: DiffusionRecipe, autoencoder: Autoencoder, scale_factor: float = 1.0) -> LatentDiffusion:
-    """The recipe's second stage on a trained first stage, with fresh weights."""
-    r = recipe
-    conditioner = build_parts(r.parts, autoencoder.config, r.text_width, r.text_layers, r.text_heads, r.max_length,
-                              r.p_drop_each, r.p_single, r.alone)
-    net = UNet(UNetConfig(in_channels=autoencoder.config.latent_channels, channels=r.channels,
-                          channel_mults=r.channel_mults, num_res_blocks=r.num_res_blocks, attn_levels=r.attn_levels,
-                          head_dim=r.head_dim, groups=r.groups, **net_inputs(conditioner, r.text_width)))
+def build_diffusion(recipe, autoencoder: Autoencoder, scale_factor: float = 1.0) -> LatentDiffusion:
+    """The second stage of a DiffusionRecipe on a trained first stage, with fresh weights."""
+    r, conditioner = recipe, build_conditioner(recipe, autoencoder.config)
+    # pictures are joined to the latent; all else comes as tokens and a vector, both of the text's width
+    joined = [getattr(part, "concat_channels", 0) for part in _parts(conditioner)]
+    width = r.text_width if 0 in joined else None
+    net = UNet(UNetConfig(autoencoder.config.latent_channels, channels=r.channels, channel_mults=r.channel_mults,
+                          num_res_blocks=r.num_res_blocks, attn_levels=r.attn_levels, head_dim=r.head_dim,
+                          groups=r.groups, context_dim=width, vector_dim=width, concat_channels=sum(joined)))
     return LatentDiffusion(autoencoder, net, NoiseSchedule(BETAS[r.schedule]()), conditioner, prediction=r.prediction,
                            p_uncond=r.p_uncond, scale_factor=scale_factor, image_size=r.scenes.size)
+
+
+def build_conditioner(recipe, first_stage) -> Conditioner | None:
+    """A fresh conditioner of a DiffusionRecipe's parts; None for none. first_stage: the config of its autoencoder.
+
+    Alone, a part by concatenation is always there; among several, each can be absent, and says so.
+    Of several, training shows the recipe's `alone` and keeps all others dropped; or each as often as PRACTICE says.
+    """
+    r, names, several = recipe, [name for name in PRACTICE if name in recipe.parts], len(recipe.parts) > 1
+    if unknown := sorted(set(r.parts) - set(names)):
+        raise ValueError(f"the recipe: there are no parts {unknown}; there are {', '.join(PRACTICE)}.")
+    if {"text", "language"} <= set(names):
+        raise ValueError('the recipe: "language" is another reader of captions: take it in place of "text".')
+    factor, channels = first_stage.downsample_factor, first_stage.latent_channels
+    width, words = r.text_width, (r.text_width, r.text_layers, r.text_heads, r.max_length)
+    build = {
+        "text": lambda: TextConditioner(TextTransformer(*words)),
+        "language": lambda: _language(*words),
+        "class": lambda: ClassConditioner(len(NOUNS), width, width),
+        "layout": lambda: LayoutConditioner(len(NOUNS), width, heads=r.text_heads),
+        "lowres": lambda: LowResConditioner(factor, several),
+        "semantic": lambda: SemanticConditioner(len(SEMANTIC), factor, several),
+        "inpaint": lambda: InpaintConditioner(channels, factor, several)}
+    parts = [build[name]() for name in names]
+    if not several:
+        return parts[0] if parts else None
+    if r.alone is None:
+        return CombinedConditioner(parts, r.p_drop_each, r.p_single, [PRACTICE[name] for name in names])
+    return CombinedConditioner(parts, r.p_drop_each, 1.0, [name == r.alone for name in names])
+
+
+def _language(*sizes: int) -> Conditioner:
+    from ..released.language import LanguageConditioner  # an extra, hence only here
+
+    return LanguageConditioner(*sizes)
+
+
+def _parts(conditioner) -> list:
+    return [] if conditioner is None else list(conditioner.parts)
+
+
+def cached_inputs(names, autoencoder):
+    """What to keep beside cached latents for some parts: (keys of a batch, function of a batch that makes more)."""
+    keys = {"text": ("caption",), "language": ("caption",), "class": ("class",), "layout": ("labels", "boxes"),
+            "lowres": ("lowres",), "semantic": ("semantic",), "inpaint": ()}
+    kept = tuple(key for name in PRACTICE if name in names for key in keys[name])
+    if "inpaint" not in names:
+        return kept, None
+    part = InpaintConditioner(autoencoder.config.latent_channels, autoencoder.config.downsample_factor)
+    part.use_first_stage(autoencoder)
+    return kept, part.prepare
 
 
 @torch.no_grad()
@@ -73,73 +124,9 @@ def start_from(source, target) -> None:
         raise ValueError(f"--start-from: that model has another shape than the recipe's. {error}") from None
 
 
-def _alike(a, b) -> bool:
+def _alike(*stages) -> bool:
     """Whether two first stages, or none, have the same weights, as far as half precision can tell."""
-    if a is None or b is None:
-        return a is b
-    a, b = a.state_dict(), b.state_dict()
+    a, b = ({} if stage is None else stage.state_dict() for stage in stages)
     return a.keys() == b.keys() and all(
         x.shape == b[name].shape and torch.allclose(x.float(), b[name].to(x.device).float(), rtol=2e-3, atol=1e-4)
         for name, x in a.items())
-
-
-def _parts(conditioner) -> list:
-    return list(getattr(conditioner, "parts", [] if conditioner is None else [conditioner]))
-
-
-def build_parts(names, first_stage, width: int, text_layers: int = 3, text_heads: int = 4, max_length: int = 24,
-                p_drop_each: float = 0.0, p_single: float = 0.0, alone: str | None = None) -> Conditioner | None:
-    """A fresh conditioner of some PARTS; None for none. first_stage: config of the autoencoder (its factor, channels).
-
-    Alone, a part by concatenation is always there; among several, each can be absent, and says so.
-    "language" in place of "text": the captions go through a frozen language model, which must be installed.
-    alone: the one of several parts that training shows, in place of PRACTICE; all the others are kept dropped.
-    """
-    if alone is not None and (alone not in names or len(names) < 2):
-        raise ValueError(f"build_parts: alone={alone!r} must be one of several parts, and these are {tuple(names)}.")
-    if unknown := [name for name in names if name not in (*PARTS, LANGUAGE)]:
-        raise ValueError(f"build_parts: there are no parts {unknown}; there are {', '.join((*PARTS, LANGUAGE))}.")
-    if "text" in names and LANGUAGE in names:
-        raise ValueError('build_parts: "language" is another reader of captions: take it in place of "text".')
-    names = tuple("text" if name == LANGUAGE else name for name in names) if (frozen := LANGUAGE in names) else names
-    factor, channels, several = first_stage.downsample_factor, first_stage.latent_channels, len(names) > 1
-    build = {
-        "text": lambda: (_language(width, text_layers, text_heads, max_length) if frozen else
-                         TextConditioner(TextTransformer(width, text_layers, text_heads, max_length))),
-        "class": lambda: ClassConditioner(len(NOUNS), width, width),
-        "layout": lambda: LayoutConditioner(len(NOUNS), width, heads=text_heads),
-        "lowres": lambda: LowResConditioner(factor, several),
-        "semantic": lambda: SemanticConditioner(len(SEMANTIC), factor, several),
-        "inpaint": lambda: InpaintConditioner(channels, factor, several)}
-    parts = [build[name]() for name in PARTS if name in names]
-    if not several:
-        return parts[0] if parts else None
-    practice = [PRACTICE[name] if alone is None else float(name == alone) for name in PARTS if name in names]
-    return CombinedConditioner(parts, p_drop_each, p_single if alone is None else 1.0, practice)
-
-
-def _language(width: int, layers: int, heads: int, max_length: int) -> Conditioner:
-    from ..released.language import LanguageConditioner  # an extra, hence only here
-
-    return LanguageConditioner(width, layers, heads, max_length)
-
-
-def net_inputs(conditioner, width: int) -> dict:
-    """The widths of a UNetConfig for a conditioner of `build_parts`: context_dim, vector_dim, concat_channels."""
-    parts = _parts(conditioner)
-    joined = sum(getattr(part, "concat_channels", 0) for part in parts)
-    tokens = any(not hasattr(part, "concat_channels") for part in parts)
-    return {"context_dim": width if tokens else None, "vector_dim": width if tokens else None,
-            "concat_channels": joined}
-
-
-def cached_inputs(names, autoencoder):
-    """What to keep beside cached latents for some PARTS: (keys of a batch, function of a batch that makes more)."""
-    keys = {"text": ("caption",), LANGUAGE: ("caption",), "class": ("class",), "layout": ("labels", "boxes"),
-            "lowres": ("lowres",), "semantic": ("semantic",), "inpaint": ()}
-    kept = tuple(key for name in (LANGUAGE, *PARTS) if name in names for key in keys[name])
-    if "inpaint" not in names:
-        return kept, None
-    part = InpaintConditioner(autoencoder.config.latent_channels, autoencoder.config.downsample_factor)
-    part.use_first_stage(autoencoder)
-    return kept, part.prepare

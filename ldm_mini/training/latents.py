@@ -8,6 +8,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..files import load_safetensors, read_json, save_safetensors, write_json
+from ..train import to_device
 
 
 class LatentCache:
@@ -25,10 +26,9 @@ class LatentCache:
 
     def __getitem__(self, indices) -> dict:
         """A batch: "latent" (B,c,h,w) float32 and the conditions of those scenes. indices: (B,) int64, or a slice."""
-        indices = torch.arange(len(self))[indices] if isinstance(indices, slice) else torch.as_tensor(indices)
-        chosen = indices.tolist()
-        return {"latent": self.latents[indices.to(self.latents.device)].float(),
-                **{key: values[indices] if isinstance(values, Tensor) else [values[i] for i in chosen]
+        chosen = torch.arange(len(self))[indices]
+        return {"latent": self.latents[chosen.to(self.latents.device)].float(),
+                **{key: values[chosen] if isinstance(values, Tensor) else [values[i] for i in chosen.tolist()]
                    for key, values in self.conditions.items()}}
 
     def to(self, device) -> "LatentCache":
@@ -54,8 +54,8 @@ class LatentCache:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {key: v for key, v in self.conditions.items() if isinstance(v, Tensor)}
-        save_safetensors(folder / "latents.safetensors", {"latent": self.latents, **tensors})
         lists = {key: v for key, v in self.conditions.items() if key not in tensors}
+        save_safetensors(folder / "latents.safetensors", {"latent": self.latents, **tensors})
         write_json(folder / "latents.json", {"made_from": made_from, "length": len(self), "lists": lists})
 
     @classmethod
@@ -85,14 +85,13 @@ def cache_latents(autoencoder, batches, n: int, keys=("caption", "class"), path=
     parts, count = [], 0
     with tqdm(total=n, desc="encoding", unit="image", disable=not progress, mininterval=1) as bar:
         for batch in batches:
-            take = min(len(batch["image"]), n - count)
-            batch = {key: v[:take] for key, v in batch.items()}
-            z = autoencoder.encode(batch["image"].to(device), sample=True).half().cpu()
-            made = {} if prepare is None else prepare({k: v.to(device) for k, v in batch.items() if hasattr(v, "to")})
-            kept = {**{key: batch[key] for key in keys if key in batch}, **made}
-            parts.append({"latent": z, **{key: _small(key, v) for key, v in kept.items()}})
-            count += take
-            bar.update(take)
+            batch = to_device({key: v[:n - count] for key, v in batch.items()}, device)
+            z = autoencoder.encode(batch["image"], sample=True)
+            made = {} if prepare is None else prepare(batch)
+            kept = {"latent": z, **{key: batch[key] for key in keys if key in batch}, **made}
+            parts.append({key: _small(key, v) for key, v in kept.items()})
+            count += len(z)
+            bar.update(len(z))
             if count >= n:
                 break
     autoencoder.train(training)

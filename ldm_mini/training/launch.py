@@ -10,7 +10,7 @@ import torch
 from ..hub import find, load_autoencoder
 from ..latent_diffusion import LatentDiffusion
 from . import recipes, runs
-from .stages import FirstStageRun, SecondStageRun, Setup
+from .stages import FirstStageRun, SecondStageRun
 
 
 def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None, start_from: str | None = None,
@@ -41,16 +41,17 @@ def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None, star
         workers = 0 if accelerator.device.type == "cpu" else min(12, max(1, (os.cpu_count() or 2) - 2))
     # the same fresh weights in every process
     torch.manual_seed(seed)
-    setup = Setup(out, accelerator, workers, seed, checkpoint, autoencoder, start_from)
-    run = {"autoencoder": FirstStageRun, "diffusion": SecondStageRun}[stage](recipe, setup)
+    kind = {"autoencoder": FirstStageRun, "diffusion": SecondStageRun}[stage]
+    run = kind(recipe, out, accelerator, workers, seed, checkpoint, autoencoder, start_from)
     state = run.state
     if (recipe.compile and state.device.type == "cuda") if compile is None else compile:
         _compile(state.model)
     began, together = time.monotonic(), recipe.batch_size * accelerator.num_processes
-    finished = runs.follow(run.logs(), state, out, steps=recipe.steps, images_per_step=together, sample=run.sample,
-                           **options)
+    finished = runs.follow(run.logs(), state, out, recipe.steps, together, run.sample, **options)
     if accelerator.is_main_process:
-        run.export({"recipe": settings, "steps": state.step, "hardware": _hardware(state.device),
+        computer = (torch.cuda.get_device_name(state.device) if state.device.type == "cuda" else
+                    f"CPU, {torch.get_num_threads()} threads")
+        run.export({"recipe": settings, "steps": state.step, "hardware": f"{computer}, torch {torch.__version__}",
                     "minutes": round((time.monotonic() - began) / 60, 1)})
         accelerator.print(f"{'Finished' if finished else 'Stopped'} at step {state.step} of {recipe.steps}. "
                           f"The model so far: {out / 'model'}" + ("" if finished else "; continue with --resume."))
@@ -74,15 +75,13 @@ def load_or_train(train: bool = False, recipe: str = "base", *, stage: str = "di
         ldm = LatentDiffusion.from_pretrained(model, device=device)
         return ldm if stage == "diffusion" else ldm.autoencoder
     chosen = {name: recipes.find_recipe(name, recipe) for name in stages[:stages.index(stage) + 1]}
-    out = Path("runs") / recipe if out is None else Path(out)
-    first = out / "autoencoder" / "model"
+    out, first = Path("runs") / recipe if out is None else Path(out), None
     for name, numbers in chosen.items():
-        folder = out / name
-        train_stage(name, numbers, folder, autoencoder=str(first) if name == "diffusion" else None, device=device,
-                    resume=runs.latest(folder / "checkpoints") is not None, **options)
-    if stage == "autoencoder":
-        return load_autoencoder(first, device=device)
-    return LatentDiffusion.from_pretrained(out / "diffusion" / "model", device=device)
+        train_stage(name, numbers, out / name, autoencoder=first, device=device,
+                    resume=runs.latest(out / name / "checkpoints") is not None, **options)
+        first = str(out / name / "model")
+    load = load_autoencoder if stage == "autoencoder" else LatentDiffusion.from_pretrained
+    return load(out / stage / "model", device=device)
 
 
 def _accelerator(device: str | None):
@@ -111,8 +110,3 @@ def _compile(model) -> None:
     parts = [model.net] if hasattr(model, "net") else [model.encoder, model.decoder.middle, *model.decoder.levels]
     for part in parts:
         part.compile()
-
-
-def _hardware(device) -> str:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    return f"{name}, torch {torch.__version__}"

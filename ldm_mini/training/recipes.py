@@ -102,15 +102,12 @@ def find_recipe(stage: str, name: str):
     return recipes[stage][name]
 
 
-# --------------------------------------------------------------------------------------------------------- autoencoders
-
 # For a CPU: patches of 4 folded into channels, no other halving; 16x16x4 latents of 64-pixel scenes, 1024 codes.
 # python -m ldm_mini train autoencoder --recipe tiny
 # Expect on new scenes: 23.8 dB after 1,000 steps, 28.1 after 5,000, 27.6 at the end (the perceptual loss trades pixels
 # for sharpness), 92% of the codes in use; 15 minutes on one thread of a shared two-core CPU, 8 for the first 5,000.
 TINY_AUTOENCODER = AutoencoderRecipe(
-    name="tiny",
-    scenes=TINY_SCENES,
+    name="tiny", scenes=TINY_SCENES,
     model=AutoencoderConfig(downsample_factor=4, latent_channels=4, channels=96, num_res_blocks=1, mid_attn=False,
                             groups=1, patch_size=4),
     codebook_size=1024,
@@ -121,44 +118,35 @@ TINY_AUTOENCODER = AutoencoderRecipe(
     disc_channels=32, disc_layers=2,            # judges patches of 34 pixels, about one sprite
     disc_lr=5e-4)
 
-
 # The same without perceptual and adversarial loss, for the comparison at equal size and steps.
 # Expect on 256 new scenes: 28.4 dB and a perceptual distance of 0.130 to the tiny recipe's 27.5 dB and 0.104.
 TINY_L1_AUTOENCODER = replace(TINY_AUTOENCODER, name="tiny_l1",
                               loss=replace(TINY_AUTOENCODER.loss, perceptual_weight=0.0, disc_weight=0.0))
 
-
 # For one H200: the paper's layout, 10M parameters, all sprites. Not yet run on a GPU; two steps on a CPU.
 BASE_AUTOENCODER = AutoencoderRecipe(
-    name="base",
-    scenes=SceneConfig(),
+    name="base", scenes=SceneConfig(),
     model=AutoencoderConfig(downsample_factor=4, latent_channels=4, channels=64, channel_mults=(1, 2, 4), groups=4),
     codebook_size=2048, steps=12_000, batch_size=128, lr=4e-4, warmup=500,
     loss=FirstStageLoss(disc_start=4_000), disc_layers=2, disc_lr=2e-4, ema_decay=0.999, bf16=True, compile=True)
+
 MICRO_AUTOENCODER = AutoencoderRecipe(
-    name="micro",
-    scenes=MICRO_SCENES,
+    name="micro", scenes=MICRO_SCENES,
     model=AutoencoderConfig(downsample_factor=4, latent_channels=3, channels=16, num_res_blocks=1, mid_attn=False,
                             groups=4, patch_size=4),
     codebook_size=32, restart_after=5, steps=40, batch_size=2, warmup=5,
     loss=FirstStageLoss(perceptual_start=10, disc_start=12), disc_channels=4, disc_layers=1)
 
-
 AUTOENCODERS = {r.name: r for r in (TINY_AUTOENCODER, TINY_L1_AUTOENCODER, BASE_AUTOENCODER, MICRO_AUTOENCODER)}
-
-
-# ----------------------------------------------------------------------------------------------------- diffusion models
 
 # For a CPU, on the latents of the tiny autoencoder.
 # python -m ldm_mini train diffusion --recipe tiny --autoencoder runs/autoencoder-tiny/model
 # Expect 0.34 s per step on one thread of a shared two-core CPU: about an hour. The shipped weights were made with less,
 # in several legs: data/weights/emoji-scenes/README.md.
 TINY_DIFFUSION = DiffusionRecipe(
-    name="tiny",
-    scenes=CENTRED_SCENES,
+    name="tiny", scenes=CENTRED_SCENES,
     channels=64, channel_mults=(1, 2, 2),
     steps=10_000, batch_size=16)                 # so far from convergence, many small steps beat few large ones
-
 
 # All conditions in one network: words, class, layout, small pictures, semantic maps, holes, and their combinations.
 # It goes on from the trained text model, with the same U-Net and new inputs:
@@ -173,24 +161,18 @@ TINY_ALL_DIFFUSION = replace(for_task(TINY_DIFFUSION, "all"), name="tiny_all", s
 TINY_LAYOUTS_DIFFUSION = replace(TINY_ALL_DIFFUSION, name="tiny_layouts", alone="layout", t_power=4.0, steps=4_000,
                                  decay="constant", ema_decay=0.99)
 
-
 # For one H200: the whole vocabulary, styles and grammar. Not yet run on a GPU; two steps on a CPU.
 BASE_DIFFUSION = DiffusionRecipe(
-    name="base",
-    scenes=SceneConfig(),
+    name="base", scenes=SceneConfig(),
     channels=128, channel_mults=(1, 2, 3), num_res_blocks=2, groups=8, text_width=256, text_layers=6, text_heads=8,
     latents=500_000, steps=15_000, batch_size=512, lr=4e-4, warmup=1_000, ema_decay=0.9995, bf16=True, compile=True)
 
-
 BASE_ALL_DIFFUSION = replace(for_task(BASE_DIFFUSION, "all"), name="base_all", t_power=2.0)
 
-
 MICRO_DIFFUSION = DiffusionRecipe(
-    name="micro", lr=1.5e-3,
-    scenes=MICRO_SCENES,
+    name="micro", scenes=MICRO_SCENES, lr=1.5e-3,
     channels=16, channel_mults=(1, 2), attn_levels=(1,), head_dim=16, text_width=16, text_layers=1, text_heads=2,
     latents=32, steps=40, batch_size=4, warmup=5, sample_captions=("an apple", "a red star"))
-
 
 DIFFUSIONS = {r.name: r for r in (TINY_DIFFUSION, TINY_ALL_DIFFUSION, TINY_LAYOUTS_DIFFUSION, BASE_DIFFUSION,
                                   BASE_ALL_DIFFUSION, MICRO_DIFFUSION)}

@@ -33,22 +33,19 @@ def open_run(out, recipe: dict, resume: bool = False) -> Path | None:
     if resume:
         if checkpoint is None:
             raise ValueError(f"there is no run to resume in {out}, or it has no checkpoint: start it without --resume.")
-        _check_same(out, json.loads(json.dumps(recipe)))        # tuples are lists in JSON
+        saved, recipe = read_json(out / "recipe.json"), json.loads(json.dumps(recipe))      # tuples are lists in JSON
+        if changed := [f"{name} was {saved.get(name)!r} and is {recipe.get(name)!r}"
+                       for name in sorted(saved.keys() | recipe.keys()) if saved.get(name) != recipe.get(name)]:
+            raise ValueError(f"the run in {out} has another recipe: {', '.join(changed)}. Resume it as it was, or "
+                             "start a new one.")
         return checkpoint
     if checkpoint is not None or (not began and out.exists() and any(out.iterdir())):
-        raise ValueError(f"{out} already holds " + ("a run: continue it with --resume" if began else "files")
-                         + ", or choose another --out. Nothing was changed.")
+        raise ValueError(f"{out} already holds {'a run: continue it with --resume' if began else 'files'}, or choose "
+                         "another --out. Nothing was changed.")
     (out / "samples").mkdir(parents=True, exist_ok=True)
     (out / "log.jsonl").unlink(missing_ok=True)
     write_json(out / "recipe.json", recipe)
     return None
-
-
-def _check_same(out: Path, recipe: dict) -> None:
-    saved = read_json(out / "recipe.json")
-    if changed := [name for name in saved.keys() | recipe.keys() if saved.get(name) != recipe.get(name)]:
-        said = ", ".join(f"{name} was {saved.get(name)!r} and is {recipe.get(name)!r}" for name in sorted(changed))
-        raise ValueError(f"the run in {out} has another recipe: {said}. Resume it as it was, or start a new one.")
 
 
 def restore(state, checkpoint, out) -> None:
@@ -74,7 +71,7 @@ def read_log(out) -> list[dict]:
     return records
 
 
-def follow(logs, state, out, *, steps: int, images_per_step: int, sample=None, log_every: int = 20,
+def follow(logs, state, out, steps: int, images_per_step: int, sample, *, log_every: int = 20,
            sample_every: int = 500, save_every: int = 500, minutes: float | None = None) -> bool:
     """Run a training loop and write its folder. Returns True when all steps are done, False when it stopped before.
 
@@ -82,16 +79,17 @@ def follow(logs, state, out, *, steps: int, images_per_step: int, sample=None, l
     sample: function () -> dict of measured values; draws pictures into the folder. Called on the first process only.
     It stops, with a checkpoint, after `minutes`, on Ctrl-C and on SIGTERM; always between two steps.
     """
-    out, main = Path(out), state.rank == 0
-    window, first, began = [], state.step, time.monotonic()
-    clock = began
-    with _stop_requests() as asked, _progress(steps, first, main) as bar:
+    out, main, window, first = Path(out), state.rank == 0, [], state.step
+    began = clock = time.monotonic()
+    interval = 0.5 if sys.stderr.isatty() else 20               # a log file needs no animation
+    with _stop_requests() as asked, tqdm(total=steps, initial=first, disable=not main, unit="step", smoothing=0.1,
+                                         mininterval=interval, maxinterval=interval, dynamic_ncols=True) as bar:
         for log in logs:
             window.append(log)
             bar.update()
             stop = _agree(state, asked.is_set() or (minutes is not None and time.monotonic() - began > 60 * minutes))
             last = stop or log.step == steps
-            draw = sample is not None and (last or log.step % sample_every == 0)
+            draw = last or log.step % sample_every == 0
             save = last or log.step % save_every == 0
             if main and (draw or save or log.step % log_every == 0):
                 # before anything of it is kept
@@ -115,10 +113,10 @@ def follow(logs, state, out, *, steps: int, images_per_step: int, sample=None, l
 
 def _refuse_nan(log, out) -> None:
     """Stop a run whose loss is no number any more: training on would replace every good checkpoint."""
-    values = log.floats()
-    if bad := [name for name in ("loss", "grad_norm") if not math.isfinite(values[name])]:
-        raise ValueError(f"{bad[0]} became {values[bad[0]]} by step {log.step}, so the run stopped. Lower the learning "
-                         f"rate, in a new --out. The last good checkpoint: {latest(out / 'checkpoints')}.")
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(value := getattr(log, name)):
+            raise ValueError(f"{name} became {value} by step {log.step}, so the run stopped. Lower the learning rate, "
+                             f"in a new --out. The last good checkpoint: {latest(out / 'checkpoints')}.")
 
 
 def draw_curve(out) -> None:
@@ -135,9 +133,10 @@ def draw_curve(out) -> None:
 
 def _means(window) -> dict:
     """The last step, and the mean of each value since the last record; one that began in between counts from there."""
-    records = [log.floats() for log in window]
-    names = dict.fromkeys(name for record in records for name in record)
-    values = {name: [record[name] for record in records if name in record] for name in names}
+    values = {}
+    for log in window:
+        for name, value in log.floats().items():
+            values.setdefault(name, []).append(value)
     return {**{name: sum(v) / len(v) for name, v in values.items()}, "step": window[-1].step}
 
 
@@ -175,9 +174,3 @@ def _stop_requests():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _progress(steps: int, done: int, main: bool):
-    interval = 0.5 if sys.stderr.isatty() else 20               # a log file needs no animation
-    return tqdm(total=steps, initial=done, disable=not main, unit="step", mininterval=interval, maxinterval=interval,
-                dynamic_ncols=True, smoothing=0.1)

@@ -1,5 +1,6 @@
 """A training on disk: everything needed to go on bit by bit, in one file that appears whole."""
 
+import contextlib
 import json
 import random
 from pathlib import Path
@@ -12,8 +13,8 @@ from torch import Tensor
 from ..files import load_safetensors, save_safetensors
 
 
-def save_training_state(folder, step: int, state: dict, keep: int = 2) -> Path:
-    """Write `folder/step-00001000.safetensors`, then delete all but the newest `keep`. Returns its path.
+def save_training_state(folder, step: int, state: dict) -> Path:
+    """Write `folder/step-00001000.safetensors`, then delete all but the newest two. Returns its path.
 
     state: {part: state}, for example {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": 1000};
     a state is any nesting of dicts, lists and tuples of tensors, numbers, strings, booleans and None. The tensors are
@@ -27,23 +28,21 @@ def save_training_state(folder, step: int, state: dict, keep: int = 2) -> Path:
     path, tensors = folder / f"step-{step:08}.safetensors", {}
     described = {part: _pack(value, tensors, part) for part, value in {**state, "rng": rng_state()}.items()}
     save_safetensors(path, tensors, {"step": str(step), "state": json.dumps(described)})
-    for old in _complete(folder)[keep:]:
+    for old in _complete(folder)[2:]:
         old.unlink()
     return path
 
 
-def load_training_state(path, restore_rng: bool = True) -> tuple[int, dict]:
+def load_training_state(path) -> tuple[int, dict]:
     """(step, {part: state}) of one checkpoint, every tensor on the CPU, bit by bit as saved.
 
-    Also sets the random number generators as they were, unless restore_rng is False (then state["rng"] has them still).
-    Raises FileError if the file is missing or damaged.
+    Also sets the random number generators as they were. Raises FileError if the file is missing or damaged.
     """
     tensors = load_safetensors(path)
     with safe_open(path, "pt") as file:
         record = file.metadata()
     state = {part: _unpack(value, tensors) for part, value in json.loads(record["state"]).items()}
-    if restore_rng:
-        set_rng_state(state.pop("rng"))
+    set_rng_state(state.pop("rng"))
     return int(record["step"]), state
 
 
@@ -80,10 +79,7 @@ def _pack(value, tensors: dict, name: str):
     if isinstance(value, (list, tuple)):
         kind = "list" if isinstance(value, list) else "tuple"
         return {kind: [_pack(v, tensors, f"{name}.{i}") for i, v in enumerate(value)]}
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    raise ValueError(f"{name} is a {type(value).__name__}: a training state holds tensors, numbers, strings, booleans, "
-                     "None, and dicts, lists and tuples of them.")
+    return value
 
 
 def _unpack(value, tensors: dict):
@@ -99,12 +95,9 @@ def _unpack(value, tensors: dict):
 
 def _complete(folder: Path) -> list[Path]:
     """The checkpoints that can be read, newest first. One that was copied in part is not among them."""
-
-    def whole(path: Path) -> bool:
-        try:
-            with safe_open(path, "pt"):                         # reads the header, and compares the size
-                return True
-        except (SafetensorError, OSError):
-            return False
-
-    return [path for path in sorted(folder.glob("step-????????.safetensors"), reverse=True) if whole(path)]
+    found = []
+    for path in sorted(folder.glob("step-????????.safetensors"), reverse=True):
+        # opening it reads the header, and compares the size
+        with contextlib.suppress(SafetensorError, OSError), safe_open(path, "pt"):
+            found.append(path)
+    return found

@@ -37,15 +37,16 @@ def clone(tmp_path, monkeypatch):
     return calls, fails
 
 
-def installs(calls):
-    return [words for words in calls if isinstance(words, list) and "--editable" in words]
+def having(calls, word):
+    """The calls with this word among theirs."""
+    return [words for words in calls if isinstance(words, list) and word in words]
 
 
 def test_needs_only_the_standard_library_and_parses_on_old_pythons():
     """An old Python must get as far as saying that it is too old."""
-    tree = ast.parse(SCRIPT.read_text(encoding="utf-8"), feature_version=(3, 7))
-    modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    modules |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    nodes = list(ast.walk(ast.parse(SCRIPT.read_text(encoding="utf-8"), feature_version=(3, 7))))
+    modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     assert {name.split(".")[0] for name in modules} <= set(sys.stdlib_module_names)
 
 
@@ -58,9 +59,6 @@ def test_old_python_is_refused_by_name(version):
 def test_tested_pythons_pass_and_newer_ones_are_warned_about():
     assert [course.check_python((3, minor)) for minor in range(10, 14)] == [None] * 4
     assert "Python 3.14 is newer than the tested ones (3.10 to 3.13)" in course.check_python((3, 14))
-
-
-def test_32_bit_python_is_refused():
     with pytest.raises(course.Problem, match="64"):
         course.check_python((3, 11), bits64=False)
 
@@ -78,16 +76,13 @@ def test_missing_ensurepip_names_the_debian_package(monkeypatch):
     (["lab", "--cpu", "--no-browser"], ("lab", "cpu", ["--no-browser"])),
     (["test", "--torch", "cu130", "-k", "unet"], ("test", "cu130", ["-k", "unet"])),
     (["test", "-k", "unet", "--cpu"], ("test", None, ["-k", "unet", "--cpu"])),  # pytest's
-    (["run", "sample", "a red apple", "--out", "a.png"], ("run", None, ["sample", "a red apple", "--out", "a.png"])),
-])
+    (["run", "sample", "a red apple", "--out", "a.png"], ("run", None, ["sample", "a red apple", "--out", "a.png"]))])
 def test_words_are_understood_or_passed_on(words, expected):
     assert course.parse(words) == expected
 
 
 @pytest.mark.parametrize("words, message", [
-    (["lba"], "no command 'lba'.*lab, test, run, setup"),
-    (["lab", "--torch"], "--torch cpu"),
-])
+    (["lba"], "no command 'lba'.*lab, test, run, setup"), (["lab", "--torch"], "--torch cpu")])
 def test_wrong_words_are_explained(words, message):
     with pytest.raises(course.Problem, match=message):
         course.parse(words)
@@ -122,7 +117,7 @@ def test_first_run_installs_and_second_starts_at_once(clone):
     calls, _ = clone
     assert course.main(["test", "-k", "unet"]) == 7  # the exit status of what was started
     python = str(course.venv_python())
-    install, = installs(calls)
+    install, = having(calls, "--editable")
     assert install[:4] == [python, "-m", "pip", "install"]
     assert install[-4:] == ["--editable", ".[test]", "--constraint", "constraints.txt"]
     assert calls[-1] == ([python, "-m", "pytest", "--nbval", "-k", "unet"], course.ROOT)
@@ -139,7 +134,7 @@ def test_changed_pins_install_again_without_a_new_environment(clone):
     (course.ROOT / "constraints.txt").write_text("other")
     calls.clear()
     assert course.main(["setup"]) == 0
-    assert len(installs(calls)) == 1 and not [words for words in calls if "venv" in words]
+    assert len(having(calls, "--editable")) == 1 and not having(calls, "venv")
 
 
 def test_failed_install_is_told_and_done_again(clone, capsys):
@@ -150,7 +145,7 @@ def test_failed_install_is_told_and_done_again(clone, capsys):
     assert course.read_stamp() == {} and not [c for c in calls if isinstance(c, tuple)]  # JupyterLab was not started
     fails.clear()
     assert course.main(["lab"]) == 7
-    assert len(installs(calls)) == 2
+    assert len(having(calls, "--editable")) == 2
 
 
 def test_interrupted_update_is_not_taken_for_finished(clone):
@@ -163,21 +158,21 @@ def test_interrupted_update_is_not_taken_for_finished(clone):
     fails.clear()
     calls.clear()
     course.main(["setup"])
-    assert len(installs(calls)) == 1
+    assert len(having(calls, "--editable")) == 1
 
 
 def test_cpu_build_comes_first_and_is_remembered(clone):
     calls, _ = clone
     course.main(["setup", "--cpu"])
-    order = [words for words in calls if "--torch-backend" in words or "--editable" in words]
-    assert order[0][order[0].index("--torch-backend") + 1] == "cpu" and "--editable" in order[1]
+    (torch,), (rest,) = having(calls, "--torch-backend"), having(calls, "--editable")
+    assert torch[torch.index("--torch-backend") + 1] == "cpu" and calls.index(torch) < calls.index(rest)
     calls.clear()
     course.main(["test"])  # no option: keeps the build that is there
     assert len(calls) == 1
     (course.ROOT / "constraints.txt").write_text("other")
     calls.clear()
     course.main(["test"])
-    assert len([words for words in calls if "--torch-backend" in words]) == 1
+    assert len(having(calls, "--torch-backend")) == 1
 
 
 @pytest.mark.parametrize("broken", ["uv", "--torch-backend"])
@@ -185,8 +180,7 @@ def test_cpu_build_falls_back_to_the_usual_one(clone, capsys, broken):
     calls, fails = clone
     fails.append(broken)
     assert course.main(["setup", "--cpu"]) == 0
-    assert "taking the usual one" in capsys.readouterr().out
-    assert len(installs(calls)) == 1
+    assert "taking the usual one" in capsys.readouterr().out and len(having(calls, "--editable")) == 1
 
 
 def test_run_stays_in_the_folder_of_the_user(clone):
@@ -213,19 +207,17 @@ def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(monkeypatc
         monkeypatch.delenv(name, raising=False)
     if own:
         monkeypatch.setenv("GOMP_SPINCOUNT", own)
-    assert course.start([sys.executable, "-c", "import os, sys; sys.exit(os.environ['GOMP_SPINCOUNT'] != '20000')"],
-                        None) == expected
+    code = "import os, sys; sys.exit(os.environ['GOMP_SPINCOUNT'] != '20000')"
+    assert course.start([sys.executable, "-c", code], None) == expected
 
 
 def test_exit_status_comes_through(tmp_path):
-    assert course.start([sys.executable, "-c", "import os, sys; sys.exit(len(os.getcwd()))"], tmp_path) \
-        == len(str(tmp_path.resolve())) % 256
+    code = "import os, sys; sys.exit(len(os.getcwd()))"
+    assert course.start([sys.executable, "-c", code], tmp_path) == len(str(tmp_path.resolve())) % 256
 
 
 @pytest.mark.parametrize("words, status, text", [
-    ([], 0, "python course.py lab"),
-    (["nonsense"], 1, "no command 'nonsense'"),
-])
+    ([], 0, "python course.py lab"), (["nonsense"], 1, "no command 'nonsense'")])
 def test_command_line_from_another_folder(tmp_path, words, status, text):
     out = subprocess.run([sys.executable, str(SCRIPT), *words], cwd=tmp_path, capture_output=True, text=True)
     assert (out.returncode, text in out.stdout, out.stderr) == (status, True, "")

@@ -50,8 +50,7 @@ def round_trip(part):
 @pytest.mark.parametrize("name", PARTS)
 def test_every_part_comes_back(name):
     part = PARTS[name]()
-    again = round_trip(part)
-    assert getattr(again, "keys", ()) == getattr(part, "keys", ())
+    assert getattr(round_trip(part), "keys", ()) == getattr(part, "keys", ())
 
 
 @pytest.mark.parametrize("name", AUTOENCODERS)

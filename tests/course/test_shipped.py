@@ -1,19 +1,18 @@
 """The weights in the clone: they load without a network, reconstruct, and draw what they are told."""
 
-import json
-
 import pytest
 import torch
 
 from ldm_mini.cond import Cond
-from ldm_mini.files import data_path
+from ldm_mini.files import read_json
+from ldm_mini.hub import CONFIG, find
 from ldm_mini.latent_diffusion import LatentDiffusion
 from ldm_mini.measure.judge import Judge, SemanticReader, others
 from ldm_mini.measure.metrics import psnr
 from ldm_mini.measure.recogniser import Recogniser
 from ldm_mini.measure.scoring import score_captions
-from ldm_mini.scenes.data import EmojiScenes, collate
-from ldm_mini.scenes.scene import TINY_NOUNS, TINY_SCENES, scenes_of
+from ldm_mini.scenes.data import scene_batches
+from ldm_mini.scenes.scene import TINY_NOUNS, TINY_SCENES, SceneConfig, scenes_of
 from ldm_mini.scenes.vocabulary import NOUN_INDEX
 from ldm_mini.show.inputs import scenes_for
 from ldm_mini.tasks import sample_task
@@ -24,16 +23,13 @@ def ldm():
     return LatentDiffusion.from_pretrained("emoji-scenes")
 
 
-def test_first_stage_reconstructs(ldm):
-    config = scenes_of(json.loads(data_path("weights", "emoji-scenes", "config.json").read_text(encoding="utf-8")))
-    scenes = EmojiScenes(config, length=16, start=5_000_000)
-    images = collate([scenes[i] for i in range(16)])["image"]
-    assert psnr(ldm.decode(ldm.encode(images)).clamp(-1, 1), images).mean() > 25
+def test_first_stage_reconstructs_from_latents_of_unit_scale(ldm):
+    def images(config):
+        return next(scene_batches(config, 16, 5_000_000, batch_size=16))["image"]
 
-
-def test_latents_have_unit_scale(ldm):
-    scenes = EmojiScenes(length=16, start=5_000_000)
-    assert 0.8 < ldm.encode(collate([scenes[i] for i in range(16)])["image"]).std() < 1.25
+    x = images(scenes_of(read_json(find("emoji-scenes") / CONFIG)))
+    assert psnr(ldm.decode(ldm.encode(x)).clamp(-1, 1), x).mean() > 25
+    assert 0.8 < ldm.encode(images(SceneConfig())).std() < 1.25
 
 
 @pytest.mark.parametrize("key", ["caption", "class"])
@@ -43,9 +39,7 @@ def test_draws_what_it_is_told(ldm, key):
     prompt = {"caption": captions, "class": torch.tensor([NOUN_INDEX[noun] for noun in TINY_NOUNS])}[key]
     images = ldm.sample({key: prompt}, steps=12, guidance_scale=3.0, seed=0)
     scores = score_captions(Recogniser.load().detect(images), captions)
-    assert scores["object_recall"] > 0.5
-    if key == "caption":
-        assert scores["background_accuracy"] > 0.5
+    assert scores["object_recall"] > 0.5 and (key == "class" or scores["background_accuracy"] > 0.5)
 
 
 def test_a_negative_caption_leaves_the_class_to_be_guided(ldm):

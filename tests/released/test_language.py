@@ -164,7 +164,8 @@ def test_recipes_that_cannot_use_it_are_refused(capsys, encoder):
     assert main(["train", "autoencoder", "--recipe", "micro", "--language", "--out", "unused"]) != 0
     assert "captions" in capsys.readouterr().err and not Path("unused").exists()
     with pytest.raises(ValueError, match='in place of "text"'):
-        build.build_parts(("text", "language"), recipes.MICRO_AUTOENCODER.model, 16)
+        build.build_conditioner(replace(recipes.MICRO_DIFFUSION, parts=("text", "language")),
+                                recipes.MICRO_AUTOENCODER.model)
     recipe = replace(recipes.MICRO_DIFFUSION, parts=("language", "class"))
     assert build.cached_inputs(recipe.parts, None) == (("caption", "class"), None)
 

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,32 +99,24 @@ def test_stopped_by_the_clock_and_continued(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_ctrl_c_finishes_the_step(tmp_path):
+def test_ctrl_c_finishes_the_step(tmp_path, monkeypatch):
     recipe = replace(recipe_of("autoencoder"), loss=PLAIN)
 
-    class Logs:
-        def __init__(self, logs):
-            self.logs = logs
-
-        def __iter__(self):
-            for log in self.logs:
-                if log.step == 6:
-                    os.kill(os.getpid(), signal.SIGINT)
-                yield log
+    def interrupted(logs):
+        for log in logs:
+            if log.step == 6:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield log
 
     follow, handler = runs.follow, signal.getsignal(signal.SIGINT)
-    try:
-        runs.follow = lambda logs, *args, **options: follow(Logs(logs), *args, **options)
-        assert not train_stage("autoencoder", recipe, tmp_path / "run", **EVERY)
-    finally:
-        runs.follow = follow
+    monkeypatch.setattr(runs, "follow", lambda logs, *args, **options: follow(interrupted(logs), *args, **options))
+    assert not train_stage("autoencoder", recipe, tmp_path / "run", **EVERY)
     assert runs.latest(tmp_path / "run" / "checkpoints").name == "step-00000006.safetensors"
     assert signal.getsignal(signal.SIGINT) is handler, "the handler must be put back"
 
 
 def test_a_run_is_never_overwritten(tmp_path):
-    recipe = replace(recipe_of("autoencoder"), steps=2, loss=PLAIN)
-    out = tmp_path / "run"
+    out, recipe = tmp_path / "run", replace(recipe_of("autoencoder"), steps=2, loss=PLAIN)
     with pytest.raises(ValueError, match="no run to resume"):
         train_stage("autoencoder", recipe, out, resume=True, **EVERY)
     assert not out.exists()
@@ -133,12 +126,13 @@ def test_a_run_is_never_overwritten(tmp_path):
         train_stage("autoencoder", recipe, out, **EVERY)
     with pytest.raises(ValueError, match=r"lr was 0\.002 and is 0\.5"):
         train_stage("autoencoder", replace(recipe, lr=0.5), out, resume=True, **EVERY)
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="already holds files"):
-        train_stage("autoencoder", recipe, tmp_path / "other", **EVERY)
+        train_stage("autoencoder", recipe, other, **EVERY)
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    assert [p.name for p in (tmp_path / "other").iterdir()] == ["thesis.txt"]
+    assert [p.name for p in other.iterdir()] == ["thesis.txt"]
 
 
 def test_a_run_without_checkpoint_begins_anew(tmp_path):
@@ -151,18 +145,12 @@ def test_a_run_without_checkpoint_begins_anew(tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoints(tmp_path):
-    recipe = replace(recipe_of("autoencoder"), steps=20, loss=PLAIN)
-    out = tmp_path / "run"
+    out, recipe = tmp_path / "run", replace(recipe_of("autoencoder"), steps=20, loss=PLAIN)
     assert not train_stage("autoencoder", recipe, out, minutes=0.0, **EVERY)
     good = runs.latest(out / "checkpoints")
 
-    class Poisoned(torch.nn.Module):
-        rank, step, accelerator = 0, 1, None
-
-        def state_dict(self):
-            raise AssertionError("a broken state must not be saved")
-
-    logs = iter([Log(8, loss=torch.tensor(float("nan")), grad_norm=1.0)])
-    with pytest.raises(ValueError, match=f"became nan by step 8.*{good.name}"):
-        runs.follow(logs, Poisoned(), out, steps=20, images_per_step=1, log_every=100, sample_every=100, save_every=8)
+    # it has no state_dict: a broken state must not be saved
+    poisoned, logs = SimpleNamespace(rank=0, step=1, accelerator=None), [Log(8, loss=float("nan"), grad_norm=1.0)]
+    with pytest.raises(ValueError, match=f"loss became nan by step 8.*{good.name}"):
+        runs.follow(logs, poisoned, out, 20, 1, dict, log_every=100, sample_every=100, save_every=8)
     assert runs.latest(out / "checkpoints") == good

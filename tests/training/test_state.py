@@ -10,29 +10,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from ldm_mini import files as files_
 from ldm_mini.files import FileError, load_safetensors, read_json, save_safetensors, write_file, write_json
 from ldm_mini.hub import INDEX, WEIGHTS, load, load_weights, save, save_weights
 from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
-from ldm_mini.training.state import latest, load_training_state, rng_state, save_training_state, set_rng_state
+from ldm_mini.training.state import latest, load_training_state, save_training_state
 
 
 def same_bits(a, b) -> bool:
     """Equal in dtype, shape and every bit, NaNs and signed zeros included; through any nesting."""
+    if type(a) is not type(b):
+        return False
     if isinstance(a, torch.Tensor):
-        if not isinstance(b, torch.Tensor) or a.dtype != b.dtype or a.shape != b.shape:
-            return False
-        return torch.equal(*(v.contiguous().flatten().view(torch.uint8) for v in (a, b)))
+        return (a.dtype, a.shape) == (b.dtype, b.shape) and torch.equal(
+            *(v.contiguous().flatten().view(torch.uint8) for v in (a, b)))
     if isinstance(a, dict):
-        return type(a) is type(b) and list(a) == list(b) and all(same_bits(a[k], b[k]) for k in a)
+        return list(a) == list(b) and all(same_bits(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)):
-        return type(a) is type(b) and len(a) == len(b) and all(same_bits(x, y) for x, y in zip(a, b, strict=True))
-    return type(a) is type(b) and repr(a) == repr(b)
-
-
-# ----------------------------------------------------------------------------------------------------------- one file
+        return len(a) == len(b) and all(map(same_bits, a, b))
+    return repr(a) == repr(b)
 
 
 def test_tensors_come_back_bit_by_bit(tmp_path):
@@ -48,7 +47,6 @@ def test_tensors_come_back_bit_by_bit(tmp_path):
     assert back.keys() == tensors.keys()
     for name, value in tensors.items():
         assert same_bits(value.detach(), back[name]), name
-    from safetensors import safe_open
     with safe_open(tmp_path / "a.safetensors", "pt") as file:  # as any other library reads it
         assert file.metadata() == {"format": "pt", "note": "kept"} and same_bits(base, file.get_tensor("shared"))
 
@@ -97,9 +95,6 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
         assert read_json(path) == {"a": 1} and os.listdir(tmp_path) == ["config.json"]
 
 
-# --------------------------------------------------------------------------------------------- death at every moment
-
-
 def dies_at(moment: int, action) -> bool:
     """Run `action` in a child that is killed (SIGKILL) at its `moment`-th call to the file system; was it killed?"""
     child = os.fork()
@@ -125,12 +120,13 @@ def dies_at(moment: int, action) -> bool:
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-quiet = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def forks(test):
+    """A test that needs os.fork, which warns that there are threads."""
+    quiet = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+    return quiet(pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")(test))
 
 
-@needs_fork
-@quiet
+@forks
 def test_kill_9_during_a_write_leaves_the_old_or_the_new_file(tmp_path):
     path, seen = tmp_path / "f", set()
     write_file(path, b"old" * 1000)
@@ -145,8 +141,7 @@ def test_kill_9_during_a_write_leaves_the_old_or_the_new_file(tmp_path):
     assert {(True, b"old"), (False, b"new")} <= seen
 
 
-@needs_fork
-@quiet
+@forks
 def test_kill_9_during_a_checkpoint_leaves_a_complete_one(tmp_path):
     """Steps 1 and 2 are on disk; 3 is being written, with keep=2. Whenever it dies, the newest is 2 or 3, and whole."""
     def state(step):
@@ -168,15 +163,6 @@ def test_kill_9_during_a_checkpoint_leaves_a_complete_one(tmp_path):
         if not killed:
             break
     assert (True, 2) in outcomes and (True, 3) in outcomes and outcomes[-1] == (False, 3) and len(outcomes) >= 8
-
-
-# ------------------------------------------------------------------------------------------------- weights of a model
-
-
-def test_small_weights_are_one_file(tmp_path):
-    tensors = {"a": torch.randn(3), "b": torch.randn(2, 2)}
-    assert save_weights(tmp_path, tensors) == [WEIGHTS] == os.listdir(tmp_path)
-    assert same_bits(dict(sorted(load_weights(tmp_path).items())), dict(sorted(tensors.items())))
 
 
 def test_large_weights_are_shards_with_an_index(tmp_path):
@@ -207,8 +193,9 @@ def test_hugging_face_reads_the_shards(tmp_path):
 def test_saving_again_leaves_no_file_of_the_last_time(tmp_path):
     (tmp_path / "README.md").write_text("stays")
     tensors = {f"{i}": torch.randn(1000) for i in range(4)}
-    for limit in (5000, 10**6, 9000):
+    for limit, number in ((5000, 4), (10**6, 1), (9000, 2)):
         files = save_weights(tmp_path, tensors, shard_bytes=limit)
+        assert (files == [WEIGHTS]) if number == 1 else len(files) == number + 1        # and the index
         assert sorted(os.listdir(tmp_path)) == sorted([*files, "README.md"])
         assert same_bits(dict(sorted(load_weights(tmp_path).items())), tensors)
 
@@ -228,14 +215,13 @@ def test_weights_of_another_model_are_refused(tmp_path):
     save(tmp_path, bottleneck)
     assert same_bits(load(tmp_path, "VQBottleneck").state_dict(), bottleneck.state_dict())
     weights = load_weights(tmp_path)
-    for change, words in (({"old": torch.zeros(1)}, 'another model.*Unexpected.*"old"'),
-                          ({"quantizer.idle": torch.zeros(5)}, r"another model.*size mismatch for quantizer.idle")):
-        save_weights(tmp_path, weights | change)
-        with pytest.raises(FileError, match=f"(?s){words}"):
+    fewer = {name: v for name, v in weights.items() if name != "quantizer.usage"}
+    for changed, words in ((weights | {"old": torch.zeros(1)}, 'Unexpected.*"old"'),
+                           (weights | {"quantizer.idle": torch.zeros(5)}, "size mismatch for quantizer.idle"),
+                           (fewer, 'Missing.*"quantizer.usage"')):
+        save_weights(tmp_path, changed)
+        with pytest.raises(FileError, match=f"(?s)another model.*{words}"):
             load(tmp_path, "VQBottleneck")
-    save_weights(tmp_path, {name: v for name, v in weights.items() if name != "quantizer.usage"})
-    with pytest.raises(FileError, match='(?s)another model.*Missing.*"quantizer.usage"'):
-        load(tmp_path, "VQBottleneck")
 
 
 def test_a_missing_shard_is_named(tmp_path):
@@ -245,13 +231,8 @@ def test_a_missing_shard_is_named(tmp_path):
         load_weights(tmp_path)
 
 
-# ----------------------------------------------------------------------------------------------------- training state
-
-
-OPTIMIZERS = {"adamw": lambda p: torch.optim.AdamW(p, lr=0.02, betas=(0.5, 0.9)),
-              "amsgrad": lambda p: torch.optim.AdamW(p, lr=0.02, amsgrad=True),
-              "momentum": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, nesterov=True),
-              "plain": lambda p: torch.optim.SGD(p, lr=0.02)}
+OPTIMIZERS = {"adamw": lambda p: torch.optim.AdamW(p, lr=0.02, betas=(0.5, 0.9), amsgrad=True),
+              "momentum": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, nesterov=True)}
 
 
 def train(model, optimizer, steps):
@@ -281,6 +262,8 @@ def test_training_goes_on_bit_by_bit(tmp_path, make):
     step, state = load_training_state(latest(tmp_path))
     again.load_state_dict(state["model"])
     its.load_state_dict(state["optimizer"])
+    # plain tensors under their names, nothing pickled
+    assert {"model.0.weight", "rng.torch"} <= load_safetensors(latest(tmp_path)).keys()
     assert step == 5 and same_bits(saved, state["model"]) and str(state["optimizer"]["param_groups"]) == groups
     train(again, its, 5)
     assert same_bits(dict(model.state_dict()), dict(again.state_dict()))
@@ -294,11 +277,10 @@ def test_any_nesting_survives(tmp_path):
     assert same_bits(load_training_state(latest(tmp_path))[1], state)
 
 
-def test_what_json_cannot_hold_is_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match=r"a.x.1 is a function"):
-        save_training_state(tmp_path, 0, {"a": {"x": [1, lambda: 0]}})
-    with pytest.raises(ValueError, match=r"a is a ndarray"):
-        save_training_state(tmp_path, 0, {"a": np.zeros(2)})
+def test_what_json_cannot_hold_is_refused(tmp_path):
+    for value in (lambda: 0, np.zeros(2)):
+        with pytest.raises(TypeError, match="JSON"):
+            save_training_state(tmp_path, 0, {"a": {"x": [1, value]}})
     assert latest(tmp_path) is None
 
 
@@ -313,19 +295,14 @@ def test_random_numbers_go_on(tmp_path):
     expected = [draws() for _ in range(3)]
     load_training_state(latest(tmp_path))
     assert [draws() for _ in range(3)] == expected
-    before = rng_state()
-    _, state = load_training_state(latest(tmp_path), restore_rng=False)
-    assert same_bits(before, rng_state()), "restore_rng=False must leave the generators alone"
-    set_rng_state(state["rng"])
-    assert draws() == expected[0]
 
 
 def test_only_the_newest_are_kept(tmp_path):
     for step in (1, 5, 20, 100):
-        assert save_training_state(tmp_path, step, {"a": step}, keep=3).name == f"step-{step:08}.safetensors"
-    assert sorted(os.listdir(tmp_path)) == [f"step-{step:08}.safetensors" for step in (5, 20, 100)]
-    save_training_state(tmp_path, 100, {"a": "again"}, keep=3)
-    assert load_training_state(latest(tmp_path))[1] == {"a": "again"} and len(os.listdir(tmp_path)) == 3
+        assert save_training_state(tmp_path, step, {"a": step}).name == f"step-{step:08}.safetensors"
+    assert sorted(os.listdir(tmp_path)) == [f"step-{step:08}.safetensors" for step in (20, 100)]
+    save_training_state(tmp_path, 100, {"a": "again"})
+    assert load_training_state(latest(tmp_path))[1] == {"a": "again"} and len(os.listdir(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("damage", [
@@ -336,9 +313,8 @@ def test_latest_passes_over_what_is_incomplete(tmp_path, damage):
     for step in (1, 2):
         save_training_state(tmp_path, step, {"model": {"w": torch.full((3,), float(step))}})
     damage(tmp_path / "step-00000002.safetensors")
-    step, state = load_training_state(latest(tmp_path))
-    assert step == 1 and state["model"]["w"].tolist() == [1, 1, 1]
-    save_training_state(tmp_path, 3, {"model": {"w": torch.zeros(3)}}, keep=2)
+    assert load_training_state(latest(tmp_path))[1]["model"]["w"].tolist() == [1, 1, 1]
+    save_training_state(tmp_path, 3, {"model": {"w": torch.zeros(3)}})
     assert load_training_state(latest(tmp_path))[0] == 3
 
 
@@ -346,9 +322,3 @@ def test_nothing_to_find(tmp_path):
     assert latest(tmp_path) is None and latest(tmp_path / "never") is None
     with pytest.raises(FileError, match="does not exist"):
         load_training_state(tmp_path / "step-00000001.safetensors")
-
-
-def test_nothing_is_pickled(tmp_path):
-    path = save_training_state(tmp_path, 1, {"model": nn.Linear(2, 2).state_dict(), "step": 1})
-    assert os.listdir(tmp_path) == [path.name] == ["step-00000001.safetensors"]
-    assert {"model.weight", "model.bias", "rng.torch"} <= load_safetensors(path).keys()
