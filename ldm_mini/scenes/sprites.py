@@ -73,7 +73,7 @@ def _pixels(sprite: Image.Image) -> tuple:
 
 @lru_cache(maxsize=256)
 def main_color(style: str, noun: str) -> tuple:
-    """(hue, mean saturation, mean value, covered part) of a sprite's dominant hue, the one recolouring moves."""
+    """(hue, mean saturation, mean value) of a sprite's dominant hue, the one recolouring moves."""
     rgb, alpha = _pixels(noun_sprite(style, noun))
     hue, saturation, value = _hue_saturation_value(rgb[alpha > 127])
     weight = np.rint(saturation * value * 256).astype(np.int64)
@@ -84,9 +84,9 @@ def main_color(style: str, noun: str) -> tuple:
     around = counts[(peak + near) % 90]
     main = (peak + (around * near).sum() / around.sum()) * 4 + 2
     own = (np.abs(_turn(hue, main)) < 32) & (saturation > .15)
-    total = int(own.sum())
-    mean = [int(np.rint(part[own] * 4096).sum()) / 4096 / total for part in (saturation, value)]  # integer sums: exact
-    return float(main % 360), mean[0], mean[1], total / own.size
+    # integer sums: exact
+    means = (int(np.rint(part[own] * 4096).sum()) / 4096 / int(own.sum()) for part in (saturation, value))
+    return float(main % 360), *means
 
 
 def _shift_mean(part, mean, target):
@@ -99,7 +99,7 @@ def recolor(sprite: Image.Image, source: tuple, color: str) -> Image.Image:
     """Move a sprite's main hue (`source`, from `main_color`), its mean saturation and value to a colour of HSV."""
     rgb, alpha = _pixels(sprite)
     hue, saturation, value = _hue_saturation_value(rgb)
-    main, mean_saturation, mean_value, _ = source
+    main, mean_saturation, mean_value = source
     target_hue, target_saturation, target_value = HSV[color]
     away = _turn(hue, main)
     belongs = np.clip((46 - np.abs(away)) / 12, 0, 1) * np.clip((saturation - .06) / .12, 0, 1)
