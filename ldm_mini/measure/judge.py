@@ -58,8 +58,10 @@ class Judge:
     def score(self, task: str, pictures: Tensor, batch: dict) -> dict:
         """pictures (B,3,H,W) for the task's inputs in a batch of scenes -> {measure: mean over pictures}."""
         found = self.recogniser.detect(pictures)
-        if task in ("text", "class"):
-            return score_captions(found, wanted_captions(task, batch))
+        if task == "text":
+            return score_captions(found, batch["caption"])
+        if task == "class":  # what the class would be called, "" for none
+            return score_captions(found, [f"a {NOUNS[k]}" if k >= 0 else "" for k in batch["class"].tolist()])
         if task not in SCENE_SCORES:
             return {}
         scene = score_scenes(found, batch)
@@ -84,13 +86,6 @@ class Judge:
     @torch.no_grad()
     def _distance(self, a: Tensor, b: Tensor) -> float:
         return _mean(torch.cat([self.perceptual(x, y) for x, y in zip(a.split(32), b.split(32))]))
-
-
-def wanted_captions(task: str, batch: dict) -> list[str]:
-    """The captions of a batch of scenes; for "class", what its classes would be called, "" for none."""
-    if task == "text":
-        return batch["caption"]
-    return [f"a {NOUNS[k]}" if k >= 0 else "" for k in batch["class"].tolist()]
 
 
 def baseline(task: str, batch: dict) -> tuple[str, Tensor] | None:
@@ -138,14 +133,14 @@ class SemanticReader:
     def __init__(self, recogniser: Recogniser):
         self.recogniser = recogniser
 
-    def fit(self, batches, steps: int = 300, seed: int = 0) -> "SemanticReader":
+    def fit(self, batches, steps: int = 300) -> "SemanticReader":
         """Learn from batches of real scenes, deterministically."""
         # every cell of every scene is an example: its features, and its stuff or "some thing"
         x, y = [], []
         for batch in batches:
             x.append(self._features(batch["image"]).movedim(1, -1).flatten(0, 2))
             y.append(cells_of(batch["semantic"]).flatten().clamp(max=THING).to(x[-1].device))
-        x, y, draws = torch.cat(x), torch.cat(y), torch.Generator().manual_seed(seed)
+        x, y, draws = torch.cat(x), torch.cat(y), torch.Generator().manual_seed(0)
         self.mean, self.std = x.mean(0), x.std(0) + 1e-6
         self.weight = torch.zeros(THING + 1, x.shape[1] + 1, device=x.device, requires_grad=True)
         optimizer = torch.optim.Adam([self.weight], lr=1e-2)
@@ -158,9 +153,8 @@ class SemanticReader:
         self.weight.requires_grad_(False)
         return self
 
-    def read(self, pictures: Tensor, found: list[dict] | None = None) -> Tensor:
-        """pictures (B,3,H,W) -> (B,16,16) classes, len(SEMANTIC) where there is a thing without a name."""
-        found = self.recogniser.detect(pictures) if found is None else found
+    def read(self, pictures: Tensor, found: list[dict]) -> Tensor:
+        """pictures (B,3,H,W), with what `detect` found -> (B,16,16) classes, UNKNOWN for a thing without a name."""
         logits = torch.cat([self._logits(self._features(p).movedim(1, -1)) for p in pictures.split(64)])
         classes = logits.argmax(-1)
         # a cell of some thing gets the name of the nearest thing that was found
@@ -173,12 +167,9 @@ class SemanticReader:
     @torch.no_grad()
     def _features(self, images: Tensor) -> Tensor:
         """(B,3,H,W) -> (B,C,16,16)"""
-        net, side = self.recogniser, self.recogniser.config.image_size
-        x = images.to(net.cells.weight)
-        if x.shape[-1] != side:
-            x = F.interpolate(x, size=(side, side), mode="bilinear", antialias=True)
-        fine = net.fine(x)
-        coarse = F.interpolate(net.coarse(fine), size=fine.shape[-2:], mode="bilinear")
+        x = self.recogniser.resized(images)
+        fine = self.recogniser.fine(x)
+        coarse = F.interpolate(self.recogniser.coarse(fine), size=fine.shape[-2:], mode="bilinear")
         return torch.cat([fine, coarse, F.adaptive_avg_pool2d(x, fine.shape[-2:])], dim=1)
 
 

@@ -117,7 +117,6 @@ def test_consistency_and_masked_l1():
 
 @pytest.mark.parametrize("call, message", [
     (lambda: metrics.psnr(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9)), "shapes differ"),
-    (lambda: metrics.ssim(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)), "smaller odd"),
     (lambda: metrics.frechet_distance(torch.zeros(5), torch.zeros(5)), r"\(N, D\)"),
 ])
 def test_bad_input_says_what_to_do(call, message):

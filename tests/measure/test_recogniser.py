@@ -79,7 +79,7 @@ def test_detect_resizes_and_keeps_the_mode(trained):
     batch = drawn(4, seed=2)
     trained.train()
     large = torch.nn.functional.interpolate(batch["image"], scale_factor=2, mode="nearest")
-    small_found, large_found = trained.detect(batch["image"], batch_size=3), trained.detect(large)
+    small_found, large_found = trained.detect(batch["image"]), trained.detect(large)
     assert trained.training
     for a, b in zip(small_found, large_found):
         assert [o["noun"] for o in a["objects"]] == [o["noun"] for o in b["objects"]]
@@ -176,13 +176,9 @@ def test_distortions_known_answers():
     assert (distortions.coarse_cosines(x, 1.0) - x).abs().mean() > 0.1
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: RecogniserConfig(image_size=60), "divisible by 8"),
-    (lambda: Recogniser(SMALL).detect(torch.zeros(3, 32, 32)), r"\(B, 3, H, W\)"),
-])
-def test_bad_input_says_what_to_do(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+def test_bad_input_says_what_to_do():
+    with pytest.raises(ValueError, match=r"\(B, 3, H, W\)"):
+        Recogniser(SMALL).detect(torch.zeros(3, 32, 32))
 
 
 @pytest.fixture(scope="module")
