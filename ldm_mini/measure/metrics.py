@@ -43,31 +43,25 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     return index.view(len(x), -1).mean(1)
 
 
-def gaussian_frechet(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> Tensor:
-    """Squared Frechet distance of two Gaussians, float64 and >= 0: |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)).
+def frechet_distance(features_a: Tensor, features_b: Tensor) -> Tensor:
+    """Squared Frechet distance of the Gaussians of two sets of features (N, D) and (M, D), as FID; 0 is equal.
 
-    The trace of the root is the nuclear norm of C_a^(1/2) C_b^(1/2): two symmetric eigenproblems and singular values,
-    real by construction, where the textbook `sqrtm(C_a @ C_b)` turns complex for the singular C of a small sample.
+    |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of their means and covariances. Biased upwards for few samples:
+    always state N, and report the distance between two sets of real data as floor.
     """
     def root(cov):
         values, vectors = torch.linalg.eigh(cov)
         return vectors * values.clamp_min(0).sqrt() @ vectors.mT
 
-    mean_a, cov_a, mean_b, cov_b = (v.double() for v in (mean_a, cov_a, mean_b, cov_b))
-    cross = torch.linalg.svdvals(root(cov_a) @ root(cov_b)).sum()
-    return ((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).clamp_min(0)
-
-
-def frechet_distance(features_a: Tensor, features_b: Tensor) -> Tensor:
-    """Frechet distance of two sets of features (N, D) and (M, D), in squared feature units; 0 is equal (FID's formula).
-
-    Biased upwards for few samples: always state N, and report the distance between two sets of real data as floor.
-    """
     for features in (features_a, features_b):
         if features.ndim != 2 or len(features) < 2:
             raise ValueError(f"features (N, D) with N >= 2 are needed, got shape {tuple(features.shape)}.")
     a, b = features_a.double(), features_b.double()
-    return gaussian_frechet(a.mean(0), a.mT.cov(), b.mean(0), b.mT.cov())
+    cov_a, cov_b = a.mT.cov(), b.mT.cov()
+    # the trace of the root is the nuclear norm of C_a^(1/2) C_b^(1/2): real by construction, where the textbook
+    # `sqrtm(C_a @ C_b)` turns complex for the singular C of a small sample
+    cross = torch.linalg.svdvals(root(cov_a) @ root(cov_b)).sum()
+    return ((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).clamp_min(0)
 
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> dict:
