@@ -8,6 +8,8 @@
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +26,9 @@ from . import metrics
 from .recogniser import Recogniser
 from .scoring import score_captions, score_scenes
 
-SCENE_SCORES = {
-    "layout": ("object_recall", "object_precision", "count_accuracy", "box_iou"),
-    "semantic": ("object_recall", "object_precision", "box_iou"),
-    "superres": ("object_recall", "color_accuracy", "background_accuracy"),
-    "inpaint": ("object_recall", "color_accuracy", "background_accuracy"),
-}
+SCENE_SCORES = {"layout": ("object_recall", "object_precision", "count_accuracy", "box_iou"),
+                "semantic": ("object_recall", "object_precision", "box_iou"),
+                **dict.fromkeys(("superres", "inpaint"), ("object_recall", "color_accuracy", "background_accuracy"))}
 THING = len(STUFF)                                              # of the reader's classes: some object or other
 UNKNOWN = len(SEMANTIC)                                         # a thing that the recogniser cannot name
 READ = 1024                                                     # real scenes that the reader of maps learns from
@@ -37,22 +36,23 @@ REAL = 1_000_000                                                # their seeds be
 CELLS = 16                                                      # of the recogniser's heat map: stride 4 at 64 pixels
 
 
+@dataclass
 class Judge:
     """Scores pictures of a task. perceptual: the distance to use; reader: for "semantic" only."""
 
-    def __init__(self, recogniser: Recogniser, perceptual=None, reader: "SemanticReader | None" = None):
-        self.recogniser, self.perceptual, self.reader = recogniser, perceptual, reader
+    recogniser: Recogniser
+    perceptual: Callable | None = None
+    reader: "SemanticReader | None" = None
 
     @classmethod
     def of_scenes(cls, config: SceneConfig, tasks=tuple(TASKS), device="cpu", recogniser=None) -> "Judge":
         """A judge who has all that these tasks need, its reader fitted to training scenes of `config`."""
-        recogniser = (Recogniser.load() if recogniser is None else recogniser).to(device)
-        judge = cls(recogniser)
+        judge = cls((recogniser or Recogniser.load()).to(device))
         if {"superres", "inpaint"} & set(tasks):
             judge.perceptual = PerceptualLoss().to(device)
         if "semantic" in tasks:
             real = scene_batches(scenes_to_test(config, "semantic", "train"), READ, REAL)
-            judge.reader = SemanticReader(recogniser).fit(real)
+            judge.reader = SemanticReader(judge.recogniser).fit(real)
         return judge
 
     def score(self, task: str, pictures: Tensor, batch: dict) -> dict:
@@ -77,9 +77,8 @@ class Judge:
                     "consistency": _mean(metrics.low_resolution_consistency(pictures, batch["lowres"].to(pictures)))}
         if task == "inpaint":
             mask = batch["mask"].to(pictures)
-            outside = ((pictures - truth).abs() * (1 - mask)).max().item()
-            inside = metrics.masked_l1(pictures, truth, mask)
-            return {"outside_max": outside, "inside_l1": _mean(inside[mask.flatten(1).any(1)]),
+            inside = metrics.masked_l1(pictures, truth, mask)[mask.flatten(1).any(1)]
+            return {"outside_max": ((pictures - truth).abs() * (1 - mask)).max().item(), "inside_l1": _mean(inside),
                     "perceptual": self._distance(pictures, truth)}
         return {}
 
@@ -91,8 +90,8 @@ class Judge:
 def baseline(task: str, batch: dict) -> tuple[str, Tensor] | None:
     """What needs no model: (its name, pictures (B,3,H,W)); None where there is no such thing."""
     if task == "superres":
-        size = batch["image"].shape[-2:]
-        return "the input, enlarged (bicubic)", F.interpolate(batch["lowres"], size, mode="bicubic").clamp(-1, 1)
+        large = F.interpolate(batch["lowres"], batch["image"].shape[-2:], mode="bicubic")
+        return "the input, enlarged (bicubic)", large.clamp(-1, 1)
     if task == "inpaint":
         known = 1 - batch["mask"]
         color = (batch["image"] * known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True).clamp(min=1)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..files import FileError, data_path, load_safetensors, save_safetensors
+from ..files import data_path, load_safetensors, save_safetensors
 from ..hub import build
 
 
@@ -116,14 +116,12 @@ class Recogniser(nn.Module):
 
     @classmethod
     def load(cls, path=None) -> "Recogniser":
-        """Read one, in eval mode; without a path the shipped one. FileError for a damaged or foreign file."""
+        """Read one, in eval mode; without a path the shipped one. FileError for a damaged file."""
         path = data_path("weights", "recogniser.safetensors") if path is None else path
         tensors = load_safetensors(path)
         with safe_open(path, "pt") as file:
-            config = (file.metadata() or {}).get("config")
-        if config is None:
-            raise FileError(f"{path} holds no recogniser: it has no config. Write it with Recogniser.save.")
-        net = cls(RecogniserConfig(**build(json.loads(config))))
+            config = json.loads(file.metadata()["config"])
+        net = cls(RecogniserConfig(**build(config)))
         net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
         return net.eval()
 

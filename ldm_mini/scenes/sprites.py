@@ -124,8 +124,14 @@ def _times(a, b):
     return (product + (product >> 8)) >> 8
 
 
-def make_stamp(sprite: Image.Image, flip: bool, canvas: int) -> Stamp:
-    """RGBA sprite -> Stamp with a soft shadow that fits a canvas of this many pixels."""
+@lru_cache(maxsize=CACHED_STAMPS)
+def noun_stamp(style: str, noun: str, color, longest: int, flip: bool, canvas: int) -> Stamp:
+    """Stamp of a noun, in a colour of HSV or as drawn (None), its longest side `longest` pixels.
+
+    It has a soft shadow that fits a canvas of this many pixels.
+    """
+    sprite = _resize(noun_sprite(style, noun), longest)
+    sprite = recolor(sprite, main_color(style, noun), color) if color else sprite
     sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else sprite
     pad = max(2, canvas // 24)
     padded = Image.new("RGBA", (sprite.width + 2 * pad, sprite.height + 2 * pad))
@@ -139,13 +145,6 @@ def make_stamp(sprite: Image.Image, flip: bool, canvas: int) -> Stamp:
     rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
     box = tuple(int(v) for v in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
     return Stamp(_times(pixels[..., :3], alpha), _times(255 - alpha, 255 - shadow[..., None]), solid, box)
-
-
-@lru_cache(maxsize=CACHED_STAMPS)
-def noun_stamp(style: str, noun: str, color, longest: int, flip: bool, canvas: int) -> Stamp:
-    """Stamp of a noun, in a colour of HSV or as drawn (None), its longest side `longest` pixels."""
-    sprite = _resize(noun_sprite(style, noun), longest)
-    return make_stamp(recolor(sprite, main_color(style, noun), color) if color else sprite, flip, canvas)
 
 
 def put(picture: np.ndarray, stamp: Stamp, x: int, y: int) -> tuple:

@@ -5,7 +5,6 @@ import torch
 
 from ldm_mini.distortions import gaussian_blur
 from ldm_mini.measure import judge as measures
-from ldm_mini.measure.recogniser import Recogniser
 from ldm_mini.perceptual import PerceptualLoss
 from ldm_mini.scenes.data import scene_batches
 from ldm_mini.scenes.scene import CENTRED_SCENES
@@ -16,8 +15,7 @@ def scenes(n, start=0):
 
 
 @pytest.fixture(scope="module")
-def judge():
-    recogniser = Recogniser.load()
+def judge(recogniser):
     reader = measures.SemanticReader(recogniser).fit([scenes(256, 10_000)], steps=150)
     return measures.Judge(recogniser, PerceptualLoss("efficientnet"), reader)
 
