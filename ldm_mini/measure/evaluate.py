@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import hub
+from .. import files, hub
 from ..concat_conditioners import damage
 from ..latent_diffusion import LatentDiffusion
 from ..perceptual import PerceptualLoss
@@ -123,7 +123,7 @@ def run_evaluate(model: str = "emoji-scenes", task: str | None = None, *, num: i
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     folder = hub.find(model)
-    stored = json.loads((folder / hub.CONFIG).read_text(encoding="utf-8"))
+    stored = files.read_json(folder / hub.CONFIG)
     config, report = scenes_of(stored), {"model": str(model), "device": device}
     if stored.get("class") == "autoencoder.Autoencoder":
         autoencoder = hub.load_autoencoder(folder, device=device)
@@ -172,11 +172,14 @@ def markdown(report: dict) -> str:
 
 def _table(scores: dict, rows: dict, names: list[str]) -> list[str]:
     """Lines of a table with a row for each of `rows` that has scores; none if nothing was scored."""
+    def number(value) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
     if not names:
         return []
     return ["| pictures | " + " | ".join(n.removesuffix("_accuracy").replace("_", " ") for n in names) + " |",
             "|---" * (len(names) + 1) + "|",
-            *(f"| {row} | " + " | ".join(_number(scores[key].get(name)) for name in names) + " |"
+            *(f"| {row} | " + " | ".join(number(scores[key].get(name)) for name in names) + " |"
               for key, row in rows.items() if key in scores), ""]
 
 
@@ -187,10 +190,6 @@ def _tasks(ldm, task: str | None) -> list[str]:
         return can if task else ["text"] if "text" in can else can[:1]
     check_possible(ldm, task)
     return [task]
-
-
-def _number(value) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def _possible(config: SceneConfig) -> bool:
@@ -204,12 +203,7 @@ def _possible(config: SceneConfig) -> bool:
 def _frechet_features(device):
     """images (B,3,H,W) -> (B,112): always the shipped network, so that numbers compare across machines."""
     net = PerceptualLoss("efficientnet").to(device)
-
-    @torch.inference_mode()
-    def features(images: Tensor) -> Tensor:
-        return net.features(images.to(device)).cpu()
-
-    return features
+    return torch.inference_mode()(lambda images: net.features(images.to(device)).cpu())
 
 
 def _features_of(look, config: SceneConfig, n: int, start: int) -> Tensor:

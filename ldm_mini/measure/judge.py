@@ -8,6 +8,8 @@
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +26,9 @@ from . import metrics
 from .recogniser import Recogniser
 from .scoring import score_captions, score_scenes
 
-SCENE_SCORES = {
-    "layout": ("object_recall", "object_precision", "count_accuracy", "box_iou"),
-    "semantic": ("object_recall", "object_precision", "box_iou"),
-    "superres": ("object_recall", "color_accuracy", "background_accuracy"),
-    "inpaint": ("object_recall", "color_accuracy", "background_accuracy"),
-}
+SCENE_SCORES = {"layout": ("object_recall", "object_precision", "count_accuracy", "box_iou"),
+                "semantic": ("object_recall", "object_precision", "box_iou"),
+                **dict.fromkeys(("superres", "inpaint"), ("object_recall", "color_accuracy", "background_accuracy"))}
 THING = len(STUFF)                                              # of the reader's classes: some object or other
 UNKNOWN = len(SEMANTIC)                                         # a thing that the recogniser cannot name
 READ = 1024                                                     # real scenes that the reader of maps learns from
@@ -37,29 +36,32 @@ REAL = 1_000_000                                                # their seeds be
 CELLS = 16                                                      # of the recogniser's heat map: stride 4 at 64 pixels
 
 
+@dataclass
 class Judge:
     """Scores pictures of a task. perceptual: the distance to use; reader: for "semantic" only."""
 
-    def __init__(self, recogniser: Recogniser, perceptual=None, reader: "SemanticReader | None" = None):
-        self.recogniser, self.perceptual, self.reader = recogniser, perceptual, reader
+    recogniser: Recogniser
+    perceptual: Callable | None = None
+    reader: "SemanticReader | None" = None
 
     @classmethod
     def of_scenes(cls, config: SceneConfig, tasks=tuple(TASKS), device="cpu", recogniser=None) -> "Judge":
         """A judge who has all that these tasks need, its reader fitted to training scenes of `config`."""
-        recogniser = (Recogniser.load() if recogniser is None else recogniser).to(device)
-        judge = cls(recogniser)
+        judge = cls((recogniser or Recogniser.load()).to(device))
         if {"superres", "inpaint"} & set(tasks):
             judge.perceptual = PerceptualLoss().to(device)
         if "semantic" in tasks:
             real = scene_batches(scenes_to_test(config, "semantic", "train"), READ, REAL)
-            judge.reader = SemanticReader(recogniser).fit(real)
+            judge.reader = SemanticReader(judge.recogniser).fit(real)
         return judge
 
     def score(self, task: str, pictures: Tensor, batch: dict) -> dict:
         """pictures (B,3,H,W) for the task's inputs in a batch of scenes -> {measure: mean over pictures}."""
         found = self.recogniser.detect(pictures)
-        if task in ("text", "class"):
-            return score_captions(found, wanted_captions(task, batch))
+        if task == "text":
+            return score_captions(found, batch["caption"])
+        if task == "class":  # what the class would be called, "" for none
+            return score_captions(found, [f"a {NOUNS[k]}" if k >= 0 else "" for k in batch["class"].tolist()])
         if task not in SCENE_SCORES:
             return {}
         scene = score_scenes(found, batch)
@@ -75,9 +77,8 @@ class Judge:
                     "consistency": _mean(metrics.low_resolution_consistency(pictures, batch["lowres"].to(pictures)))}
         if task == "inpaint":
             mask = batch["mask"].to(pictures)
-            outside = ((pictures - truth).abs() * (1 - mask)).max().item()
-            inside = metrics.masked_l1(pictures, truth, mask)
-            return {"outside_max": outside, "inside_l1": _mean(inside[mask.flatten(1).any(1)]),
+            inside = metrics.masked_l1(pictures, truth, mask)[mask.flatten(1).any(1)]
+            return {"outside_max": ((pictures - truth).abs() * (1 - mask)).max().item(), "inside_l1": _mean(inside),
                     "perceptual": self._distance(pictures, truth)}
         return {}
 
@@ -86,18 +87,11 @@ class Judge:
         return _mean(torch.cat([self.perceptual(x, y) for x, y in zip(a.split(32), b.split(32))]))
 
 
-def wanted_captions(task: str, batch: dict) -> list[str]:
-    """The captions of a batch of scenes; for "class", what its classes would be called, "" for none."""
-    if task == "text":
-        return batch["caption"]
-    return [f"a {NOUNS[k]}" if k >= 0 else "" for k in batch["class"].tolist()]
-
-
 def baseline(task: str, batch: dict) -> tuple[str, Tensor] | None:
     """What needs no model: (its name, pictures (B,3,H,W)); None where there is no such thing."""
     if task == "superres":
-        size = batch["image"].shape[-2:]
-        return "the input, enlarged (bicubic)", F.interpolate(batch["lowres"], size, mode="bicubic").clamp(-1, 1)
+        large = F.interpolate(batch["lowres"], batch["image"].shape[-2:], mode="bicubic")
+        return "the input, enlarged (bicubic)", large.clamp(-1, 1)
     if task == "inpaint":
         known = 1 - batch["mask"]
         color = (batch["image"] * known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True).clamp(min=1)
@@ -138,14 +132,14 @@ class SemanticReader:
     def __init__(self, recogniser: Recogniser):
         self.recogniser = recogniser
 
-    def fit(self, batches, steps: int = 300, seed: int = 0) -> "SemanticReader":
+    def fit(self, batches, steps: int = 300) -> "SemanticReader":
         """Learn from batches of real scenes, deterministically."""
         # every cell of every scene is an example: its features, and its stuff or "some thing"
         x, y = [], []
         for batch in batches:
             x.append(self._features(batch["image"]).movedim(1, -1).flatten(0, 2))
             y.append(cells_of(batch["semantic"]).flatten().clamp(max=THING).to(x[-1].device))
-        x, y, draws = torch.cat(x), torch.cat(y), torch.Generator().manual_seed(seed)
+        x, y, draws = torch.cat(x), torch.cat(y), torch.Generator().manual_seed(0)
         self.mean, self.std = x.mean(0), x.std(0) + 1e-6
         self.weight = torch.zeros(THING + 1, x.shape[1] + 1, device=x.device, requires_grad=True)
         optimizer = torch.optim.Adam([self.weight], lr=1e-2)
@@ -158,9 +152,8 @@ class SemanticReader:
         self.weight.requires_grad_(False)
         return self
 
-    def read(self, pictures: Tensor, found: list[dict] | None = None) -> Tensor:
-        """pictures (B,3,H,W) -> (B,16,16) classes, len(SEMANTIC) where there is a thing without a name."""
-        found = self.recogniser.detect(pictures) if found is None else found
+    def read(self, pictures: Tensor, found: list[dict]) -> Tensor:
+        """pictures (B,3,H,W), with what `detect` found -> (B,16,16) classes, UNKNOWN for a thing without a name."""
         logits = torch.cat([self._logits(self._features(p).movedim(1, -1)) for p in pictures.split(64)])
         classes = logits.argmax(-1)
         # a cell of some thing gets the name of the nearest thing that was found
@@ -173,12 +166,9 @@ class SemanticReader:
     @torch.no_grad()
     def _features(self, images: Tensor) -> Tensor:
         """(B,3,H,W) -> (B,C,16,16)"""
-        net, side = self.recogniser, self.recogniser.config.image_size
-        x = images.to(net.cells.weight)
-        if x.shape[-1] != side:
-            x = F.interpolate(x, size=(side, side), mode="bilinear", antialias=True)
-        fine = net.fine(x)
-        coarse = F.interpolate(net.coarse(fine), size=fine.shape[-2:], mode="bilinear")
+        x = self.recogniser.resized(images)
+        fine = self.recogniser.fine(x)
+        coarse = F.interpolate(self.recogniser.coarse(fine), size=fine.shape[-2:], mode="bilinear")
         return torch.cat([fine, coarse, F.adaptive_avg_pool2d(x, fine.shape[-2:])], dim=1)
 
 

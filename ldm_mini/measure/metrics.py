@@ -10,33 +10,29 @@ def _same_shape(a: Tensor, b: Tensor) -> None:
         raise ValueError(f"shapes differ, {tuple(a.shape)} and {tuple(b.shape)}; compare image with image.")
 
 
-def psnr(x: Tensor, y: Tensor, data_range: float = 2.0) -> Tensor:
-    """Peak signal-to-noise ratio (B,) in dB of images (B, C, H, W); higher is better, inf if equal.
+def psnr(x: Tensor, y: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio (B,) in dB of images (B, C, H, W) in [-1, 1]; higher is better, inf if equal.
 
-    `data_range` is the width of the value range: 2 for images in [-1, 1]. Papers average the dB over images.
+    Papers average the dB over images.
     """
     _same_shape(x, y)
     mse = (x.double() - y.double()).square().flatten(1).mean(1)
-    return 10 * torch.log10(data_range**2 / mse)
+    return 10 * torch.log10(2**2 / mse)  # the values range over 2
 
 
-def ssim(x: Tensor, y: Tensor, sigma: float = 1.5, window: int = 11) -> Tensor:
+def ssim(x: Tensor, y: Tensor) -> Tensor:
     """Structural similarity (B,) of images (B, C, H, W) in [-1, 1]: 1 equal, near 0 unrelated (Wang 2004, eq. 13).
 
-    Means, variances and the covariance are taken under a Gaussian window, borders reflected, on values moved to [0, 1]
-    (the index is not invariant to an offset: on [-1, 1] grey, where both means are 0, would compare as noise).
+    Means, variances and the covariance are taken under a Gaussian window (11 x 11, sigma 1.5), borders reflected, on
+    values moved to [0, 1]: the index is not invariant to an offset, grey in [-1, 1], of mean 0, would compare as noise.
     """
     _same_shape(x, y)
-    half = window // 2
-    if min(x.shape[-2:]) <= half:
-        raise ValueError(f"ssim: images of {tuple(x.shape[-2:])} are too small for the {window}x{window} window; "
-                         "pass a smaller odd `window`.")
     x, y = (x.double() + 1) / 2, (y.double() + 1) / 2
-    offsets = torch.arange(-half, half + 1, dtype=x.dtype, device=x.device)
-    kernel = torch.softmax(-offsets.square() / (2 * sigma**2), dim=0)
+    offsets = torch.arange(-5, 6, dtype=x.dtype, device=x.device)
+    kernel = torch.softmax(-offsets.square() / (2 * 1.5**2), dim=0)
 
     def blur(image):
-        image = F.pad(image, (half,) * 4, mode="reflect").flatten(0, 1).unsqueeze(1)   # (B*C, 1, H', W')
+        image = F.pad(image, (5,) * 4, mode="reflect").flatten(0, 1).unsqueeze(1)   # (B*C, 1, H', W')
         return F.conv2d(F.conv2d(image, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
 
     mean_x, mean_y = blur(x), blur(y)
@@ -47,31 +43,25 @@ def ssim(x: Tensor, y: Tensor, sigma: float = 1.5, window: int = 11) -> Tensor:
     return index.view(len(x), -1).mean(1)
 
 
-def gaussian_frechet(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> Tensor:
-    """Squared Frechet distance of two Gaussians, float64 and >= 0: |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)).
+def frechet_distance(features_a: Tensor, features_b: Tensor) -> Tensor:
+    """Squared Frechet distance of the Gaussians of two sets of features (N, D) and (M, D), as FID; 0 is equal.
 
-    The trace of the root is the nuclear norm of C_a^(1/2) C_b^(1/2): two symmetric eigenproblems and singular values,
-    real by construction, where the textbook `sqrtm(C_a @ C_b)` turns complex for the singular C of a small sample.
+    |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of their means and covariances. Biased upwards for few samples:
+    always state N, and report the distance between two sets of real data as floor.
     """
     def root(cov):
         values, vectors = torch.linalg.eigh(cov)
         return vectors * values.clamp_min(0).sqrt() @ vectors.mT
 
-    mean_a, cov_a, mean_b, cov_b = (v.double() for v in (mean_a, cov_a, mean_b, cov_b))
-    cross = torch.linalg.svdvals(root(cov_a) @ root(cov_b)).sum()
-    return ((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).clamp_min(0)
-
-
-def frechet_distance(features_a: Tensor, features_b: Tensor) -> Tensor:
-    """Frechet distance of two sets of features (N, D) and (M, D), in squared feature units; 0 is equal (FID's formula).
-
-    Biased upwards for few samples: always state N, and report the distance between two sets of real data as floor.
-    """
     for features in (features_a, features_b):
         if features.ndim != 2 or len(features) < 2:
             raise ValueError(f"features (N, D) with N >= 2 are needed, got shape {tuple(features.shape)}.")
     a, b = features_a.double(), features_b.double()
-    return gaussian_frechet(a.mean(0), a.mT.cov(), b.mean(0), b.mT.cov())
+    cov_a, cov_b = a.mT.cov(), b.mT.cov()
+    # the trace of the root is the nuclear norm of C_a^(1/2) C_b^(1/2): real by construction, where the textbook
+    # `sqrtm(C_a @ C_b)` turns complex for the singular C of a small sample
+    cross = torch.linalg.svdvals(root(cov_a) @ root(cov_b)).sum()
+    return ((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).clamp_min(0)
 
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> dict:
@@ -97,6 +87,16 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
     return overlap / (area_a + area_b - overlap).clamp_min(1e-12)
 
 
+def first_come(pairs) -> dict:
+    """From (score, i, j), best first: for each j the first (score, i) whose i no other j has taken."""
+    chosen, used = {}, set()
+    for score, i, j in pairs:
+        if j not in chosen and i not in used:
+            chosen[j] = score, i
+            used.add(i)
+    return chosen
+
+
 def mean_box_iou(found: list, wanted: list) -> float:
     """Mean IoU in [0, 1] of wanted objects: `found` and `wanted` are, per image, lists of (label, xyxy box).
 
@@ -106,12 +106,8 @@ def mean_box_iou(found: list, wanted: list) -> float:
     for have, want in zip(found, wanted):
         pairs = sorted(((float(box_iou(torch.as_tensor(h[1])[None], torch.as_tensor(w[1])[None])), i, j)
                         for i, h in enumerate(have) for j, w in enumerate(want) if h[0] == w[0]), reverse=True)
-        best, used = {}, set()
-        for score, i, j in pairs:
-            if i not in used and j not in best:
-                best[j] = score
-                used.add(i)
-        scores += [best.get(j, 0.0) for j in range(len(want))]
+        best = first_come(pairs)
+        scores += [best[j][0] if j in best else 0.0 for j in range(len(want))]
     return sum(scores) / len(scores) if scores else float("nan")
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..files import FileError, data_path, load_safetensors, save_safetensors
+from ..files import data_path, load_safetensors, save_safetensors
 from ..hub import build
 
 
@@ -26,11 +26,7 @@ class RecogniserConfig:
     num_backgrounds: int = 16                                                # 10 colours, then 6 places
     num_styles: int = 4
     widths: tuple = (32, 64, 96)                                             # at strides 2, 4, 8
-    image_size: int = 64                                                     # other sizes are resized to this one
-
-    def __post_init__(self):
-        if len(self.widths) != 3 or self.image_size % 8:
-            raise ValueError(f"RecogniserConfig: three widths and an image_size divisible by 8 are needed, got {self}.")
+    image_size: int = 64                                     # a multiple of 8; other sizes are resized to this one
 
 
 def _conv(a: int, b: int, stride: int = 1) -> nn.Sequential:
@@ -75,31 +71,33 @@ class Recogniser(nn.Module):
         return {"heat": heat, "color": color, "style": style, "box": box, "background": background}
 
     @torch.inference_mode()
-    def detect(self, images: Tensor, threshold: float = 0.3, max_objects: int = 8, batch_size: int = 64) -> list[dict]:
+    def detect(self, images: Tensor, threshold: float = 0.3) -> list[dict]:
         """What each image (B, 3, H, W) in [-1, 1] shows: a list of B dicts {"objects", "background", "style"}.
 
-        objects: by falling score, dicts of noun (index), colour (index, -1 = natural), nearest_color (never natural: a
-        plain apple looks like a red one), score in [0, 1], and as fractions of the image box (xyxy) and centre (x, y).
-        Two objects cannot have their centres in neighbouring cells.
+        objects: at most 8 by falling score, dicts of noun (index), colour (index, -1 = natural), nearest_color (never
+        natural: a plain apple looks like a red one), score in [0, 1], and as fractions of the image box (xyxy) and
+        centre (x, y). Two objects cannot have their centres in neighbouring cells.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"detect: images must be (B, 3, H, W) in [-1, 1], got shape {tuple(images.shape)}.")
         training, found = self.training, []
         self.eval()
-        for chunk in images.split(batch_size):
-            found += self._detect(chunk.to(self.cells.weight), threshold, max_objects)
+        for chunk in images.split(64):
+            found += self._detect(self.resized(chunk), threshold)
         self.train(training)
         return found
 
-    def _detect(self, x: Tensor, threshold: float, max_objects: int) -> list[dict]:
-        size = self.config.image_size
-        if x.shape[-2:] != (size, size):
-            x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
+    def resized(self, images: Tensor) -> Tensor:
+        """Images of any size (B, 3, H, W) -> as the network wants them, on its device."""
+        x, size = images.to(self.cells.weight), (self.config.image_size,) * 2
+        return x if x.shape[-2:] == size else F.interpolate(x, size=size, mode="bilinear", antialias=True)
+
+    def _detect(self, x: Tensor, threshold: float) -> list[dict]:
         out = self(x.clamp(-1, 1))
         best, noun = out["heat"].sigmoid().max(1)                            # (B, h, w)
         peak = best.where(best == F.max_pool2d(best, 3, 1, 1), best.new_zeros(()))
-        scores, cell = peak.flatten(1).topk(max_objects)                     # (B, n)
-        boxes = _boxes(out["box"], cell, size)                               # (B, n, 4)
+        scores, cell = peak.flatten(1).topk(8)                               # (B, n)
+        boxes = _boxes(out["box"], cell, self.config.image_size)             # (B, n, 4)
         nouns = noun.flatten(1).gather(1, cell)
         colors = _at(out["color"], cell).argmax(1) - 1
         nearest = _at(out["color"][:, 1:], cell).argmax(1)
@@ -118,19 +116,14 @@ class Recogniser(nn.Module):
 
     @classmethod
     def load(cls, path=None) -> "Recogniser":
-        """Read one, in eval mode; without a path the shipped one. FileError for a damaged or foreign file."""
+        """Read one, in eval mode; without a path the shipped one. FileError for a damaged file."""
         path = data_path("weights", "recogniser.safetensors") if path is None else path
         tensors = load_safetensors(path)
         with safe_open(path, "pt") as file:
-            config = (file.metadata() or {}).get("config")
-        if config is None:
-            raise FileError(f"{path} holds no recogniser: it has no config. Write it with Recogniser.save.")
-        net = cls(RecogniserConfig(**build(json.loads(config))))
+            config = json.loads(file.metadata()["config"])
+        net = cls(RecogniserConfig(**build(config)))
         net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
         return net.eval()
-
-
-# ----------------------------------------------------------------------------------------------------------- learning
 
 
 def _at(maps: Tensor, cell: Tensor) -> Tensor:

@@ -5,10 +5,11 @@ misses is not the model's fault) and of captions that belong to other pictures (
 """
 
 import math
+from collections import defaultdict
 
 from ..scenes.captions import ARRANGEMENTS, Description, parse_caption, position_name
 from ..scenes.vocabulary import BACKGROUNDS, COLORS, NOUNS, STYLES
-from .metrics import mean_box_iou
+from .metrics import first_come, mean_box_iou
 
 CLAIMS = {"count": "count_accuracy", "colors": "color_accuracy", "relation": "relation_accuracy",
           "position": "position_accuracy", "background": "background_accuracy", "style": "style_accuracy"}
@@ -16,37 +17,30 @@ CLAIMS = {"count": "count_accuracy", "colors": "color_accuracy", "relation": "re
 
 def truth(batch: dict) -> list[dict]:
     """What a batch of scenes truly holds, as `Recogniser.detect` would say it: a list of B dicts."""
-    scenes = []
     columns = (batch[key].tolist() for key in ("labels", "colors", "boxes", "background", "style"))
-    for labels, colors, boxes, background, style in zip(*columns):
-        objects = [{"noun": n, "color": c, "nearest_color": c, "box": tuple(b),
-                    "centre": ((b[0] + b[2]) / 2, (b[1] + b[3]) / 2)}
-                   for n, c, b in zip(labels, colors, boxes) if n >= 0]
-        scenes.append({"objects": objects, "background": background, "style": style})
-    return scenes
+    return [{"objects": [{"noun": n, "color": c, "nearest_color": c, "box": tuple(b),
+                          "centre": ((b[0] + b[2]) / 2, (b[1] + b[3]) / 2)}
+                         for n, c, b in zip(labels, colors, boxes) if n >= 0],
+             "background": background, "style": style} for labels, colors, boxes, background, style in zip(*columns)]
 
 
 def match(found: list[dict], wanted: list[dict]) -> list:
     """For each wanted object the nearest found one of the same noun, each used once; None where there is none."""
     pairs = sorted((math.dist(f["centre"], w["centre"]), i, j)
                    for i, f in enumerate(found) for j, w in enumerate(wanted) if f["noun"] == w["noun"])
-    chosen, used = [None] * len(wanted), set()
-    for _, i, j in pairs:
-        if chosen[j] is None and i not in used:
-            chosen[j] = found[i]
-            used.add(i)
-    return chosen
+    nearest = first_come(pairs)
+    return [found[nearest[j][1]] if j in nearest else None for j in range(len(wanted))]
 
 
-def score_scenes(detections: list[dict], scenes, tolerance: float = 8 / 64) -> dict:
+def score_scenes(detections: list[dict], scenes) -> dict:
     """Detections against scenes: a batch of EmojiScenes, or what `truth` makes of it. Keys:
 
     object_recall, object_precision (same noun); of matched objects color_accuracy (coloured ones), relation_accuracy
     (right side of each other: every pair on its longer axis); box_iou (0 for missed ones); background_accuracy,
-    style_accuracy, count_accuracy; exact (all nouns, colours, centres within `tolerance`, the count, the background).
+    style_accuracy, count_accuracy; exact (all nouns, colours, centres within 8 px of 64, the count, the background).
     """
     scenes = truth(scenes) if isinstance(scenes, dict) else scenes
-    tally = _Tally()
+    tally = defaultdict(list)
     for found, true in zip(detections, scenes, strict=True):
         wanted = true["objects"]
         matched = match(found["objects"], wanted)
@@ -54,18 +48,18 @@ def score_scenes(detections: list[dict], scenes, tolerance: float = 8 / 64) -> d
         colors = [m["nearest_color"] == w["color"] for m, w in hits if w["color"] >= 0]
         count = len(found["objects"]) == len(wanted)
         background = found["background"] == true["background"]
-        near = all(math.dist(m["centre"], w["centre"]) <= tolerance for m, w in hits)
-        tally.add("object_recall", [m is not None for m in matched])
-        tally.add("object_precision", [i < len(hits) for i in range(len(found["objects"]))])
-        tally.add("color_accuracy", colors)
-        tally.add("relation_accuracy", [_side(a["centre"], b["centre"], v["centre"], w["centre"])
-                                        for i, (a, v) in enumerate(hits) for b, w in hits[i + 1:]])
-        tally.add("background_accuracy", [background])
-        tally.add("style_accuracy", [found["style"] == true["style"]] if true["style"] >= 0 else [])
-        tally.add("count_accuracy", [count])
-        tally.add("exact", [count and background and near and len(hits) == len(wanted) and all(colors)])
+        near = all(math.dist(m["centre"], w["centre"]) <= 8 / 64 for m, w in hits)
+        tally["object_recall"] += [m is not None for m in matched]
+        tally["object_precision"] += [i < len(hits) for i in range(len(found["objects"]))]
+        tally["color_accuracy"] += colors
+        tally["relation_accuracy"] += [_side(a["centre"], b["centre"], v["centre"], w["centre"])
+                                       for i, (a, v) in enumerate(hits) for b, w in hits[i + 1:]]
+        tally["background_accuracy"].append(background)
+        tally["style_accuracy"] += [found["style"] == true["style"]] if true["style"] >= 0 else []
+        tally["count_accuracy"].append(count)
+        tally["exact"].append(count and background and near and len(hits) == len(wanted) and all(colors))
     boxes = [[[(o["noun"], o["box"]) for o in scene["objects"]] for scene in side] for side in (detections, scenes)]
-    return {**tally.means(), "box_iou": mean_box_iou(*boxes)}
+    return {**_means(tally), "box_iou": mean_box_iou(*boxes)}
 
 
 def score_captions(detections: list[dict], captions: list[str]) -> dict:
@@ -75,7 +69,7 @@ def score_captions(detections: list[dict], captions: list[str]) -> dict:
     named colours, on the named nouns), relation_accuracy (objects missing = wrong), position_accuracy,
     background_accuracy, style_accuracy, exact (every claim holds). ValueError for a caption outside the grammar.
     """
-    tally = _Tally()
+    tally = defaultdict(list)
     for found, caption in zip(detections, captions, strict=True):
         said = parse_caption(caption)
         if not caption.strip():
@@ -84,25 +78,16 @@ def score_captions(detections: list[dict], captions: list[str]) -> dict:
         claims = agreement(said, objects, BACKGROUNDS[found["background"]], STYLES[found["style"]])
         wanted, seen = [noun for noun, _ in said.objects], [noun for noun, _, _ in objects]
         hits = sum(min(wanted.count(noun), seen.count(noun)) for noun in set(wanted))
-        tally.add("object_recall", [i < hits for i in range(len(wanted))])
-        tally.add("object_precision", [i < hits for i in range(len(seen))])
+        tally["object_recall"] += [i < hits for i in range(len(wanted))]
+        tally["object_precision"] += [i < hits for i in range(len(seen))]
         for claim, name in CLAIMS.items():
-            tally.add(name, [claims[claim]] if claim in claims else [])
-        tally.add("exact", [all(claims.values())])
-    return tally.means()
+            tally[name] += [claims[claim]] if claim in claims else []
+        tally["exact"].append(all(claims.values()))
+    return _means(tally)
 
 
-class _Tally:
-    """Means of named lists of booleans."""
-
-    def __init__(self):
-        self.values = {}
-
-    def add(self, name: str, values) -> None:
-        self.values.setdefault(name, []).extend(values)
-
-    def means(self) -> dict:
-        return {name: sum(values) / len(values) for name, values in self.values.items() if values}
+def _means(tally: dict) -> dict:
+    return {name: sum(values) / len(values) for name, values in tally.items() if values}
 
 
 def _side(a, b, true_a, true_b) -> bool:
@@ -136,11 +121,9 @@ def agreement(description: Description, objects, background=None, style=None) ->
         found.append(match)
         if match:
             left.remove(match)
-    complete = all(found)
-    result = {}
+    complete, result = all(found), {}
     if description.objects:
-        result["objects"] = complete
-        result["count"] = len(objects) == len(description.objects)
+        result |= {"objects": complete, "count": len(objects) == len(description.objects)}
     claims = [(color, match) for (_, color), match in zip(description.objects, found) if color]
     if claims:
         result["colors"] = all(match is not None and match[1] == color for color, match in claims)

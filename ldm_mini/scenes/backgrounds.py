@@ -10,15 +10,15 @@ import numpy as np
 from PIL import Image
 
 from .draws import Draws
-from .vocabulary import BACKGROUND_INDEX, PLAIN, STUFF, UNIT
+from .vocabulary import BACKGROUND_INDEX, GROUND_TOP, PLAIN, STUFF, UNIT
 
 LOOKS = ("flat", "gradient", "glow", "stripes", "diagonal", "dots", "clouds")
 VARIANTS = 64  # of every look and place
 BASE = {"red": (214, 82, 80), "orange": (226, 150, 76), "yellow": (228, 204, 88), "green": (106, 178, 106),
         "blue": (98, 154, 222), "purple": (152, 112, 206), "pink": (234, 166, 198), "white": (236, 236, 234),
         "gray": (146, 150, 160), "black": (44, 45, 52)}
-GROUND_TOP = {"meadow": 164, "beach": 172, "snow": 156, "desert": 156, "night": 172, "under water": 224}  # in units
 SEA_TOP = 122  # of the beach
+SINES = np.rint(np.sin(np.arange(1024) * (2 * np.pi / 1024)) * 4096) / 4096  # of 1024 angles, rounded to 1/4096
 
 
 def _grid(size: int) -> tuple:
@@ -27,14 +27,9 @@ def _grid(size: int) -> tuple:
     return line[None, :], line[:, None]
 
 
-@lru_cache(maxsize=1)
-def _sine_table() -> np.ndarray:
-    return np.rint(np.sin(np.arange(1024) * (2 * np.pi / 1024)) * 4096) / 4096
-
-
 def _sin(turns: np.ndarray) -> np.ndarray:
-    """Sine of an angle in turns, from a table of 1024 values rounded to 1/4096."""
-    return _sine_table()[np.floor(np.asarray(turns) * 1024).astype(np.int64) % 1024]
+    """Sine of an angle in turns, from the table."""
+    return SINES[np.floor(np.asarray(turns) * 1024).astype(np.int64) % 1024]
 
 
 def _noise(draws: Draws, cells, size: int) -> np.ndarray:
@@ -55,7 +50,7 @@ def _shade(look: str, variant: int, size: int) -> np.ndarray:
     x, y = _grid(size)
     light = draws.between(-12, 12)
     if look == "gradient":
-        light = light + (draws.between(30, 46)) * (.5 - y / UNIT) * draws.choice((1, 1, 1, -1)) + 0 * x
+        light = light + draws.between(30, 46) * (.5 - y / UNIT) * draws.choice((1, 1, 1, -1))
     elif look == "glow":
         cx, cy = draws.between(80, 176), draws.between(70, 176)
         light = light + 24 - np.sqrt((x - cx) ** 2 + (y - cy) ** 2) * (46 / UNIT)

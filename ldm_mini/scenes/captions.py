@@ -103,26 +103,20 @@ def write(description: Description, pick=lambda options: options[0]) -> str:
     return body + (f" in {STYLE_WORDS[d.style]} style" if d.style else "")
 
 
-def _phrase_table() -> dict:
-    """slot -> {phrase: meaning}, longest phrases first."""
-    table = {
-        "background": {p: b for b in PLAIN + tuple(PLACE_WORDS) for p in background_phrases(b)},
-        "position": {p: name for name, phrases in POSITIONS.items() for p in phrases},
-        "arrangement": {p: name for name, phrases in ARRANGEMENTS.items() for p in phrases},
-        "relation": {p: name for name, phrases in RELATIONS.items() for p in phrases},
-        "style": {f"in {word} style": style for style, word in STYLE_WORDS.items()},
-        "noun": {form: (noun, many) for noun in NOUNS for name in {noun, SYNONYMS.get(noun, noun)}
-                 for form, many in ((name, False), (plural(name), True))},
-    }
-    return {slot: dict(sorted(phrases.items(), key=lambda item: -len(item[0]))) for slot, phrases in table.items()}
-
-
-_TABLE = _phrase_table()
+PHRASES = {  # slot: {phrase: meaning}
+    "background": {p: b for b in PLAIN + tuple(PLACE_WORDS) for p in background_phrases(b)},
+    "position": {p: name for name, phrases in POSITIONS.items() for p in phrases},
+    "arrangement": {p: name for name, phrases in ARRANGEMENTS.items() for p in phrases},
+    "relation": {p: name for name, phrases in RELATIONS.items() for p in phrases},
+    "style": {f"in {word} style": style for style, word in STYLE_WORDS.items()},
+    "noun": {form: (noun, many) for noun in NOUNS for name in {noun, SYNONYMS.get(noun, noun)}
+             for form, many in ((name, False), (plural(name), True))},
+}
 
 
 def _cut(text, slot, where) -> tuple:
     """Remove a phrase of this slot at the "start", at the "end" or "between" two others -> (rest, meaning or None)."""
-    for phrase, meaning in _TABLE[slot].items():
+    for phrase, meaning in sorted(PHRASES[slot].items(), key=lambda item: -len(item[0])):  # the longest first
         if where == "end" and text.endswith(" " + phrase):
             return text[:-len(phrase) - 1], meaning
         if where == "start" and text.startswith(phrase + " ,"):
@@ -138,7 +132,7 @@ def _read_noun(phrase: str, caption: str) -> list:
     count = NUMBERS.get(words[0], 1) if words else 1
     words = words[1:] if words and words[0] in ("a", "an", "the", "one", *NUMBERS) else words
     color = words.pop(0) if words and words[0] in PLAIN + ("grey",) else None
-    noun, many = _TABLE["noun"].get(" ".join(words), (None, False))
+    noun, many = PHRASES["noun"].get(" ".join(words), (None, False))
     if noun is None or (count == 1 and many and noun != "fish"):
         raise ValueError(f"parse_caption: cannot read {phrase!r} in {caption!r}. Say for example \"a red apple\" or "
                          f"\"two dogs\"; nouns are {', '.join(NOUNS)}; colours are {', '.join(COLORS)}.")

@@ -9,13 +9,13 @@ class Draws:
     numpy promises the raw words, not what its `Generator` methods make of them; and plain integers are faster here.
     """
 
-    def __init__(self, *key: int, block: int = 64):
-        self._bits, self._block, self._words = np.random.PCG64(np.random.SeedSequence(key)), block, []
+    def __init__(self, *key: int):
+        self._bits, self._words = np.random.PCG64(np.random.SeedSequence(key)), []
 
     def word(self) -> int:
         """The next number of 64 random bits."""
         if not self._words:
-            self._words = self._bits.random_raw(self._block).tolist()
+            self._words = self._bits.random_raw(64).tolist()  # drawn many at a time: faster
         return self._words.pop()
 
     def below(self, stop: int) -> int:

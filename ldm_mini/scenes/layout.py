@@ -1,8 +1,7 @@
 """Where the objects of a scene stand, in units of 1/256: things of the sky in the sky, things of the ground on it."""
 
-from .backgrounds import GROUND_TOP
 from .draws import Draws
-from .vocabulary import PLACE_KIND, PLACES, UNIT
+from .vocabulary import GROUND_TOP, PLACE_KIND, PLACES, UNIT
 
 
 def line(draws: Draws, sizes) -> list:

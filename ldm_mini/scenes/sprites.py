@@ -73,7 +73,7 @@ def _pixels(sprite: Image.Image) -> tuple:
 
 @lru_cache(maxsize=256)
 def main_color(style: str, noun: str) -> tuple:
-    """(hue, mean saturation, mean value, covered part) of a sprite's dominant hue, the one recolouring moves."""
+    """(hue, mean saturation, mean value) of a sprite's dominant hue, the one recolouring moves."""
     rgb, alpha = _pixels(noun_sprite(style, noun))
     hue, saturation, value = _hue_saturation_value(rgb[alpha > 127])
     weight = np.rint(saturation * value * 256).astype(np.int64)
@@ -84,9 +84,9 @@ def main_color(style: str, noun: str) -> tuple:
     around = counts[(peak + near) % 90]
     main = (peak + (around * near).sum() / around.sum()) * 4 + 2
     own = (np.abs(_turn(hue, main)) < 32) & (saturation > .15)
-    total = int(own.sum())
-    mean = [int(np.rint(part[own] * 4096).sum()) / 4096 / total for part in (saturation, value)]  # integer sums: exact
-    return float(main % 360), mean[0], mean[1], total / own.size
+    # integer sums: exact
+    means = (int(np.rint(part[own] * 4096).sum()) / 4096 / int(own.sum()) for part in (saturation, value))
+    return float(main % 360), *means
 
 
 def _shift_mean(part, mean, target):
@@ -99,7 +99,7 @@ def recolor(sprite: Image.Image, source: tuple, color: str) -> Image.Image:
     """Move a sprite's main hue (`source`, from `main_color`), its mean saturation and value to a colour of HSV."""
     rgb, alpha = _pixels(sprite)
     hue, saturation, value = _hue_saturation_value(rgb)
-    main, mean_saturation, mean_value, _ = source
+    main, mean_saturation, mean_value = source
     target_hue, target_saturation, target_value = HSV[color]
     away = _turn(hue, main)
     belongs = np.clip((46 - np.abs(away)) / 12, 0, 1) * np.clip((saturation - .06) / .12, 0, 1)
@@ -124,8 +124,14 @@ def _times(a, b):
     return (product + (product >> 8)) >> 8
 
 
-def make_stamp(sprite: Image.Image, flip: bool, canvas: int) -> Stamp:
-    """RGBA sprite -> Stamp with a soft shadow that fits a canvas of this many pixels."""
+@lru_cache(maxsize=CACHED_STAMPS)
+def noun_stamp(style: str, noun: str, color, longest: int, flip: bool, canvas: int) -> Stamp:
+    """Stamp of a noun, in a colour of HSV or as drawn (None), its longest side `longest` pixels.
+
+    It has a soft shadow that fits a canvas of this many pixels.
+    """
+    sprite = _resize(noun_sprite(style, noun), longest)
+    sprite = recolor(sprite, main_color(style, noun), color) if color else sprite
     sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else sprite
     pad = max(2, canvas // 24)
     padded = Image.new("RGBA", (sprite.width + 2 * pad, sprite.height + 2 * pad))
@@ -139,13 +145,6 @@ def make_stamp(sprite: Image.Image, flip: bool, canvas: int) -> Stamp:
     rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
     box = tuple(int(v) for v in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
     return Stamp(_times(pixels[..., :3], alpha), _times(255 - alpha, 255 - shadow[..., None]), solid, box)
-
-
-@lru_cache(maxsize=CACHED_STAMPS)
-def noun_stamp(style: str, noun: str, color, longest: int, flip: bool, canvas: int) -> Stamp:
-    """Stamp of a noun, in a colour of HSV or as drawn (None), its longest side `longest` pixels."""
-    sprite = _resize(noun_sprite(style, noun), longest)
-    return make_stamp(recolor(sprite, main_color(style, noun), color) if color else sprite, flip, canvas)
 
 
 def put(picture: np.ndarray, stamp: Stamp, x: int, y: int) -> tuple:

@@ -16,7 +16,8 @@ RECOLORABLE = (
 )
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink")  # index = `colors` of a batch
 PLAIN = COLORS + ("white", "gray", "black")
-PLACES = ("meadow", "beach", "snow", "desert", "night", "under water")
+GROUND_TOP = {"meadow": 164, "beach": 172, "snow": 156, "desert": 156, "night": 172, "under water": 224}  # in units
+PLACES = tuple(GROUND_TOP)
 BACKGROUNDS = PLAIN + PLACES  # index = `background` of a batch: ten plain colours, then six places
 STUFF = ("plain", "sky", "grass", "sea", "sand", "snow", "night sky", "dark ground")
 SEMANTIC = STUFF + NOUNS  # index = one pixel of `semantic`

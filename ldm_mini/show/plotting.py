@@ -5,6 +5,7 @@ The `show_*`, `draw_*` and `plot_*` functions draw into matplotlib axes and retu
 """
 
 import math
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def show_images(images, titles=None, columns: int | None = None, size: float = 1
     if titles is not None and len(titles) != len(pixels):
         raise ValueError(f"show_images: {len(titles)} titles for {len(pixels)} images; give one each, "
                          "or one per column.")
-    texts = [_wrap(title, title_width) for title in titles or ()]
+    texts = ["\n".join(textwrap.wrap(str(title), title_width)) for title in titles or ()]
     lines = sum(max(text.count("\n") + bool(text) for text in texts[i:i + columns])
                 for i in range(0, len(texts), columns))
     figure, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained",
@@ -110,23 +111,21 @@ def class_colors(count: int) -> np.ndarray:
     from matplotlib.colors import to_rgb
 
     fixed = [to_rgb(color) for color in MAP_COLORS[:count]]
-    rest = max(0, count - len(fixed))
-    order = [(i * 37) % 101 / 100 for i in range(rest)]     # 37 and 101 share no factor
+    order = [(i * 37) % 101 / 100 for i in range(count - len(fixed))]       # 37 and 101 share no factor
     ramp = matplotlib.colormaps["cividis"]
-    return (np.array(fixed + [ramp(v)[:3] for v in order]).reshape(count, 3) * 255).round().astype(np.uint8)
+    return (np.array(fixed + [ramp(v)[:3] for v in order]) * 255).round().astype(np.uint8)
 
 
-def show_semantic(semantic, names=None, ax=None, min_pixels: int = 12):
+def show_semantic(semantic, names, ax=None):
     """One integer map (H, W) in colours, each region's name written on it -> Axes. Class k is called `names[k]`."""
     ax = _axes(ax)
     semantic = np.asarray(torch.as_tensor(semantic).cpu())
     if semantic.ndim != 2:
         raise ValueError(f"show_semantic: one map (H, W) is needed, got shape {semantic.shape}; pass semantic[i].")
-    classes = int(semantic.max()) + 1 if names is None else len(names)
-    _show(ax, class_colors(max(classes, int(semantic.max()) + 1))[semantic])
-    for k in np.unique(semantic) if names is not None else ():
+    _show(ax, class_colors(len(names))[semantic])
+    for k in np.unique(semantic):
         ys, xs = np.nonzero(semantic == k)
-        if len(ys) >= min_pixels:
+        if len(ys) >= 12:  # a name on less would hide it
             nearest = np.argmin((ys - ys.mean()) ** 2 + (xs - xs.mean()) ** 2)   # inside the class, not in a hole of it
             ax.text(xs[nearest], ys[nearest], names[k], ha="center", va="center", fontsize=7,
                     bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6})
@@ -197,9 +196,3 @@ def _axes(ax, figsize=(2.4, 2.4)):
 def _show(ax, pixels) -> None:
     ax.imshow(pixels, interpolation="nearest")
     ax.set_axis_off()
-
-
-def _wrap(text, width: int) -> str:
-    import textwrap
-
-    return "\n".join(textwrap.wrap(str(text), width))

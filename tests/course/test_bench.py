@@ -11,14 +11,13 @@ from ldm_mini.unet import UNetConfig
 
 TINY = UNetConfig(in_channels=3, channels=32, channel_mults=(1, 2), num_res_blocks=1, attn_levels=(1,), head_dim=16,
                   groups=4, context_dim=12)
+CPU = torch.device("cpu")
 
 
 def test_both_programs_compute_the_same():
     pytest.importorskip("diffusers")
-    device = torch.device("cpu")
-    net = bench._random_unet(TINY, device)
-    ours = bench._Ours(net, TINY, 2, device)
-    theirs = bench._Diffusers(bench._diffusers_twin(net), TINY, 2, device)
+    net = bench._random_unet(TINY, CPU)
+    ours, theirs = bench._Ours(net, TINY, 2, CPU), bench._Diffusers(bench._diffusers_twin(net), TINY, 2, CPU)
     t = torch.tensor([3, 700])
     assert_close(ours.z, theirs.z)
     with torch.no_grad():
@@ -58,7 +57,7 @@ def test_run_bench_reports_all_it_measured(capsys, monkeypatch):
 
 def test_without_diffusers_it_still_times_ours(monkeypatch):
     monkeypatch.setattr(bench, "diffusers_version", lambda: None)
-    steps = bench.bench_unet(TINY, 2, torch.device("cpu"), rounds=1)
+    steps = bench.bench_unet(TINY, 2, CPU, rounds=1)
     assert len(steps) == 3 and all(t["ratio"] is None and t["ours"] > 0 for t in steps.values())
     report = {"device": "cpu", "threads": 1, "batch": 2, "latent": (3, 16, 16), "step": steps,
               "feeding": {"scenes_per_second": 100.0, "step_images_per_second": 50.0, "workers": 1}}
@@ -66,8 +65,8 @@ def test_without_diffusers_it_still_times_ours(monkeypatch):
 
 
 def test_a_training_step_changes_the_weights_and_a_sampling_step_does_not():
-    net = bench._random_unet(TINY, torch.device("cpu"))
-    program, before = bench._Ours(net, TINY, 2, torch.device("cpu")), net.conv_out.weight.clone()
+    net = bench._random_unet(TINY, CPU)
+    program, before = bench._Ours(net, TINY, 2, CPU), net.conv_out.weight.clone()
     program.sample()
     assert_close(net.conv_out.weight, before, atol=0, rtol=0)
     program.train()

@@ -2,16 +2,13 @@
 
 import json
 
-import matplotlib
 import nbformat
 import numpy as np
 import pytest
-
-matplotlib.use("Agg")
 import reference_curves as curves
 
 from ldm_mini import files
-from ldm_mini.show import plotting  # noqa: E402
+from ldm_mini.show import plotting
 
 TRAINING = """\
 import torch

@@ -11,7 +11,6 @@ from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_mini.conditioners import ClassConditioner, CombinedConditioner, TextConditioner
 from ldm_mini.latent_diffusion import LatentDiffusion
 from ldm_mini.measure import evaluate
-from ldm_mini.measure.recogniser import Recogniser
 from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
 from ldm_mini.scenes import scene
 from ldm_mini.scenes.data import EmojiScenes, collate
@@ -42,11 +41,6 @@ class Painter:
 @pytest.fixture(autouse=True)
 def few_reference_scenes(monkeypatch):
     monkeypatch.setattr(evaluate, "REFERENCE", 48)
-
-
-@pytest.fixture(scope="module")
-def recogniser() -> Recogniser:
-    return Recogniser.load()
 
 
 def test_a_perfect_painter_reaches_the_ceiling(recogniser):

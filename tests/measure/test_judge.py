@@ -5,7 +5,6 @@ import torch
 
 from ldm_mini.distortions import gaussian_blur
 from ldm_mini.measure import judge as measures
-from ldm_mini.measure.recogniser import Recogniser
 from ldm_mini.perceptual import PerceptualLoss
 from ldm_mini.scenes.data import scene_batches
 from ldm_mini.scenes.scene import CENTRED_SCENES
@@ -16,8 +15,7 @@ def scenes(n, start=0):
 
 
 @pytest.fixture(scope="module")
-def judge():
-    recogniser = Recogniser.load()
+def judge(recogniser):
     reader = measures.SemanticReader(recogniser).fit([scenes(256, 10_000)], steps=150)
     return measures.Judge(recogniser, PerceptualLoss("efficientnet"), reader)
 
@@ -37,7 +35,8 @@ def test_the_truth_is_the_ceiling_and_other_scenes_the_floor(judge, batch):
 
 def test_the_reader_is_repeatable_and_judges_the_map_not_the_sharpness(judge, batch):
     again = measures.SemanticReader(judge.recogniser).fit([scenes(256, 10_000)], steps=150)
-    assert again.read(batch["image"]).equal(judge.reader.read(batch["image"]))
+    found = judge.recogniser.detect(batch["image"])
+    assert again.read(batch["image"], found).equal(judge.reader.read(batch["image"], found))
     soft = judge.score("semantic", gaussian_blur(batch["image"], 0.8), batch)["miou"]
     shifted = judge.score("semantic", batch["image"].roll(20, dims=3), batch)["miou"]
     truth = judge.score("semantic", batch["image"], batch)["miou"]

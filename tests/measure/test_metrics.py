@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
+from torchvision.ops import box_iou
 
 from ldm_mini.measure import metrics
 
 
-def images(seed=0, n=3, size=32):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(n, 3, size, size, generator=generator) * 2 - 1
+def images():
+    return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 def test_psnr_closed_form_and_per_image():
@@ -22,7 +22,7 @@ def test_psnr_closed_form_and_per_image():
 
 def test_psnr_and_ssim_match_torchmetrics():
     reference = pytest.importorskip("torchmetrics.functional.image")
-    x = images(0)
+    x = images()
     y = (x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))).clamp(-1, 1)
     expected = reference.peak_signal_noise_ratio(x, y, data_range=2.0, reduction="none", dim=(1, 2, 3))
     torch.testing.assert_close(metrics.psnr(x, y).float(), expected)
@@ -31,25 +31,10 @@ def test_psnr_and_ssim_match_torchmetrics():
     torch.testing.assert_close(metrics.ssim(x, y).float(), expected, rtol=0, atol=1e-4)
 
 
-def test_ssim_range_and_ranking():
-    x = torch.nn.functional.avg_pool2d(images(0, size=64), 5, 1, 2)
-    torch.testing.assert_close(metrics.ssim(x, x), torch.ones(3, dtype=torch.float64))
-    brighter, shuffled = x * 0.9 + 0.05, x.flip(0).flip(2)
-    assert (metrics.ssim(x, brighter) > 0.8).all() and (metrics.ssim(x, shuffled) < 0.3).all()
-
-
-def test_frechet_of_gaussians_closed_form():
-    """Diagonal covariances commute: it is the sum of (difference of means)^2 + (difference of deviations)^2."""
-    a, b = torch.tensor([1.0, 4.0, 0.0]), torch.tensor([9.0, 4.0, 1.0])
-    mean = torch.tensor([1.0, 0.0, 2.0])
-    got = metrics.gaussian_frechet(mean, a.diag(), torch.zeros(3), b.diag())
-    torch.testing.assert_close(got, torch.tensor((1 + 4) + (1 - 3) ** 2 + 0 + 1, dtype=torch.float64))
-
-
 def test_frechet_is_a_distance_even_for_few_samples():
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(20, 64, generator=generator), torch.randn(30, 64, generator=generator)     # singular covariances
-    assert metrics.frechet_distance(a, a) < 1e-6
+    assert 0 <= metrics.frechet_distance(a, a) < 1e-6
     torch.testing.assert_close(metrics.frechet_distance(a, b), metrics.frechet_distance(b, a))
     assert metrics.frechet_distance(a, a + 2.0).item() == pytest.approx(64 * 4.0, rel=1e-4)
 
@@ -76,17 +61,10 @@ def test_precision_recall_sees_lost_modes_and_bad_samples():
     assert metrics.precision_recall(real, real) == {"precision": 1.0, "recall": 1.0}
 
 
-def test_box_iou_by_hand():
-    a = torch.tensor([[0.0, 0.0, 0.5, 0.5]])
-    b = torch.tensor([[0.25, 0.25, 0.75, 0.75], [0.5, 0.5, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5]])
-    torch.testing.assert_close(metrics.box_iou(a, b), torch.tensor([[1 / 7, 0.0, 1.0]]))
-
-
 def test_box_iou_is_that_of_torchvision():
-    ops = pytest.importorskip("torchvision.ops")
     corners = torch.rand(2, 50, 2, 2, generator=torch.Generator().manual_seed(0)).sort(dim=2).values
     a, b = corners.flatten(2)                                                            # xyxy, some far apart
-    torch.testing.assert_close(metrics.box_iou(a, b[:40]), ops.box_iou(a, b[:40]))
+    torch.testing.assert_close(metrics.box_iou(a, b[:40]), box_iou(a, b[:40]))
 
 
 def test_mean_box_iou_matches_labels_once():
@@ -105,7 +83,7 @@ def test_mean_iou_by_hand():
 
 
 def test_consistency_and_masked_l1():
-    image = images(0)
+    image = images()
     low = torch.nn.functional.avg_pool2d(image, 4)
     assert (metrics.low_resolution_consistency(image, low) > 100).all()
     mask = torch.zeros(3, 1, 32, 32)
@@ -117,7 +95,6 @@ def test_consistency_and_masked_l1():
 
 @pytest.mark.parametrize("call, message", [
     (lambda: metrics.psnr(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9)), "shapes differ"),
-    (lambda: metrics.ssim(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)), "smaller odd"),
     (lambda: metrics.frechet_distance(torch.zeros(5), torch.zeros(5)), r"\(N, D\)"),
 ])
 def test_bad_input_says_what_to_do(call, message):

@@ -70,28 +70,19 @@ def test_scenes_can_be_shuffled_as_they_are():
     assert len(set(batch["seed"].tolist())) == 4 and batch["image"].shape == (4, 3, 32, 32)
 
 
-def test_batch_k_is_seeds_kb_to_kb_plus_b():
-    stream = scene_stream(SMALL, 4, start_step=2)
-    assert [batch["seed"].tolist() for batch in islice(stream, 2)] == [[8, 9, 10, 11], [12, 13, 14, 15]]
-
-
 def test_batches_to_measure_on_end_and_are_put_together():
     batches = list(scene_batches(SMALL, 5, start=3, batch_size=2))
     assert [batch["seed"].tolist() for batch in batches] == [[3, 4], [5, 6], [7]]
     assert same(together(batches), collate([EmojiScenes(SMALL, start=3)[i] for i in range(5)]))
 
 
-def test_a_resumed_stream_continues_exactly():
+def test_a_resumed_stream_continues_exactly_and_workers_keep_the_order():
     whole = list(islice(scene_stream(SMALL, 3), 5))
-    again = list(islice(scene_stream(SMALL, 3, start_step=3), 2))
-    assert all(same(a, b) for a, b in zip(whole[3:], again))
-    assert same(whole[3], next(scene_batches(SMALL, 3, start=9)))
+    assert all(same(batch, next(scene_batches(SMALL, 3, start=3 * k))) for k, batch in enumerate(whole))
     assert not same(whole[3], whole[4])
-
-
-def test_workers_keep_the_order():
-    alone, helped = (list(islice(scene_stream(SMALL, 3, start_step=1, num_workers=n), 4)) for n in (0, 2))
-    assert all(same(a, b) for a, b in zip(alone, helped))
+    for workers in (0, 2):
+        again = list(islice(scene_stream(SMALL, 3, start_step=1, num_workers=workers), 4))
+        assert all(same(a, b) for a, b in zip(whole[1:], again, strict=True))
 
 
 def test_ranks_share_the_work_and_seeds_are_apart():
@@ -120,11 +111,10 @@ def test_folder_of_pictures(tmp_path):
     batch = collate([data[i] for i in range(len(data))])
     assert len(data) == 2 and batch["caption"] == ["", ""] and format_of(batch) == scene_format(16)
     assert to_uint8(batch["image"])[0, 8, 8].tolist() == [0, 0, 255]
-    with_txt = {"a.txt": "a blue thing\n", "b/red.txt": "a red thing"}
-    for name, text in with_txt.items():
-        (tmp_path / name).write_text(text)
-    assert [item["caption"] for item in map(ImageFolderDataset(tmp_path, 16).__getitem__, range(2))] == \
-        ["a blue thing", "a red thing"]
+    (tmp_path / "a.txt").write_text("a blue thing\n")
+    (tmp_path / "b" / "red.txt").write_text("a red thing")
+    told = ImageFolderDataset(tmp_path, 16)
+    assert [told[i]["caption"] for i in range(2)] == ["a blue thing", "a red thing"]
 
 
 def test_middle_square_and_transparency(tmp_path):
@@ -136,9 +126,6 @@ def test_middle_square_and_transparency(tmp_path):
 
 
 def test_bad_folders_are_refused(tmp_path):
-    for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(ValueError, match="No pictures"):
-            ImageFolderDataset(folder)
     save(tmp_path, "a.png"), save(tmp_path, "b.png")
     (tmp_path / "a.txt").write_text("first")
     with pytest.raises(ValueError, match=r"1 of 2 pictures have no caption: write .*b\.txt"):

