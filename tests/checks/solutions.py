@@ -19,6 +19,11 @@ def spoiled(solution, *cases):
             for options, hint in cases]
 
 
+def variant(base, **parts):
+    """A solution that is a class, with other methods or attributes: its mutants."""
+    return type(base.__name__, (base,), parts)
+
+
 def try_all(correct, mutants):
     """The three tests of a file's tables."""
     def name(value):

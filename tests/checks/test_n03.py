@@ -1,9 +1,11 @@
 """The checks of notebook 03: the famous VQ bugs must fail with the right hint, right quantisers of any style pass."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
-from solutions import spoiled, try_all
+from solutions import spoiled, try_all, variant
 from torch import nn
 
 from ldm_mini import checks, quantizer
@@ -87,8 +89,7 @@ class VQ(nn.Module):
         return self.through(z, e), indices, self.loss(z, e, self.weight)
 
 
-def variant(base=VQ, **parts):
-    return type("MyVQ", (base,), parts)
+vq = partial(variant, VQ)
 
 
 def holding(make):
@@ -128,7 +129,7 @@ def of_diffusers(legacy):
         z_q, total, (_, _, indices) = self.inner(z)
         return z_q, indices.view(z.shape[0], *z.shape[2:]), total
 
-    return variant(make=make, forward=forward)
+    return vq(make=make, forward=forward)
 
 
 def ema(count, total, vectors, indices, decay, old=None, scatter=False, smooth=0.0, fade=True, divide="new"):
@@ -178,12 +179,12 @@ CORRECT = {
     checks.vector_quantizer: [
         VQ, Running, quantizer.VectorQuantizer, of_diffusers(legacy=False),
         lambda **sizes: quantizer.VectorQuantizer(**sizes, ema_decay=0.9),
-        variant(find=lambda s, z: nearest(z, s.codebook, score=torch.cdist)),
-        variant(find=lambda s, z: nearest_einsum(z, s.codebook),
-                look_up=lambda s, i, z: torch.einsum("bhwk,kd->bdhw", F.one_hot(i, 9).float(), s.codebook)),
-        variant(make=holding(lambda codes: nn.Embedding(*codes.shape)), through=lambda s, z, e: Through.apply(z, e),
-                find=lambda s, z: nearest_channels_first(z, s.codebook.weight),
-                look_up=lambda s, i, z: s.codebook(i).movedim(-1, 1)),
+        vq(find=lambda s, z: nearest(z, s.codebook, score=torch.cdist)),
+        vq(find=lambda s, z: nearest_einsum(z, s.codebook),
+           look_up=lambda s, i, z: torch.einsum("bhwk,kd->bdhw", F.one_hot(i, 9).float(), s.codebook)),
+        vq(make=holding(lambda codes: nn.Embedding(*codes.shape)), through=lambda s, z, e: Through.apply(z, e),
+           find=lambda s, z: nearest_channels_first(z, s.codebook.weight),
+           look_up=lambda s, i, z: s.codebook(i).movedim(-1, 1)),
     ],
     checks.ema_codebook: [ema, lambda *a: ema(*a, scatter=True), lambda *a: ema(*a, smooth=1e-5)],
     checks.restart_dead: [restart, restart_with_where, lambda *a: list(restart(*a))],
@@ -239,23 +240,23 @@ MUTANTS = {
         (lambda z, e, w: (e - z.detach())**2 + w * (z - e.detach())**2, "shape"),
     ],
     checks.vector_quantizer: [
-        (variant(loss=lambda s, z, e, w: w * F.mse_loss(e, z.detach()) + F.mse_loss(z, e.detach())), "swapped"),
+        (vq(loss=lambda s, z, e, w: w * F.mse_loss(e, z.detach()) + F.mse_loss(z, e.detach())), "swapped"),
         (of_diffusers(legacy=True), "swapped"),
-        (variant(loss=lambda s, z, e, w: loss_after(z, e, w)), "after\\* straight-through"),
-        (variant(loss=lambda s, z, e, w: (1 + w) * F.mse_loss(z, e)), "Both stop-gradients"),
-        (variant(loss=lambda s, z, e, w: loss(z, e, w).detach()), "has no gradient"),
-        (variant(loss=lambda s, z, e, w: F.mse_loss(e, z.detach())), "one of the two terms"),
-        (variant(through=lambda s, z, e: e), "no gradient reaches z"),
-        (variant(through=lambda s, z, e: e.detach()), "no gradient"),
-        (variant(through=lambda s, z, e: e + z - z.detach()), "also flows into q"),
-        (variant(through=lambda s, z, e: z), "value of z"),
-        (variant(find=lambda s, z: nearest(z, s.codebook, vectors=lambda z: z.reshape(-1, 3))), "mixed pixels"),
-        (variant(find=lambda s, z: nearest(z, s.codebook, pick=torch.argmax)), "farthest"),
-        (variant(look_up=lambda s, i, z: s.codebook[i.flatten()].view(z.shape)), "on the way back"),
-        (variant(forward=lambda s, z: VQ.forward(s, z)[0]), "three things"),
-        (variant(forward=lambda s, z: VQ.forward(s, z)[::-1]), "shape"),
-        (variant(make=holding(lambda codes: codes.requires_grad_())), "plain tensor"),
-        (variant(make=holding(lambda codes: nn.Parameter(0 * codes))), "all equal"),
+        (vq(loss=lambda s, z, e, w: loss_after(z, e, w)), "after\\* straight-through"),
+        (vq(loss=lambda s, z, e, w: (1 + w) * F.mse_loss(z, e)), "Both stop-gradients"),
+        (vq(loss=lambda s, z, e, w: loss(z, e, w).detach()), "has no gradient"),
+        (vq(loss=lambda s, z, e, w: F.mse_loss(e, z.detach())), "one of the two terms"),
+        (vq(through=lambda s, z, e: e), "no gradient reaches z"),
+        (vq(through=lambda s, z, e: e.detach()), "no gradient"),
+        (vq(through=lambda s, z, e: e + z - z.detach()), "also flows into q"),
+        (vq(through=lambda s, z, e: z), "value of z"),
+        (vq(find=lambda s, z: nearest(z, s.codebook, vectors=lambda z: z.reshape(-1, 3))), "mixed pixels"),
+        (vq(find=lambda s, z: nearest(z, s.codebook, pick=torch.argmax)), "farthest"),
+        (vq(look_up=lambda s, i, z: s.codebook[i.flatten()].view(z.shape)), "on the way back"),
+        (vq(forward=lambda s, z: VQ.forward(s, z)[0]), "three things"),
+        (vq(forward=lambda s, z: VQ.forward(s, z)[::-1]), "shape"),
+        (vq(make=holding(lambda codes: codes.requires_grad_())), "plain tensor"),
+        (vq(make=holding(lambda codes: nn.Parameter(0 * codes))), "all equal"),
         (variant(Running, loss=lambda s, z, e, w: (1 + w) * F.mse_loss(z, e.detach())), "only the commitment"),
         (variant(Running, moves=False), "neither way of learning"),
         (variant(Running, always=True), "eval mode"),

@@ -1,20 +1,17 @@
 """Checks of notebook 07: known wrong solutions fail with a message that helps; right ones written another way pass."""
 
-import importlib.util
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from solutions import spoiled, try_all
+from solutions import spoiled, try_all, variant
 from torch import nn
 
 from ldm_mini import blocks, checks
 from ldm_mini.attention import AttentionBlock
 from ldm_mini.ema import EMA
 from ldm_mini.unet import UNet, UNetConfig
-
-# --- the time embedding
 
 
 def code(t, dim, exponent=lambda i, half: i / half, order="cos sin", base=10_000.0, sign=-1):
@@ -40,53 +37,35 @@ def code_by_complex(t, dim):
     return torch.cat([z.real, z.imag], -1)
 
 
-# --- residual blocks
-
-
 class Block(nn.Module):
-    """Written from the notebook; `how` spoils it."""
+    """Written from the notebook; variants change one part."""
 
-    def __init__(self, in_channels, out_channels, time_dim, groups, how="right"):
+    eps, joined, start = 1e-5, 1, staticmethod(blocks.zeroed)
+
+    def __init__(self, in_channels, out_channels, time_dim, groups):
         super().__init__()
-        self.how = how
-        eps = 1e-6 if self.how == "eps" else 1e-5
-        joined = out_channels * (2 if self.how == "concatenated" else 1)
-        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=self.eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_proj = nn.Linear(time_dim, out_channels)
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
-        self.conv2 = nn.Conv2d(joined, out_channels, 3, padding=1)
-        if self.how != "not zero":
-            blocks.zeroed(self.conv2)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=self.eps)
+        self.conv2 = self.start(nn.Conv2d(self.joined * out_channels, out_channels, 3, padding=1))
         self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x, time):
-        how = self.how
-        if how == "post":
-            h = F.silu(self.norm1(self.conv1(x)))
-            return self.shortcut(x) + F.silu(self.norm2(self.conv2(h + self.embed(time))))
-        e = self.embed(time)
-        h = self.norm1(x + e if how == "first" else x)
-        h = self.conv1(h if how in ("no silu", "no first silu") else (F.relu if how == "relu" else F.silu)(h))
-        if how == "after norm":
-            h = self.norm2(h) + e
-        elif how in ("first", "late", "no time"):
-            h = self.norm2(h)
-        elif how == "concatenated":
-            h = torch.cat([self.norm2(h), e.expand_as(h)], 1)
-        elif how == "no norm2":
-            h = h + e
-        else:
-            h = self.norm2(h * e if how == "multiplied" else h + e)
-        act = F.relu if how == "relu" else F.silu
-        h = self.conv2(h if how in ("no silu", "no second silu") else act(h)) + (e if how == "late" else 0)
-        return {"no shortcut": lambda: h, "shortcut of norm": lambda: h + self.shortcut(self.norm1(x))}.get(
-            how, lambda: h + self.shortcut(x))()
-
     def embed(self, time):
-        if self.how == "silu after":
-            return F.silu(self.time_proj(time))[:, :, None, None]
-        return self.time_proj(time if self.how == "no silu on time" else F.silu(time))[:, :, None, None]
+        return self.time_proj(F.silu(time))
+
+    def first(self, x, e):
+        return self.conv1(F.silu(self.norm1(x)))
+
+    def second(self, h, e):
+        return self.conv2(F.silu(self.norm2(h + e)))
+
+    def out(self, x, h):
+        return self.shortcut(x) + h
+
+    def forward(self, x, time):
+        e = self.embed(time)[:, :, None, None]
+        return self.out(x, self.second(self.first(x, e), e))
 
 
 class OtherBlock(Block):
@@ -101,9 +80,6 @@ class OtherBlock(Block):
 
 def library_block(in_channels, out_channels, time_dim, groups):
     return blocks.ResBlock(in_channels, out_channels, time_dim, groups, eps=1e-5, zero_init=True)
-
-
-# --- the skips
 
 
 def through(h, down, middle, up, how="right"):
@@ -158,9 +134,6 @@ def note(h, down, middle, up):
     return h
 
 
-# --- channels on the way up
-
-
 def channels_up(channels, mults, num_res_blocks, how="right"):
     widths, skips = [channels * m for m in mults], [channels] * (how != "no stem")
     for level, width in enumerate(widths):
@@ -180,9 +153,6 @@ def channels_of_the_library(channels, mults, num_res_blocks):
         net = UNet(UNetConfig(3, channels=channels, channel_mults=mults, num_res_blocks=num_res_blocks, attn_levels=(),
                               groups=1, head_dim=1))
     return [[step[0].conv1.in_channels, step[0].conv1.out_channels] for step in net.up]
-
-
-# --- the whole net
 
 
 class Net(nn.Module):
@@ -234,9 +204,6 @@ class Net(nn.Module):
 def library_net(channels, mults, num_res_blocks, attn_levels, groups, head_dim):
     return UNet(UNetConfig(3, channels=channels, channel_mults=mults, num_res_blocks=num_res_blocks,
                            attn_levels=attn_levels, groups=groups, head_dim=head_dim))
-
-
-# --- averages
 
 
 def ema(averages, net, n, max_decay=0.9999, rate=lambda n, m: min(m, (1 + n) / (10 + n)), detach=True):
@@ -291,14 +258,28 @@ MUTANTS = {
         (lambda t, d: code(t, d) * 1.01, "off by up to"),
     ],
     checks.res_block: [
-        *spoiled(Block, ("first", "before conv1"), ("after norm", "AFTER norm2"),
-                 ("late", "after conv2|return its shortcut"), ("no silu on time", r"silu\(time\)"),
-                 ("concatenated", "concatenated"), ("no time", "not used at all"), ("multiplied", "multiplies"),
-                 ("no shortcut", "shortcut is missing"), ("shortcut of norm", "as it came in"), ("relu", "F.silu"),
-                 ("silu after", "comes before time_proj"), ("not zero", "conv2 starts at zero"),
-                 ("post", "norm, SiLU, convolution"), ("no silu", "a SiLU is missing"),
-                 ("no first silu", "after norm1"), ("no second silu", "after norm2"), ("no norm2", "norm2 is not used"),
-                 ("eps", "eps of both")),
+        (variant(Block, first=lambda s, x, e: s.conv1(F.silu(s.norm1(x + e))),
+                 second=lambda s, h, e: s.conv2(F.silu(s.norm2(h)))), "before conv1"),
+        (variant(Block, second=lambda s, h, e: s.conv2(F.silu(s.norm2(h) + e))), "AFTER norm2"),
+        (variant(Block, second=lambda s, h, e: s.conv2(F.silu(s.norm2(h))) + e), "after conv2|return its shortcut"),
+        (variant(Block, second=lambda s, h, e: s.conv2(F.silu(s.norm2(h)))), "not used at all"),
+        (variant(Block, second=lambda s, h, e: s.conv2(F.silu(s.norm2(h * e)))), "multiplies"),
+        (variant(Block, second=lambda s, h, e: s.conv2(F.silu(h + e))), "norm2 is not used"),
+        (variant(Block, second=lambda s, h, e: s.conv2(s.norm2(h + e))), "after norm2"),
+        (variant(Block, first=lambda s, x, e: s.conv1(s.norm1(x))), "after norm1"),
+        (variant(Block, first=lambda s, x, e: s.conv1(s.norm1(x)), second=lambda s, h, e: s.conv2(s.norm2(h + e))),
+         "a SiLU is missing"),
+        (variant(Block, first=lambda s, x, e: s.conv1(F.relu(s.norm1(x))),
+                 second=lambda s, h, e: s.conv2(F.relu(s.norm2(h + e)))), "F.silu"),
+        (variant(Block, first=lambda s, x, e: F.silu(s.norm1(s.conv1(x))),
+                 second=lambda s, h, e: F.silu(s.norm2(s.conv2(h + e)))), "norm, SiLU, convolution"),
+        (variant(Block, joined=2), "concatenated"),
+        (variant(Block, embed=lambda s, time: s.time_proj(time)), r"silu\(time\)"),
+        (variant(Block, embed=lambda s, time: F.silu(s.time_proj(time))), "comes before time_proj"),
+        (variant(Block, out=lambda s, x, h: h), "shortcut is missing"),
+        (variant(Block, out=lambda s, x, h: h + s.shortcut(s.norm1(x))), "as it came in"),
+        (variant(Block, start=lambda s, conv: conv), "conv2 starts at zero"),
+        (variant(Block, eps=1e-6), "eps of both"),
         (lambda *args: nn.Conv2d(8, 8, 3), "other layers"),
         (lambda *args: 3, "nn.Module"),
     ],
@@ -354,13 +335,11 @@ def test_a_stub_of_forward_alone_is_named_too(check, good):
         raise NotImplementedError
 
     with pytest.raises(checks.CheckFailed, match="still the stub"):
-        check(type("Stub", (good,), {"forward": forward}))
+        check(variant(good, forward=forward))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="diffusers is a test-only dependency")
 def test_the_time_embedding_is_that_of_diffusers_unet():
-    from diffusers.models.embeddings import get_timestep_embedding
-
+    get_timestep_embedding = pytest.importorskip("diffusers.models.embeddings").get_timestep_embedding
     t = torch.arange(0, 1000, 7)
     theirs = get_timestep_embedding(t, 64, flip_sin_to_cos=True, downscale_freq_shift=0)
     torch.testing.assert_close(code(t, 64), theirs, atol=1e-3, rtol=0)
