@@ -14,13 +14,10 @@ from ldm_mini.ema import EMA
 from ldm_mini.unet import UNet, UNetConfig
 
 
-def code(t, dim, exponent=lambda i, half: i / half, order="cos sin", base=10_000.0, sign=-1):
+def code(t, dim, exponent=lambda i, half: i / half, base=10_000.0, sign=-1, order="cos sin", join=torch.cat):
     half = dim // 2
     angles = t.float()[:, None] * base ** (sign * exponent(torch.arange(half), half))
-    cos, sin = angles.cos(), angles.sin()
-    return {"cos sin": lambda: torch.cat([cos, sin], 1), "sin cos": lambda: torch.cat([sin, cos], 1),
-            "turns": lambda: torch.stack([cos, sin], 2).flatten(1),
-            "transformer": lambda: torch.stack([sin, cos], 2).flatten(1)}[order]()
+    return join([getattr(angles, name)() for name in order.split()], -1).flatten(1)
 
 
 def code_by_loop(t, dim):
@@ -82,28 +79,16 @@ def library_block(in_channels, out_channels, time_dim, groups):
     return blocks.ResBlock(in_channels, out_channels, time_dim, groups, eps=1e-5, zero_init=True)
 
 
-def through(h, down, middle, up, how="right"):
+def through(h, down, middle, up, how="right", pop=list.pop, join=lambda up, h, skip: up(torch.cat([h, skip], 1))):
     hs, x = [], h
     for i, layer in enumerate(down):
-        if how == "before":
-            hs.append(h)
-        h = layer(x if how in ("each from x", "h stays") else h)
-        if how not in ("before", "never") and not (how == "no stem" and i == 0):
-            hs.append(h)
+        before, h = h, layer(x if how in ("each from x", "h stays") else h)
+        hs += {"never": [], "before": [before], "no stem": [h] * (i > 0)}.get(how, [h])
     h = x if how == "h stays" else h
     h = h if how == "no middle" else middle(h)
-    if how == "middle pushed":
-        hs.append(h)
+    hs += [h] * (how == "middle pushed")
     for layer in up:
-        if how == "no skips":
-            h = layer(h)
-            continue
-        skip = hs.pop(0) if how == "fifo" else hs[-1] if how == "peek" else hs.pop()
-        pair = [skip, h] if how == "skip first" else [h, skip]
-        if how == "joined late":
-            h = torch.cat([layer(h), skip], 1)
-            continue
-        h = layer(h + skip if how == "added" else torch.cat(pair, -1 if how == "along the width" else 1))
+        h = join(layer, h, pop(hs))
     return h
 
 
@@ -121,16 +106,6 @@ def through_by_index(h, down, middle, up):
     h = middle(hs[-1])
     for k, layer in enumerate(up):
         h = layer(torch.cat((h, hs[len(hs) - 1 - k]), 1))
-    return h
-
-
-def note(h, down, middle, up):
-    """The reading note's: hs is never filled, nor made."""
-    for layer in down:
-        h = layer(h)
-    h = middle(h)
-    for layer in up:
-        h = layer(torch.cat([h, hs.pop()], dim=1))  # noqa: F821
     return h
 
 
@@ -162,8 +137,8 @@ class Net(nn.Module):
         super().__init__()
         self.how = how
         a, b = (channels * m for m in mults)
-        res = lambda i, o: Block(i, o, 4 * channels, groups)  # noqa: E731
-        attn = lambda: AttentionBlock(b, head_dim=head_dim, groups=groups, eps=1e-5, zero_init=True)  # noqa: E731
+        res = lambda i, o: Block(i, o, 4 * channels, groups)
+        attn = lambda: AttentionBlock(b, head_dim=head_dim, groups=groups, eps=1e-5, zero_init=True)
         self.clock = blocks.TimeEmbedding(channels)
         self.stem = nn.Conv2d(3, channels, 3, padding=1)
         self.d = nn.ModuleList([res(a, a), res(a, a), blocks.Downsample(a), res(a, b), attn(), res(b, b), attn()])
@@ -188,8 +163,6 @@ class Net(nn.Module):
         h = h5 if how == "no middle" else m[2](m[1](m[0](h5, time)), time)
         if how == "fifo":
             h5, h4, h3, h2, h1, h0 = h0, h1, h2, h3, h4, h5
-        if how == "never pushed":
-            [].pop()
         h = u[1](u[0](torch.cat([h, h5], 1), time))
         h = u[3](u[2](torch.cat([h, h4], 1), time))
         h = u[6](u[5](u[4](torch.cat([h, h3], 1), time)))
@@ -227,11 +200,6 @@ def ema_of_the_library(averages, net, n, max_decay=0.9999):
     return other.state_dict()
 
 
-def ema_of_buffers(averages, net, n, max_decay=0.9999):
-    d = min(max_decay, (1 + n) / (10 + n))
-    return {name: d * averages.get(name, v) + (1 - d) * v for name, v in net.state_dict().items()}
-
-
 CORRECT = {
     checks.timestep_embedding: [code, code_by_loop, code_by_complex, blocks.timestep_embedding],
     checks.res_block: [Block, OtherBlock, library_block],
@@ -243,13 +211,12 @@ CORRECT = {
 
 MUTANTS = {
     checks.timestep_embedding: [
-        *spoiled(code, (dict(order="sin cos"), "swapped: cosines first"), (dict(order="turns"), "take turns"),
-                 (dict(order="transformer"), "Transformer"), (dict(sign=1), "exponent is negative"),
-                 (dict(base=1000.0), "10,000")),
-        (lambda t, d: code(t, d, lambda i, half: i / (half - 1)), r"half - 1"),
-        (lambda t, d: code(t, d, lambda i, half: i / (half - 1), "sin cos"), "swapped, and"),
-        (lambda t, d: code(t, d, lambda i, half: i / (2 * half)), "i / dim"),
-        (lambda t, d: code(t, d, lambda i, half: i // half), "rounds all exponents"),
+        *spoiled(code, (dict(order="sin cos"), "swapped: cosines first"), (dict(join=torch.stack), "take turns"),
+                 (dict(order="sin cos", join=torch.stack), "Transformer"), (dict(sign=1), "exponent is negative"),
+                 (dict(base=1000.0), "10,000"), (dict(exponent=lambda i, half: i / (half - 1)), r"half - 1"),
+                 (dict(exponent=lambda i, half: i / (half - 1), order="sin cos"), "swapped, and"),
+                 (dict(exponent=lambda i, half: i / (2 * half)), "i / dim"),
+                 (dict(exponent=lambda i, half: i // half), "rounds all exponents")),
         (lambda t, d: code(t.bfloat16(), d), "rounded"),
         (lambda t, d: code(t, d).half(), "too few digits"),
         (lambda t, d: code(t, d).long(), "dtype"),
@@ -285,12 +252,15 @@ MUTANTS = {
     ],
     checks.through_the_u: [
         *spoiled(through, ("never", "push after EVERY"), ("no stem", "push after EVERY input block.*stem"),
-                 ("before", "push after"), ("fifo", "first in, first out"), ("peek", "looks"),
-                 ("skip first", "skip stands first"), ("added", "joined"), ("middle pushed", "only input blocks"),
-                 ("no middle", "middle is not used"), ("no skips", "get no skips"), ("each from x", "block before"),
-                 ("h stays", "does not move on"), ("joined late", "before\\* the output block"),
-                 ("along the width", "dim=1")),
-        (note, "hs ="),
+                 ("before", "push after"), ("middle pushed", "only input blocks"), ("no middle", "middle is not used"),
+                 ("each from x", "block before"), ("h stays", "does not move on"),
+                 (dict(pop=lambda hs: hs.pop(0)), "first in, first out"), (dict(pop=lambda hs: hs[-1]), "looks"),
+                 (dict(join=lambda up, h, skip: up(torch.cat([skip, h], 1))), "skip stands first"),
+                 (dict(join=lambda up, h, skip: up(torch.cat([h, skip], -1))), "dim=1"),
+                 (dict(join=lambda up, h, skip: torch.cat([up(h), skip], 1)), "before\\* the output block"),
+                 (dict(join=lambda up, h, skip: up(h + skip)), "joined"),
+                 (dict(join=lambda up, h, skip: up(h)), "get no skips")),
+        (lambda h, down, middle, up: hs.pop(), "hs ="),  # noqa: F821 - the reading note's: hs is never made
         (lambda h, d, m, u: None, "return"),
     ],
     checks.decoder_channels: [
@@ -306,8 +276,8 @@ MUTANTS = {
         *spoiled(Net, ("not zero", "exactly 0"), ("plus x", "no such shortcut"), ("no silu", "SiLU before the last"),
                  ("no norm", "last norm"), ("bare", "norm and SiLU"), ("no middle", "middle is not used"),
                  ("same t", "first one|one entry per sample"), ("t / T", "divided"), ("no t", "t does not matter"),
-                 ("silu of time", "twice"), ("fifo", "last one pushed"), ("never pushed", "push after EVERY"),
-                 ("not joined", "joined to h")),
+                 ("silu of time", "twice"), ("fifo", "last one pushed"), ("not joined", "joined to h")),
+        (variant(Net, forward=lambda s, x, t, cond=None: [].pop()), "push after EVERY"),
         (lambda **kw: library_net(**{**kw, "attn_levels": ()}), "other layers"),
     ],
     checks.ema_update: [
@@ -319,7 +289,7 @@ MUTANTS = {
                  (dict(rate=lambda n, m: (1 + n) / (10 + n)), "max_decay is not used"),
                  (dict(rate=lambda n, m: 0.0), "own weight"), (dict(detach=False), "gradients")),
         (lambda averages, net, n, m: averages, "nothing has moved"),
-        (ema_of_buffers, "buffers or frozen"),
+        (lambda averages, net, n, m: {name: v / 10 for name, v in net.state_dict().items()}, "buffers or frozen"),
         (lambda a, net, n, m: {k: (a[k] + p.detach()) / 2 for k, p in net.named_parameters()}, "frozen"),
         (lambda *a: dict(list(ema(*a).items())[1:]), "missing from the result"),
         (lambda *a: list(ema(*a).values()), "dict of averages"),
