@@ -4,7 +4,7 @@ import re
 from functools import reduce
 
 import torch
-from solutions import spoiled, try_all
+from solutions import spoiled, try_all, welford
 
 from ldm_mini import checks
 from ldm_mini.blocks import ResBlock
@@ -80,16 +80,6 @@ def three_sums(batches, dtype=torch.float64, less=1):
         z = z.to(dtype)
         n, total, squares = n + z.numel(), total + z.sum(), squares + z.square().sum()
     return ((squares - total**2 / n) / (n - less)) ** -0.5
-
-
-def welford(batches):
-    n, mean, m2 = 0, 0.0, 0.0
-    for z in batches:
-        z = z.double().flatten()
-        delta, both = z.mean().item() - mean, n + len(z)
-        m2 += (z - z.mean()).square().sum().item() + delta**2 * n * len(z) / both
-        mean, n = mean + delta * len(z) / both, both
-    return (n - 1) ** 0.5 / m2**0.5
 
 
 def centred(batches):
