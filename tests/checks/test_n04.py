@@ -60,18 +60,9 @@ def unit_in_loops(x):
                         .view_as(image) for image in x])
 
 
-def unit_channels_last(x):
-    last = x.permute(0, 2, 3, 1)
-    return F.normalize(last, dim=-1).permute(0, 3, 1, 2)
-
-
 def layer(a, b, head, normalise=unit, power=2):
     d = normalise(a) - normalise(b)
     return (head[:, None, None] * d.abs() ** power).sum(1).mean((1, 2))
-
-
-def layer_by_conv(a, b, head):
-    return F.conv2d((unit(a) - unit(b)) ** 2, head[None, :, None, None]).mean((1, 2, 3))
 
 
 def layer_in_einsum(a, b, head):
@@ -81,10 +72,6 @@ def layer_in_einsum(a, b, head):
 def layer_channels_last(a, b, head):
     a, b = (unit(t).flatten(2).transpose(1, 2) for t in (a, b))
     return ((a - b).square() @ head).mean(1)
-
-
-def layer_pair_by_pair(a, b, head):
-    return torch.stack([layer(p[None], q[None], head)[0] for p, q in zip(a, b)])
 
 
 def layer_by_cosine(a, b, head):
@@ -169,12 +156,14 @@ CORRECT = {
     ],
     checks.ssim_map: [ssim, ssim_one_average, lambda x, y, mean: ssim(y, x, mean)],
     checks.unit_normalise: [
-        unit, unit_in_loops, unit_channels_last, F.normalize,
+        unit, unit_in_loops, F.normalize, lambda x: F.normalize(x.permute(0, 2, 3, 1), dim=-1).permute(0, 3, 1, 2),
         lambda x: x * (x.square().sum(1, keepdim=True) + 1e-20).rsqrt(),
         lambda x: torch.einsum("bchw,bhw->bchw", x, 1 / (x.norm(dim=1) + 1e-10)),
     ],
     checks.layer_distance: [
-        layer, layer_by_conv, layer_in_einsum, layer_channels_last, layer_pair_by_pair, layer_by_cosine,
+        layer, layer_in_einsum, layer_channels_last, layer_by_cosine,
+        lambda a, b, head: F.conv2d((unit(a) - unit(b)) ** 2, head[None, :, None, None]).mean((1, 2, 3)),
+        lambda a, b, head: torch.cat([layer(p[None], q[None], head) for p, q in zip(a, b)]),
     ],
     checks.lpips: [
         Lpips, LpipsByConv, partial(Lpips, stays=False, first=nn.Module.eval),  # the last: dropout is off at every call

@@ -85,10 +85,6 @@ def euler_by_ddim(x_t, eps, t, s, abar):
     return ddim_(x0, eps, t, s, abar, 0.0, 0 * eps)
 
 
-def euler_by_library(x_t, eps, t, s, abar):
-    return next(iter(euler(lambda x, t: (None, eps), x_t, library(abar), [t] if s < 0 else [t, s])))
-
-
 def euler_(x_t, eps, t, s, abar, level=at, sign=1, scale=True, back="s", hat=True, slope=None):
     a, b = level(abar, t), level(abar, s)
     hats = [((1 - v) / v).sqrt() if hat else (1 - v).sqrt() for v in (a, b)]
@@ -146,11 +142,6 @@ def guided_other_order(net, x_t, t, cond, null, scale):
     return scale * both[:len(t)] + (1 - scale) * both[len(t):]
 
 
-def guided_twice(net, x_t, t, cond, null, scale):
-    u, c = net(x_t, t, null), net(x_t, t, cond)
-    return u + scale * (c - u)
-
-
 def shifted(step, where, by):
     """`step` with t or s replaced by its neighbour, where the neighbour exists."""
     def mutant(*args):
@@ -166,7 +157,10 @@ CORRECT = {
         good_steps, list_steps, lambda n, T, spacing: NoiseSchedule(torch.full((T,), 0.01)).timesteps(n, spacing),
     ],
     checks.ddim_step: [ddim_, ddim_by_library],
-    checks.euler_step: [euler_, euler_by_ddim, euler_by_library],
+    checks.euler_step: [
+        euler_, euler_by_ddim,
+        lambda x, eps, t, s, abar: next(euler(lambda x, t: (0, eps), x, library(abar), [t] if s < 0 else [t, s])),
+    ],
     checks.dpm_step: [dpm, dpm_with_r, dpm_by_library],
     checks.batched_guidance: [guided, guided_other_order],
 }
@@ -248,7 +242,7 @@ MUTANTS = {
         *spoiled(guided, (dict(w=True), "other convention"), (dict(swap=True), "swapped"),
                  (dict(difference=False), "difference"), (dict(times=1), "3 timesteps")),
         (lambda *a: guided(*a[:5], -a[5]), "wrong way"),
-        (guided_twice, "calls the network twice"),
+        (lambda net, x, t, c, n, s: (u := net(x, t, n)) + s * (net(x, t, c) - u), "calls the network twice"),
         (lambda net, x, t, c, n, s: net(x, t, c), "off by up to"),
     ],
 }

@@ -64,10 +64,6 @@ def sample(autoencoder, net, schedule, z_T, factor, steps, *, sampler=ddim, seen
     return images.clamp(-1, 1) if clamp else images
 
 
-def quantized_first(autoencoder, *rest):
-    return sample(autoencoder, *rest, unscale=lambda z, s: autoencoder.quantize(z)[0] / s, quantize=False)
-
-
 def library_sample(autoencoder, net, schedule, z_T, factor, steps):
     was = net.training
     net.eval()
@@ -182,7 +178,8 @@ MUTANTS = {
                  (dict(mode=lambda was: True), "into training mode"), (dict(grad=True), "gradient"),
                  (dict(stage_mode=True), "training mode"), (dict(sampler=dpm_solver), "off by up to"),
                  (dict(seen=0), "first step")),
-        (quantized_first, "quantised scaled latents"),
+        (lambda a, *rest: sample(a, *rest, unscale=lambda z, s: a.quantize(z)[0] / s, quantize=False),
+         "quantised scaled latents"),
         (lambda a, n, s, z, f, k: sample(a, n, s, z * f, f, k), "scale z_T"),
         (lambda *a: sample(*a) / 2 + 0.5, r"speaks \[-1, 1\]"),
     ],

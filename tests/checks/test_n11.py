@@ -150,17 +150,13 @@ def kept(x, known, hole, alpha, sigma, eps, how="right"):
     return torch.where(hole, noisy, x) if how == "inverted" else torch.where(hole, x, noisy)
 
 
-def by_sum(x, known, hole, alpha, sigma, eps):
-    return hole * x + ~hole * (alpha * known + sigma * eps)
-
-
 CORRECT = {
     checks.join_lowres: [joined, by_the_library, by_filling],
     checks.widen: [widened, by_concatenation, by_copy],
     checks.class_shares: [shares, by_comparison, by_halving],
     checks.inpaint_condition: [holed, in_unit_range, by_the_conditioner],
     checks.paste: [finished_paste, by_index],
-    checks.keep_known: [kept, by_sum],
+    checks.keep_known: [kept, lambda x, known, hole, a, s, eps: hole * x + ~hole * (a * known + s * eps)],
 }
 
 MUTANTS = {

@@ -51,10 +51,6 @@ def shuffled(words, generator, how="right"):
     return words.gather(1, order[..., None].expand_as(words))
 
 
-def shuffled_in_a_loop(words, generator):
-    return torch.stack([sample[torch.randperm(len(sample), generator=generator)] for sample in words])
-
-
 def joined(parts, how="right"):
     out, with_tokens = {}, [part for part in parts if "context" in part]
     if how == "reversed":
@@ -75,10 +71,6 @@ def joined(parts, how="right"):
     if maps:
         out["concat"] = torch.cat(maps[::-1] if how == "maps reversed" else maps, 1)
     return {"concat": 0, **out} if how == "empty" else out
-
-
-def joined_by_cond(parts):
-    return vars(Cond.join([Cond(**part) for part in parts]))
 
 
 def subsets(size, weights, p_each, p_single, generator, how="right"):
@@ -133,8 +125,8 @@ def guided_in_another_order(net, x_t, t, none, first, both, s, r):
 
 CORRECT = {
     checks.box_tokens: [tokens, tokens_in_loops],
-    checks.shuffle_objects: [shuffled, shuffled_in_a_loop],
-    checks.join_conditions: [joined, joined_by_cond],
+    checks.shuffle_objects: [shuffled, lambda x, g: torch.stack([w[torch.randperm(len(w), generator=g)] for w in x])],
+    checks.join_conditions: [joined, lambda parts: vars(Cond.join([Cond(**part) for part in parts]))],
     checks.draw_subsets: [subsets, subsets_in_a_loop],
     checks.two_guidances: [guided, guided_in_another_order],
 }
