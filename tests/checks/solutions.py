@@ -19,6 +19,22 @@ def spoiled(solution, *cases):
             for options, hint in cases]
 
 
+def variant(base, **parts):
+    """A solution that is a class, with other methods or attributes: its mutants."""
+    return type(base.__name__, (base,), parts)
+
+
+def welford(batches):
+    """1 / the standard deviation of all values, by Welford's running mean and sum of squares."""
+    n, mean, m2 = 0, 0.0, 0.0
+    for z in batches:
+        z = z.double().flatten()
+        delta, both = z.mean().item() - mean, n + len(z)
+        m2 += (z - z.mean()).square().sum().item() + delta**2 * n * len(z) / both
+        mean, n = mean + delta * len(z) / both, both
+    return (n - 1) ** 0.5 / m2**0.5
+
+
 def try_all(correct, mutants):
     """The three tests of a file's tables."""
     def name(value):

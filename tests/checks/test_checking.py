@@ -7,19 +7,6 @@ from solutions import spoiled, try_all
 from ldm_mini import checks
 
 
-def right_box_iou(a, b):
-    rows = []
-    for x in a:  # loops instead of broadcasting: another correct way
-        row = []
-        for y in b:
-            w = max(0.0, float(min(x[2], y[2]) - max(x[0], y[0])))
-            h = max(0.0, float(min(x[3], y[3]) - max(x[1], y[1])))
-            union = float((x[2] - x[0]) * (x[3] - x[1]) + (y[2] - y[0]) * (y[3] - y[1])) - w * h
-            row.append(w * h / union)
-        rows.append(row)
-    return torch.tensor(rows)
-
-
 def iou_from(a, b, clamp=True, union=True):
     size = torch.minimum(a[:, None, 2:], b[None, :, 2:]) - torch.maximum(a[:, None, :2], b[None, :, :2])
     inter = (size.clamp(min=0) if clamp else size).prod(-1)
@@ -35,7 +22,7 @@ CORRECT = {
     checks.guidance: [lambda u, c, s: torch.lerp(u, c, s), lambda u, c, s: s * c + (1 - s) * u],
     checks.latent_numbers: [lambda h, w, f, c: (3 * h * w, h * w * c // f**2)],
     checks.alpha_over: [lambda s, a, c: c + a * (s - c), lambda s, a, c: torch.lerp(c, s, a)],
-    checks.box_iou: [right_box_iou, iou_from],
+    checks.box_iou: [iou_from, lambda a, b: torch.tensor([[iou_from(x[None], y[None]) for y in b] for x in a])],
     checks.inpainting_input: [
         lambda x, m: (((x + 1) / 2 * (1 - m)) * 2 - 1, m * 2 - 1),
         lambda x, m: [x.masked_fill(m.bool(), -1), torch.where(m > 0, 1.0, -1.0)],
@@ -51,6 +38,7 @@ MUTANTS = {
         (lambda x: ((x.clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1), "dtype"),
         (lambda x: x.clamp_(-1, 1).add(1).mul(127.5).to(torch.uint8).permute(0, 2, 3, 1), "in place"),
         (lambda x: None, "return"),
+        (lambda x: x[:, 7], "IndexError"),
     ],
     checks.guidance: [
         (lambda u, c, s: c + s * (c - u), "convention"),
@@ -82,16 +70,6 @@ MUTANTS = {
 }
 
 test_right_solutions_pass, test_wrong_ones_fail_with_a_hint, test_the_stub_is_named = try_all(CORRECT, MUTANTS)
-
-
-def test_stub_and_exception_are_named():
-    def stub(x):
-        raise NotImplementedError
-
-    with pytest.raises(checks.CheckFailed, match="still the stub"):
-        checks.to_picture(stub)
-    with pytest.raises(checks.CheckFailed, match="IndexError"):
-        checks.to_picture(lambda x: x[:, 7])
 
 
 def test_a_stub_further_down_is_named():

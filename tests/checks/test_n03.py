@@ -1,9 +1,11 @@
 """The checks of notebook 03: the famous VQ bugs must fail with the right hint, right quantisers of any style pass."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
-from solutions import spoiled, try_all
+from solutions import spoiled, try_all, variant
 from torch import nn
 
 from ldm_mini import checks, quantizer
@@ -35,10 +37,6 @@ def nearest_loops(z, codebook):
     return out
 
 
-def nearest_directions(z, codebook):
-    return nearest(z, codebook, score=lambda v, e: -F.normalize(v, dim=1) @ F.normalize(e, dim=1).T)
-
-
 class Through(torch.autograd.Function):
     """Straight-through as a function with a backward of its own."""
 
@@ -66,12 +64,15 @@ def loss_after(z, e, w):
 
 
 class VQ(nn.Module):
-    """A right quantiser; subclasses change one thing."""
+    """A right quantiser; variants change one part."""
 
     def __init__(self, codebook_size, dim, commitment_weight=0.25):
         super().__init__()
-        self.codebook = nn.Parameter(torch.rand(codebook_size, dim))
         self.weight = commitment_weight
+        self.make(torch.rand(codebook_size, dim))
+
+    def make(self, codes):
+        self.codebook = nn.Parameter(codes)
 
     def find(self, z):
         return nearest(z, self.codebook.detach())
@@ -88,36 +89,12 @@ class VQ(nn.Module):
         return self.through(z, e), indices, self.loss(z, e, self.weight)
 
 
-def variant(base=VQ, **parts):
-    return type("MyVQ", (base,), parts)
+vq = partial(variant, VQ)
 
 
-class Cdist(VQ):
-    def find(self, z):
-        return torch.cdist(rows(z), self.codebook).argmin(1).view(z.shape[0], *z.shape[2:])
-
-
-class OneHot(VQ):
-    """einsum for the distances, a one-hot product for the lookup."""
-
-    def find(self, z):
-        return nearest_einsum(z, self.codebook)
-
-    def look_up(self, indices, z):
-        return torch.einsum("bhwk,kd->bdhw", F.one_hot(indices, len(self.codebook)).float(), self.codebook)
-
-
-class Embedded(VQ):
-    """The codes in an nn.Embedding."""
-
-    def __init__(self, codebook_size, dim, commitment_weight):
-        nn.Module.__init__(self)
-        self.codebook, self.weight = nn.Embedding(codebook_size, dim), commitment_weight
-
-    def forward(self, z):
-        indices = nearest_channels_first(z, self.codebook.weight)
-        e = self.codebook(indices).movedim(-1, 1)
-        return Through.apply(z, e), indices, loss(z, e, self.weight)
+def holding(make):
+    """A way to keep the codes: what make makes of them becomes `codebook`."""
+    return lambda self, codes: setattr(self, "codebook", make(codes))
 
 
 class Running(VQ):
@@ -125,10 +102,8 @@ class Running(VQ):
 
     moves, always = True, False
 
-    def __init__(self, codebook_size, dim, commitment_weight):
-        nn.Module.__init__(self)
-        self.register_buffer("codebook", torch.rand(codebook_size, dim))
-        self.weight = commitment_weight
+    def make(self, codes):
+        self.register_buffer("codebook", codes)
 
     def loss(self, z, e, w):
         return w * F.mse_loss(z, e.detach())
@@ -143,34 +118,18 @@ class Running(VQ):
         return out
 
 
-class Plain(VQ):
-    """The codebook is no parameter and no buffer."""
-
-    def __init__(self, codebook_size, dim, commitment_weight):
-        nn.Module.__init__(self)
-        self.codebook, self.weight = torch.rand(codebook_size, dim, requires_grad=True), commitment_weight
-
-
-class Zeros(VQ):
-    def __init__(self, *sizes, **named):
-        super().__init__(*sizes, **named)
-        nn.init.zeros_(self.codebook)
-
-
 def of_diffusers(legacy):
     """diffusers' quantiser behind our signature; legacy=True is the bug that all released VQ models carry."""
-    class Theirs(nn.Module):
-        def __init__(self, codebook_size, dim, commitment_weight):
-            super().__init__()
-            vae = pytest.importorskip("diffusers.models.autoencoders.vae")
-            self.inner = vae.VectorQuantizer(codebook_size, dim, beta=commitment_weight, legacy=legacy)
-            self.codebook = self.inner.embedding
+    def make(self, codes):
+        vae = pytest.importorskip("diffusers.models.autoencoders.vae")
+        self.inner = vae.VectorQuantizer(*codes.shape, beta=self.weight, legacy=legacy)
+        self.codebook = self.inner.embedding
 
-        def forward(self, z):
-            z_q, total, (_, _, indices) = self.inner(z)
-            return z_q, indices.view(z.shape[0], *z.shape[2:]), total
+    def forward(self, z):
+        z_q, total, (_, _, indices) = self.inner(z)
+        return z_q, indices.view(z.shape[0], *z.shape[2:]), total
 
-    return Theirs
+    return vq(make=make, forward=forward)
 
 
 def ema(count, total, vectors, indices, decay, old=None, scatter=False, smooth=0.0, fade=True, divide="new"):
@@ -191,14 +150,12 @@ def ema(count, total, vectors, indices, decay, old=None, scatter=False, smooth=0
     return book, new_count, new_total
 
 
-def restart(codebook, idle, vectors, patience, dead=None, order=None, forget=True):
-    dead = idle >= patience if dead is None else dead(idle, patience)
+def restart(codebook, idle, vectors, patience, dead=torch.ge, order=None, forget=True):
+    dead = dead(idle, patience)
     order = torch.randperm(len(vectors)) if order is None else order
-    codebook, idle = codebook.clone(), idle.clone()
+    codebook = codebook.clone()
     codebook[dead] = vectors[order[:int(dead.sum())]]
-    if forget:
-        idle[dead] = 0
-    return codebook, idle
+    return codebook, idle.masked_fill(dead, 0) if forget else idle
 
 
 def restart_with_where(codebook, idle, vectors, patience):
@@ -220,8 +177,14 @@ CORRECT = {
         lambda z, e, w: F.mse_loss(e, z.detach()) + w * F.mse_loss(through(z, e).detach(), z),
     ],
     checks.vector_quantizer: [
-        VQ, Cdist, OneHot, Embedded, Running, quantizer.VectorQuantizer,
-        lambda **sizes: quantizer.VectorQuantizer(**sizes, ema_decay=0.9), of_diffusers(legacy=False),
+        VQ, Running, quantizer.VectorQuantizer, of_diffusers(legacy=False),
+        lambda **sizes: quantizer.VectorQuantizer(**sizes, ema_decay=0.9),
+        vq(find=lambda s, z: nearest(z, s.codebook, score=torch.cdist)),
+        vq(find=lambda s, z: nearest_einsum(z, s.codebook),
+           look_up=lambda s, i, z: torch.einsum("bhwk,kd->bdhw", F.one_hot(i, 9).float(), s.codebook)),
+        vq(make=holding(lambda codes: nn.Embedding(*codes.shape)), through=lambda s, z, e: Through.apply(z, e),
+           find=lambda s, z: nearest_channels_first(z, s.codebook.weight),
+           look_up=lambda s, i, z: s.codebook(i).movedim(-1, 1)),
     ],
     checks.ema_codebook: [ema, lambda *a: ema(*a, scatter=True), lambda *a: ema(*a, smooth=1e-5)],
     checks.restart_dead: [restart, restart_with_where, lambda *a: list(restart(*a))],
@@ -235,7 +198,7 @@ MUTANTS = {
                  (dict(score=lambda v, e: (e**2).sum(1) - v @ e.T), "a factor"),
                  (dict(score=lambda v, e: (e**2).sum(1) + 2 * v @ e.T), "a sign"),
                  (dict(score=lambda v, e: (e**2).sum(1).expand(len(v), -1)), "no part")),
-        (nearest_directions, "direction"),
+        (lambda z, e: nearest(F.normalize(z, dim=1), F.normalize(e, dim=1)), "direction"),
         (lambda z, e: e[nearest(z, e)].permute(0, 3, 1, 2), "their indices"),
         (lambda z, e: nearest(z, e).flatten(), "one index per vector"),
         (lambda z, e: nearest(z, e).mT, "shape"),
@@ -277,23 +240,23 @@ MUTANTS = {
         (lambda z, e, w: (e - z.detach())**2 + w * (z - e.detach())**2, "shape"),
     ],
     checks.vector_quantizer: [
-        (variant(loss=lambda s, z, e, w: w * F.mse_loss(e, z.detach()) + F.mse_loss(z, e.detach())), "swapped"),
+        (vq(loss=lambda s, z, e, w: w * F.mse_loss(e, z.detach()) + F.mse_loss(z, e.detach())), "swapped"),
         (of_diffusers(legacy=True), "swapped"),
-        (variant(loss=lambda s, z, e, w: loss_after(z, e, w)), "after\\* straight-through"),
-        (variant(loss=lambda s, z, e, w: (1 + w) * F.mse_loss(z, e)), "Both stop-gradients"),
-        (variant(loss=lambda s, z, e, w: loss(z, e, w).detach()), "has no gradient"),
-        (variant(loss=lambda s, z, e, w: F.mse_loss(e, z.detach())), "one of the two terms"),
-        (variant(through=lambda s, z, e: e), "no gradient reaches z"),
-        (variant(through=lambda s, z, e: e.detach()), "no gradient"),
-        (variant(through=lambda s, z, e: e + z - z.detach()), "also flows into q"),
-        (variant(through=lambda s, z, e: z), "value of z"),
-        (variant(find=lambda s, z: nearest(z, s.codebook, vectors=lambda z: z.reshape(-1, 3))), "mixed pixels"),
-        (variant(find=lambda s, z: nearest(z, s.codebook, pick=torch.argmax)), "farthest"),
-        (variant(look_up=lambda s, i, z: s.codebook[i.flatten()].view(z.shape)), "on the way back"),
-        (variant(forward=lambda s, z: VQ.forward(s, z)[0]), "three things"),
-        (variant(forward=lambda s, z: VQ.forward(s, z)[::-1]), "shape"),
-        (Plain, "plain tensor"),
-        (Zeros, "all equal"),
+        (vq(loss=lambda s, z, e, w: loss_after(z, e, w)), "after\\* straight-through"),
+        (vq(loss=lambda s, z, e, w: (1 + w) * F.mse_loss(z, e)), "Both stop-gradients"),
+        (vq(loss=lambda s, z, e, w: loss(z, e, w).detach()), "has no gradient"),
+        (vq(loss=lambda s, z, e, w: F.mse_loss(e, z.detach())), "one of the two terms"),
+        (vq(through=lambda s, z, e: e), "no gradient reaches z"),
+        (vq(through=lambda s, z, e: e.detach()), "no gradient"),
+        (vq(through=lambda s, z, e: e + z - z.detach()), "also flows into q"),
+        (vq(through=lambda s, z, e: z), "value of z"),
+        (vq(find=lambda s, z: nearest(z, s.codebook, vectors=lambda z: z.reshape(-1, 3))), "mixed pixels"),
+        (vq(find=lambda s, z: nearest(z, s.codebook, pick=torch.argmax)), "farthest"),
+        (vq(look_up=lambda s, i, z: s.codebook[i.flatten()].view(z.shape)), "on the way back"),
+        (vq(forward=lambda s, z: VQ.forward(s, z)[0]), "three things"),
+        (vq(forward=lambda s, z: VQ.forward(s, z)[::-1]), "shape"),
+        (vq(make=holding(lambda codes: codes.requires_grad_())), "plain tensor"),
+        (vq(make=holding(lambda codes: nn.Parameter(0 * codes))), "all equal"),
         (variant(Running, loss=lambda s, z, e, w: (1 + w) * F.mse_loss(z, e.detach())), "only the commitment"),
         (variant(Running, moves=False), "neither way of learning"),
         (variant(Running, always=True), "eval mode"),
@@ -311,8 +274,7 @@ MUTANTS = {
         (lambda c, t, v, i, d: ema(c.mul_(d), t, v, i, d), "in place"),
     ],
     checks.restart_dead: [
-        *spoiled(restart, (dict(dead=lambda idle, p: idle > p), "use >="),
-                 (dict(dead=lambda idle, p: idle < p), "living codes"),
+        *spoiled(restart, (dict(dead=torch.gt), "use >="), (dict(dead=torch.lt), "living codes"),
                  (dict(dead=lambda idle, p: idle >= 0), "living codes"), (dict(forget=False), "begins anew"),
                  (dict(order=torch.arange(50)), "at random")),
         (lambda e, idle, v, p: (e, idle), "changed no code"),

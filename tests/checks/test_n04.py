@@ -1,8 +1,7 @@
 """The checks of notebook 04: known wrong distances must fail with a hint, right ones of any style must pass."""
 
-import math
+from functools import partial
 
-import pytest
 import torch
 import torch.nn.functional as F
 from solutions import spoiled, try_all
@@ -10,7 +9,6 @@ from torch import nn
 
 from ldm_mini import checks
 
-# ---------------------------------------------------------------- the best guess
 
 def guess(candidates, loss):
     return candidates.mean(0) if loss == "l2" else candidates.median(0).values
@@ -30,8 +28,6 @@ def guess_by_descent(candidates, loss):
     cost = (candidates[:, None] - candidates[None]).abs().mean(1)
     return candidates.gather(0, cost.argmin(0, keepdim=True))[0]
 
-
-# ---------------------------------------------------------------- SSIM
 
 def ssim(x, y, mean, c1=0.01**2, c2=0.03**2, centre=(1, 1, 1), root=False, two=2):
     m, n = mean(x), mean(y)
@@ -55,8 +51,6 @@ def ssim_one_average(x, y, mean):
     return luminance * (2 * (xy - m * n) + 9e-4) / ((xx - m**2) + (yy - n**2) + 9e-4)
 
 
-# ---------------------------------------------------------------- unit vectors and one layer
-
 def unit(x):
     return x / x.norm(dim=1, keepdim=True).clamp(min=1e-10)
 
@@ -66,18 +60,9 @@ def unit_in_loops(x):
                         .view_as(image) for image in x])
 
 
-def unit_channels_last(x):
-    last = x.permute(0, 2, 3, 1)
-    return F.normalize(last, dim=-1).permute(0, 3, 1, 2)
-
-
-def layer(a, b, head, normalise=unit, power=2, before=False):
+def layer(a, b, head, normalise=unit, power=2):
     d = normalise(a) - normalise(b)
     return (head[:, None, None] * d.abs() ** power).sum(1).mean((1, 2))
-
-
-def layer_by_conv(a, b, head):
-    return F.conv2d((unit(a) - unit(b)) ** 2, head[None, :, None, None]).mean((1, 2, 3))
 
 
 def layer_in_einsum(a, b, head):
@@ -89,39 +74,26 @@ def layer_channels_last(a, b, head):
     return ((a - b).square() @ head).mean(1)
 
 
-def layer_pair_by_pair(a, b, head):
-    return torch.stack([layer(p[None], q[None], head)[0] for p, q in zip(a, b)])
-
-
 def layer_by_cosine(a, b, head):
     """|u - v|^2 = |u|^2 + |v|^2 - 2 u.v, in the metric of the head."""
-    dot = lambda p, q: (head[:, None, None] * p * q).sum(1)                     # noqa: E731
+    dot = lambda p, q: (head[:, None, None] * p * q).sum(1)
     u, v = unit(a), unit(b)
     return (dot(u, u) + dot(v, v) - 2 * dot(u, v)).mean((1, 2))
 
 
-# ---------------------------------------------------------------- LPIPS
-
 class Lpips(nn.Module):
     """The right one, with a handle on everything that goes wrong in practice."""
 
-    def __init__(self, net, heads, shift, scale, frozen=True, evaluating=True, stays=True, heads_as="buffer",
-                 into=lambda x, shift, scale: (x - shift) / scale, layer=layer, join=sum, blind=False):
+    def __init__(self, net, heads, shift, scale, frozen=True, evaluating=True, stays=True, of_head=torch.clone,
+                 held=True, keep_shift=nn.Module.register_buffer, into=lambda x, shift, scale: (x - shift) / scale,
+                 layer=layer, join=sum, first=lambda self: None):
         super().__init__()
-        self.net, self.stays, self.into, self.layer, self.join, self.blind = net, stays, into, layer, join, blind
-        self.register_buffer("shift", shift[:, None, None])
+        self.net, self.stays, self.into, self.layer, self.join, self.first = net, stays, into, layer, join, first
+        keep_shift(self, "shift", shift[:, None, None])
         self.register_buffer("scale", scale[:, None, None])
-        self.heads = []
-        for i, head in enumerate(heads):
-            if heads_as == "random":
-                head = torch.rand(len(head))
-            if heads_as == "ones":
-                head = torch.ones(len(head))
-            if heads_as == "list":
-                self.heads.append(head)
-            else:
-                self.register_buffer(f"head{i}", head)
-        self.count = len(heads)
+        self.heads = [of_head(head) for head in heads]
+        for i, head in enumerate(self.heads if held else []):
+            self.register_buffer(f"head{i}", head)
         self.requires_grad_(not frozen)
         if evaluating:
             self.eval()
@@ -130,13 +102,8 @@ class Lpips(nn.Module):
         return super().train(False) if self.stays else super().train(mode)
 
     def forward(self, x, y):
-        if self.blind:
-            with torch.no_grad():
-                return self.distance(x, y)
-        return self.distance(x, y)
-
-    def distance(self, x, y):
-        heads = self.heads or [getattr(self, f"head{i}") for i in range(self.count)]
+        self.first(self)
+        heads = [getattr(self, f"head{i}", head) for i, head in enumerate(self.heads)]
         maps = zip(heads, *(self.net(self.into(t, self.shift, self.scale)) for t in (x, y)))
         return self.join([self.layer(a, b, head) for head, a, b in maps])
 
@@ -167,37 +134,15 @@ class LpipsByConv(nn.Module):
         return total
 
 
-class PlainShift(Lpips):
-    """Right numbers, but what scales the input would not go along to a GPU."""
-
-    def __init__(self, *parts):
-        super().__init__(*parts)
-        shift = self.shift
-        del self.shift
-        self.shift = shift
-
-
-def bad(**options):
-    return lambda *parts: Lpips(*parts, **options)
-
-
-class EvalInForward(Lpips):
-    """Another way to keep dropout off: at every call."""
-
-    def __init__(self, *parts):
-        super().__init__(*parts, stays=False)
-
+class OneScaled(Lpips):
     def forward(self, x, y):
-        self.eval()
-        return super().forward(x, y)
+        return super().forward(x, y * self.scale + self.shift)
 
 
-class NoModule:
-    def __init__(self, net, heads, shift, scale):
-        self.inner = Lpips(net, heads, shift, scale)
-
-    def __call__(self, x, y):
-        return self.inner(x, y)
+def with_random_heads(net, heads, shift, scale):
+    """Holds the given ones, and uses others."""
+    own = {len(head): torch.rand(len(head)) for head in heads}
+    return Lpips(net, heads, shift, scale, layer=lambda a, b, head: layer(a, b, own[len(head)]))
 
 
 def flat_length(x):
@@ -211,14 +156,19 @@ CORRECT = {
     ],
     checks.ssim_map: [ssim, ssim_one_average, lambda x, y, mean: ssim(y, x, mean)],
     checks.unit_normalise: [
-        unit, unit_in_loops, unit_channels_last, F.normalize,
+        unit, unit_in_loops, F.normalize, lambda x: F.normalize(x.permute(0, 2, 3, 1), dim=-1).permute(0, 3, 1, 2),
         lambda x: x * (x.square().sum(1, keepdim=True) + 1e-20).rsqrt(),
         lambda x: torch.einsum("bchw,bhw->bchw", x, 1 / (x.norm(dim=1) + 1e-10)),
     ],
     checks.layer_distance: [
-        layer, layer_by_conv, layer_in_einsum, layer_channels_last, layer_pair_by_pair, layer_by_cosine,
+        layer, layer_in_einsum, layer_channels_last, layer_by_cosine,
+        lambda a, b, head: F.conv2d((unit(a) - unit(b)) ** 2, head[None, :, None, None]).mean((1, 2, 3)),
+        lambda a, b, head: torch.cat([layer(p[None], q[None], head) for p, q in zip(a, b)]),
     ],
-    checks.lpips: [Lpips, LpipsByConv, EvalInForward, bad(layer=layer_in_einsum, join=lambda d: torch.stack(d).sum(0))],
+    checks.lpips: [
+        Lpips, LpipsByConv, partial(Lpips, stays=False, first=nn.Module.eval),  # the last: dropout is off at every call
+        partial(Lpips, layer=layer_in_einsum, join=lambda d: torch.stack(d).sum(0)),
+    ],
 }
 
 MUTANTS = {
@@ -291,46 +241,20 @@ MUTANTS = {
                  (dict(join=lambda d: sum(d) / len(d)), "sum"), (dict(join=lambda d: d[-1]), "only the last"),
                  (dict(join=lambda d: d[0]), "only the first"), (dict(join=lambda d: -sum(d)), "negative"),
                  (dict(join=lambda d: sum(d).mean()), "shape"),
-                 (dict(heads_as="random"), "does not hold the given heads"), (dict(heads_as="ones"), "are they loaded"),
-                 (dict(heads_as="list"), "register_buffer"),
+                 (dict(of_head=torch.rand_like), "does not hold the given heads"),
+                 (dict(of_head=torch.ones_like), "are they loaded"), (dict(held=False), "register_buffer"),
+                 (dict(keep_shift=setattr), "self.shift: a plain tensor stays behind"),
                  (dict(layer=lambda a, b, h: layer(a, b, torch.ones_like(h))), "heads are not used"),
                  (dict(layer=lambda a, b, h: layer(a, b, torch.rand(len(h)))), "another number each time"),
                  (dict(layer=lambda *a: layer(*a, normalise=lambda t: t)), "not unit-normalised"),
                  (dict(layer=lambda *a: layer(*a, normalise=flat_length)), "at every position"),
                  (dict(frozen=False), "not frozen"), (dict(evaluating=False, stays=False), "another number each time"),
-                 (dict(stays=False), "Override `train`"), (dict(blind=True), "no gradient comes back"),
+                 (dict(stays=False), "Override `train`"), (dict(join=torch.no_grad()(sum)), "no gradient comes back"),
                  (dict(layer=lambda a, b, h: layer(a.detach(), b.detach(), h)), "no gradient comes back")),
-        (NoModule, "nn.Module"),
-        (PlainShift, "self.shift: a plain tensor stays behind"),
+        (lambda *parts: Lpips(*parts).forward, "nn.Module"),
+        (OneScaled, "both pictures"),
+        (with_random_heads, "random heads"),
     ],
 }
 
 test_right_solutions_pass, test_wrong_ones_fail_with_a_hint, test_the_stub_is_named = try_all(CORRECT, MUTANTS)
-
-
-def test_only_one_scaled_picture_is_named():
-    class OneSided(Lpips):
-        def distance(self, x, y):
-            return super().distance(x, y * self.scale + self.shift)
-
-    with pytest.raises(checks.CheckFailed, match="both pictures"):
-        checks.lpips(OneSided)
-
-
-def test_heads_held_but_others_used():
-    class Untrained(Lpips):
-        def __init__(self, *parts):
-            super().__init__(*parts)
-            own = {len(head): torch.rand(len(head)) for head in parts[1]}
-            self.layer = lambda a, b, head: layer(a, b, own[len(head)])
-
-    with pytest.raises(checks.CheckFailed, match="random heads"):
-        checks.lpips(Untrained)
-
-
-def test_the_packages_own_gradient_is_what_the_check_warns_of():
-    """x / (sqrt(sum) + eps), as the lpips package writes it: finite forward, NaN backward at a silent position."""
-    x = torch.zeros(1, 4, 1, 1, requires_grad=True)
-    out = x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)
-    out.sum().backward()
-    assert out.isfinite().all() and math.isnan(x.grad.sum().item())

@@ -15,8 +15,6 @@ from ldm_mini.train import DiscriminatorObjective
 relu = torch.relu
 
 
-# ------------------------------------------------------------------------------------------------------ hinge losses
-
 def hinge(real, fake, *, d=lambda r, f: 0.5 * (relu(1 - r).mean() + relu(1 + f).mean()), g=lambda r, f: -f.mean()):
     return d(real, fake), g(real, fake)
 
@@ -26,20 +24,18 @@ def hinge_of_list(r, f):
     return torch.tensor(sum(sum(v) / len(v) for v in values) / 2), -f.sum() / f.numel()
 
 
-# ---------------------------------------------------------------------------------------------------- receptive field
-
-def walk_back(kernels, strides):
+def walk_back(kernels, strides, one=1):
     size = 1
-    for k, s in list(zip(kernels, strides))[::-1]:
-        size = (size - 1) * s + k
+    for k, s in zip(kernels[::-1], strides[::-1]):
+        size = (size - one) * s + k
     return size
 
 
 def walk_forward(kernels, strides, late=False):
     size, jump = 1, 1
     for k, s in zip(kernels, strides):
-        jump, now = jump * s, jump
-        size += (k - 1) * (jump if late else now)
+        size += (k - 1) * (jump * s if late else jump)
+        jump *= s
     return size
 
 
@@ -51,34 +47,14 @@ def count_pixels(kernels, strides):
     return high - low + 1
 
 
-def wrong_direction(kernels, strides):
-    return walk_back(kernels[::-1], strides[::-1])
-
-
-def no_minus_one(kernels, strides):
-    size = 1
-    for k, s in zip(kernels[::-1], strides[::-1]):
-        size = size * s + k
-    return size
-
-
-# ------------------------------------------------------------------------------------------------------------- lambda
-
-def norms(nll, g, of):
-    of = [of] if isinstance(of, torch.Tensor) else list(of)
-    both = (torch.autograd.grad(loss, of, retain_graph=True) for loss in (nll, g))
-    return [torch.cat([v.flatten() for v in grads]).norm() for grads in both]
-
-
-def adaptive(nll, g, model, *, of=lambda m: m.last_layer, ratio=lambda a, b: a / (b + 1e-4), low=0.0, high=1e4):
+def adaptive(nll, g, model, *, of=lambda m: m.last_layer, ratio=lambda a, b: a / (b + 1e-4), high=1e4, keep=True,
+             create_graph=False, give=torch.Tensor.detach):
     """Lambda; the options change one thing."""
-    return ratio(*norms(nll, g, of(model))).clamp(low, high).detach()
-
-
-def differentiable(nll, g, model):
-    """Its own gradient is kept: what a missing detach leads to."""
-    a, b = (torch.autograd.grad(v, model.last_layer, create_graph=True)[0].norm() for v in (nll, g))
-    return (a / (b + 1e-4)).clamp(0, 1e4)
+    norms = []
+    for loss, retain in ((nll, True), (g, keep)):
+        grads = torch.autograd.grad(loss, of(model), retain_graph=retain, create_graph=create_graph)
+        norms.append(torch.cat([v.flatten() for v in grads]).norm())
+    return give(ratio(*norms).clamp(0.0, high))
 
 
 def by_backward(nll, g, model):
@@ -91,80 +67,24 @@ def by_backward(nll, g, model):
     return min(found[0] / (found[1] + 1e-4), torch.tensor(1e4))
 
 
-def leaves_gradients(nll, g, model):
-    nll.backward(retain_graph=True)
-    a = model.last_layer.grad.clone()
-    b = torch.autograd.grad(g, model.last_layer, retain_graph=True)[0]
-    return (a.norm() / (b.norm() + 1e-4)).clamp(0, 1e4).detach()
-
-
-def frees_graph(nll, g, model):
-    a = torch.autograd.grad(nll, model.last_layer, retain_graph=True)[0]
-    b = torch.autograd.grad(g, model.last_layer)[0]
-    return (a.norm() / (b.norm() + 1e-4)).clamp(0, 1e4)
-
-
-# --------------------------------------------------------------------------------------------------- the generator loss
-
 def whole(n, q, g, lam, step, start, w, *, gate=lambda step, start: step >= start, adv=lambda w, lam, g: w * lam * g,
           rest=lambda n, q: n + q):
+    """The generator's loss; the options change one thing."""
     return rest(n, q) + (adv(w, lam, g) if gate(step, start) else 0)
 
 
-# --------------------------------------------------------------------------------------------------- discriminator step
-
-def d_step(critic, optimizer, x, x_rec, *, detach=True, zero=True, backward=True, step=True, loss=hinge_d_loss,
-           give=lambda v: v.detach()):
-    """The step; the options change one thing."""
-    value = loss(critic(x), critic(x_rec.detach() if detach else x_rec))
-    if zero:
-        optimizer.zero_grad()
-    if backward:
-        value.backward()
-    if step:
-        optimizer.step()
+def d_step(critic, optimizer, x, x_rec, *, logits=lambda critic, x, x_rec: (critic(x), critic(x_rec.detach())),
+           loss=hinge_d_loss, order=("zero_grad", "backward", "step"), give=lambda v: v.detach()):
+    """The discriminator's step; the options change one thing."""
+    value = loss(*logits(critic, x, x_rec))
+    for name in order:
+        getattr(value if name == "backward" else optimizer, name)()
     return give(value)
 
 
-def fake_without_gradient(critic, optimizer, x, x_rec):
-    with torch.no_grad():
-        fake = critic(x_rec)
-    optimizer.zero_grad()
-    value = hinge_d_loss(critic(x), fake)
-    value.backward()
-    optimizer.step()
-    return value
-
-
-def zero_last(critic, optimizer, x, x_rec):
-    value = hinge_d_loss(critic(x), critic(x_rec.detach()))
-    value.backward()
-    optimizer.zero_grad()
-    optimizer.step()
-    return value
-
-
-def in_one_batch(critic, optimizer, x, x_rec):
-    optimizer.zero_grad(set_to_none=False)
-    real, fake = critic(torch.cat([x, x_rec.detach()])).chunk(2)
-    value = (relu(1 - real).mean() + relu(1 + fake).mean()) / 2
-    value.backward()
-    optimizer.step()
-    return value
-
-
-def without_graph(critic, optimizer, x, x_rec):
-    with torch.no_grad():
-        fake = x_rec * 1
-    return library_step(critic, optimizer, x, fake)
-
-
 def library_step(critic, optimizer, x, x_rec):
-    value = DiscriminatorObjective(critic)(x, x_rec.detach())
-    optimizer.zero_grad()
-    value.backward()
-    optimizer.step()
-    return value.detach()
+    return d_step(critic, optimizer, x, x_rec, logits=lambda critic, x, x_rec: (x, x_rec.detach()),
+                  loss=DiscriminatorObjective(critic))
 
 
 def two_backwards(critic, optimizer, x, x_rec):
@@ -176,31 +96,14 @@ def two_backwards(critic, optimizer, x, x_rec):
     return sum(losses)
 
 
-# ------------------------------------------------------------------------------------------------------------------ KL
-
 def kl(mean, logvar, var=torch.exp, log=lambda v: v, one=1, factor=0.5, reduce=lambda v: v.sum() / len(v)):
     """The divergence with one thing changed."""
     return reduce(factor * (mean**2 + var(logvar) - one - log(logvar)))
 
 
-def torch_kl(mean, logvar):
-    q = torch.distributions.Normal(mean, (logvar / 2).exp())
-    p = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
-    return torch.distributions.kl_divergence(q, p).sum((1, 2, 3)).mean()
-
-
-def library_kl(mean, logvar):
-    return DiagonalGaussian(torch.cat([mean, logvar], 1)).kl().sum() / len(mean)
-
-
-def bottleneck_kl(mean, logvar):
-    return KLBottleneck(mean.shape[1], weight=1.0, reduction="sum")(torch.cat([mean, logvar], 1))[1]
-
-
-def reversed_kl(mean, logvar):
-    q = torch.distributions.Normal(mean, (logvar / 2).exp())
-    p = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
-    return torch.distributions.kl_divergence(p, q).sum() / len(mean)
+def torch_kl(mean, logvar, order=slice(None)):
+    both = torch.distributions.Normal(mean, (logvar / 2).exp()), torch.distributions.Normal(torch.zeros_like(mean), 1.0)
+    return torch.distributions.kl_divergence(*both[order]).sum((1, 2, 3)).mean()
 
 
 CORRECT = {
@@ -211,14 +114,17 @@ CORRECT = {
     checks.receptive_field: [walk_back, walk_forward, count_pixels, lambda k, s: torch.tensor(walk_back(k, s))],
     checks.adaptive_lambda: [
         adaptive, lambda nll, g, m: adaptive_weight(nll, g, m.last_layer), by_backward,
-        lambda *args: differentiable(*args).detach(),
+        partial(adaptive, create_graph=True),
     ],
     checks.vqgan_loss: [whole, lambda n, q, g, lam, step, start, w: n + q + w * float(not step < start) * g * lam],
     checks.discriminator_step: [
-        d_step, partial(d_step, give=lambda v: v), in_one_batch, library_step, without_graph, two_backwards,
+        d_step, library_step, two_backwards, partial(d_step, give=lambda v: v),
+        partial(d_step, logits=lambda critic, x, x_rec: critic(torch.cat([x, x_rec.detach()])).chunk(2)),
+        lambda critic, optimizer, x, x_rec: library_step(critic, optimizer, x, x_rec.detach()),
     ],
     checks.gaussian_kl: [
-        kl, torch_kl, library_kl, bottleneck_kl,
+        kl, torch_kl, lambda m, v: DiagonalGaussian(torch.cat([m, v], 1)).kl().sum() / len(m),
+        lambda m, v: KLBottleneck(m.shape[1], weight=1.0, reduction="sum")(torch.cat([m, v], 1))[1],
         lambda m, v: -0.5 * torch.einsum("bchw->b", 1 + v - m * m - v.exp()).mean(),
     ],
 }
@@ -246,10 +152,10 @@ MUTANTS = {
     ],
     checks.receptive_field: [
         *spoiled(walk_forward, (dict(late=True), "counts from the next layer")),
-        (wrong_direction, "wrong direction"),
+        *spoiled(walk_back, (dict(one=0), "-1 is missing")),
+        (lambda k, s: walk_back(k[::-1], s[::-1]), "wrong direction"),
         (lambda k, s: sum(k), "add up"),
         (lambda k, s: walk_back(k, [1] * len(s)), "Without strides"),
-        (no_minus_one, "-1 is missing"),
         (lambda k, s: torch.tensor(s).prod(), "distance of two"),
         (lambda k, s: walk_back(k, s) + (len(k) > 4), "One logit needs"),
         (lambda k, s: None, "return"),
@@ -263,12 +169,11 @@ MUTANTS = {
                  (dict(ratio=lambda a, b: a / (b + 1e-6)), "1e-4 here"),
                  (dict(ratio=lambda a, b: (a + 1e-4) / b), "denominator"),
                  (dict(ratio=lambda a, b: a**2 / (b**2 + 1e-4)), "not squared"), (dict(high=1.0), r"not \[0, 1\]"),
-                 (dict(high=1e9), "clamp to")),
+                 (dict(high=1e9), "clamp to"), (dict(create_graph=True, give=lambda v: v), "carries a gradient"),
+                 (dict(keep=False), "retain_graph=True")),
         (lambda nll, g, m: 0.75 * adaptive(nll, g, m), "without disc_weight"),
         (lambda nll, g, m: (nll / (g + 1e-4)).detach(), "not of the losses"),
-        (differentiable, "carries a gradient"),
-        (leaves_gradients, "only returns them"),
-        (frees_graph, "retain_graph=True"),
+        (lambda nll, g, m: nll.backward(retain_graph=True) or adaptive(nll, g, m), "only returns them"),
     ],
     checks.vqgan_loss: [
         *spoiled(whole, (dict(gate=lambda step, start: step > start), "step == disc_start too"),
@@ -284,15 +189,17 @@ MUTANTS = {
         (lambda n, q, g, lam, step, start, w: n + w * lam * (q + g), "adversarial term alone"),
     ],
     checks.discriminator_step: [
-        *spoiled(d_step, (dict(detach=False), r"gradients in the \*autoencoder"), (dict(zero=False), "zero_grad"),
-                 (dict(backward=False, zero=True), "has not changed"), (dict(step=False), "has not changed"),
+        *spoiled(d_step, (dict(logits=lambda d, x, y: (d(x), d(y))), r"gradients in the \*autoencoder"),
+                 (dict(logits=lambda d, x, y: (d(x), d(y).detach())), "nothing from the reconstructions"),
+                 (dict(order=("backward", "step")), "zero_grad"),
+                 (dict(order=("backward", "zero_grad", "step")), "in this order"),
+                 (dict(order=("zero_grad", "step")), "has not changed"),
+                 (dict(order=("zero_grad", "backward")), "has not changed"),
                  (dict(loss=lambda r, f: hinge_d_loss(f, r)), "wrong way"),
                  (dict(loss=lambda r, f: -hinge_d_loss(r, f)), "wrong way"),
                  (dict(loss=lambda r, f: hinge_g_loss(f)), "hinge loss"),
                  (dict(loss=lambda r, f: relu(1 - r).mean()), "both pictures"),
                  (dict(give=lambda v: 2 * v), "factor 1/2"), (dict(give=lambda v: None), "returned None")),
-        (fake_without_gradient, "nothing from the reconstructions"),
-        (zero_last, "in this order"),
     ],
     checks.gaussian_kl: [
         *spoiled(kl, (dict(reduce=torch.mean), "released models sum"), (dict(reduce=torch.sum), "divide by"),
@@ -304,7 +211,7 @@ MUTANTS = {
                  (dict(log=lambda u: 2 * u), "not doubled"), (dict(reduce=lambda k: k.sum(1).mean()), "channels only"),
                  (dict(one=0), "-1 is missing"), (dict(log=torch.neg), "sign of logvar")),
         (lambda m, v: kl(m, 2 * v), "log of the standard deviation"),
-        (reversed_kl, "posterior q comes first"),
+        (lambda m, v: torch_kl(m, v, slice(None, None, -1)), "posterior q comes first"),
         (lambda m, v: kl(m, v) + 0.1, "off by up to"),
     ],
 }

@@ -46,9 +46,7 @@ def precise(x0, x_t, t, a):
 
 
 def library_posterior(x0, x_t, t, a):
-    alphas = letters(a)[0]
-    schedule = NoiseSchedule(1 - alphas)
-    mean, variance = schedule.posterior(x0, x_t, torch.full((len(x0),), t))
+    mean, variance = NoiseSchedule(letters(a)[1]).posterior(x0, x_t, torch.full((len(x0),), t))
     return mean, variance[0, 0]
 
 
@@ -57,23 +55,10 @@ def textbook(x0, x_t, t, a, first=1.0, root=True, variance="tilde", other=None):
     b = a[t - 1] if t or first is None else torch.full_like(a[0], first)
     alpha = a[t] / b
     beta, r = 1 - alpha, torch.sqrt if root else lambda v: v
-    c0, ct = r(b) * beta / (1 - a[t]), r(alpha) * (1 - b) / (1 - a[t])
-    if other == "swapped":
-        c0, ct = ct, c0
-    if other == "late":
-        c0 = r(a[t]) * beta / (1 - a[t])
-    if other == "late noise":
-        ct = r(alpha)
+    c0, ct = r(a[t] if other == "late" else b) * beta / (1 - a[t]), r(alpha) * (1 - b) / (1 - a[t])
+    c0, ct = {"swapped": (ct, c0), "late noise": (c0, r(alpha))}.get(other, (c0, ct))
     tilde = beta * (1 - b) / (1 - a[t])
     return c0 * x0 + ct * x_t, {"tilde": tilde, "beta": beta, "root": tilde.sqrt()}[variance]
-
-
-def earlier(x0, x_t, t, a):
-    return textbook(x0, x_t, max(t - 1, 0), a)
-
-
-def later(x0, x_t, t, a):
-    return textbook(x0, x_t, min(t + 1, len(a) - 1), a)
 
 
 def library_ideal(points, x_t, alpha, sigma):
@@ -95,9 +80,8 @@ def ideal(points, x_t, alpha, sigma, shrink=True, over=lambda s: 2 * s**2, squar
     return torch.softmax(sign * (d if square else d.sqrt()) / over(sigma), dim) @ points
 
 
-def naive_ideal(points, x_t, alpha, sigma):
-    w = torch.exp(-torch.cdist(x_t, alpha * points) ** 2 / (2 * sigma**2))
-    return w @ points / w.sum(1, keepdim=True)
+def weights(points, x_t, alpha, sigma):
+    return torch.exp(-torch.cdist(x_t, alpha * points) ** 2 / (2 * sigma**2))
 
 
 def v_with(sign):
@@ -162,16 +146,15 @@ MUTANTS = {
                  (dict(variance="root"), "standard deviation"), (dict(root=False), "roots"),
                  (dict(first=None), "index -1"), (dict(other="swapped"), "swapped"), (dict(other="late"), "off by one"),
                  (dict(other="late noise"), "off by one")),
-        (earlier, "off by one.*t - 1"),
-        (later, r"off by one.*t \+ 1"),
+        (lambda x0, x_t, t, a: textbook(x0, x_t, max(t - 1, 0), a), "off by one.*t - 1"),
+        (lambda x0, x_t, t, a: textbook(x0, x_t, min(t + 1, len(a) - 1), a), r"off by one.*t \+ 1"),
         (lambda *args: textbook(*args)[0], "two things"),
         (lambda *args: (textbook(*args)[0] * 1.01, textbook(*args)[1]), "off by up to"),
     ],
     checks.to_x0: [
         (v_with(1), "sign of v"),
         (lambda p, o, x, a, s: to_x0_eps(p, o, x, a, s)[1], "network's own output"),
-        (lambda p, o, x, a, s: to_x0_eps({"eps": "x0", "x0": "eps", "v": "v"}[p], o, x, a, s)[0],
-         "network's own output"),
+        (lambda p, *a: to_x0_eps({"eps": "x0", "x0": "eps", "v": "v"}[p], *a)[0], "network's own output"),
         (lambda p, o, x, a, s: (x - s * o) / a, "as if it were eps"),
         (lambda p, o, x, a, s: to_x0_eps(p, o, x, s, a)[0], "swapped"),
         (lambda p, o, x, a, s: x - s * o if p == "eps" else to_x0_eps(p, o, x, a, s)[0], "division"),
@@ -185,11 +168,11 @@ MUTANTS = {
         *spoiled(ideal, (dict(shrink=False), r"alpha \* point"), (dict(over=lambda s: s**2), "the 2 is missing"),
                  (dict(over=lambda s: 2 * s), "variance"), (dict(square=False), "squared"),
                  (dict(sign=1.0), "near points"), (dict(dim=0), "over the points")),
-        (lambda p, x, a, s: torch.exp(-torch.cdist(x, a * p) ** 2 / (2 * s * s)) @ p, "add up to 1"),
+        (lambda p, x, a, s: weights(p, x, a, s) @ p, "add up to 1"),
+        (lambda p, x, a, s: (w := weights(p, x, a, s)) @ p / w.sum(1, keepdim=True), "softmax"),
         (lambda p, x, a, s: a * ideal(p, x, a, s), "no alpha"),
         (lambda p, x, a, s: p[torch.cdist(x, a * p).argmin(1)], "nearest point"),
         (lambda p, x, a, s: p.mean(0).expand_as(x), "plain mean"),
-        (naive_ideal, "softmax"),
     ],
 }
 

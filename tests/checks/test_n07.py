@@ -1,12 +1,12 @@
 """Checks of notebook 07: known wrong solutions fail with a message that helps; right ones written another way pass."""
 
-import importlib.util
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from solutions import spoiled, try_all
+from solutions import spoiled, try_all, variant
 from torch import nn
 
 from ldm_mini import blocks, checks
@@ -14,16 +14,11 @@ from ldm_mini.attention import AttentionBlock
 from ldm_mini.ema import EMA
 from ldm_mini.unet import UNet, UNetConfig
 
-# --- the time embedding
 
-
-def code(t, dim, exponent=lambda i, half: i / half, order="cos sin", base=10_000.0, sign=-1):
+def code(t, dim, exponent=lambda i, half: i / half, base=10_000.0, sign=-1, order="cos sin", join=torch.cat):
     half = dim // 2
     angles = t.float()[:, None] * base ** (sign * exponent(torch.arange(half), half))
-    cos, sin = angles.cos(), angles.sin()
-    return {"cos sin": lambda: torch.cat([cos, sin], 1), "sin cos": lambda: torch.cat([sin, cos], 1),
-            "turns": lambda: torch.stack([cos, sin], 2).flatten(1),
-            "transformer": lambda: torch.stack([sin, cos], 2).flatten(1)}[order]()
+    return join([getattr(angles, name)() for name in order.split()], -1).flatten(1)
 
 
 def code_by_loop(t, dim):
@@ -40,53 +35,35 @@ def code_by_complex(t, dim):
     return torch.cat([z.real, z.imag], -1)
 
 
-# --- residual blocks
-
-
 class Block(nn.Module):
-    """Written from the notebook; `how` spoils it."""
+    """Written from the notebook; variants change one part."""
 
-    def __init__(self, in_channels, out_channels, time_dim, groups, how="right"):
+    eps, joined, start = 1e-5, 1, staticmethod(blocks.zeroed)
+
+    def __init__(self, in_channels, out_channels, time_dim, groups):
         super().__init__()
-        self.how = how
-        eps = 1e-6 if self.how == "eps" else 1e-5
-        joined = out_channels * (2 if self.how == "concatenated" else 1)
-        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=self.eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_proj = nn.Linear(time_dim, out_channels)
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
-        self.conv2 = nn.Conv2d(joined, out_channels, 3, padding=1)
-        if self.how != "not zero":
-            blocks.zeroed(self.conv2)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=self.eps)
+        self.conv2 = self.start(nn.Conv2d(self.joined * out_channels, out_channels, 3, padding=1))
         self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x, time):
-        how = self.how
-        if how == "post":
-            h = F.silu(self.norm1(self.conv1(x)))
-            return self.shortcut(x) + F.silu(self.norm2(self.conv2(h + self.embed(time))))
-        e = self.embed(time)
-        h = self.norm1(x + e if how == "first" else x)
-        h = self.conv1(h if how in ("no silu", "no first silu") else (F.relu if how == "relu" else F.silu)(h))
-        if how == "after norm":
-            h = self.norm2(h) + e
-        elif how in ("first", "late", "no time"):
-            h = self.norm2(h)
-        elif how == "concatenated":
-            h = torch.cat([self.norm2(h), e.expand_as(h)], 1)
-        elif how == "no norm2":
-            h = h + e
-        else:
-            h = self.norm2(h * e if how == "multiplied" else h + e)
-        act = F.relu if how == "relu" else F.silu
-        h = self.conv2(h if how in ("no silu", "no second silu") else act(h)) + (e if how == "late" else 0)
-        return {"no shortcut": lambda: h, "shortcut of norm": lambda: h + self.shortcut(self.norm1(x))}.get(
-            how, lambda: h + self.shortcut(x))()
-
     def embed(self, time):
-        if self.how == "silu after":
-            return F.silu(self.time_proj(time))[:, :, None, None]
-        return self.time_proj(time if self.how == "no silu on time" else F.silu(time))[:, :, None, None]
+        return self.time_proj(F.silu(time))
+
+    def first(self, x, e):
+        return self.conv1(F.silu(self.norm1(x)))
+
+    def second(self, h, e):
+        return self.conv2(F.silu(self.norm2(h + e)))
+
+    def out(self, x, h):
+        return self.shortcut(x) + h
+
+    def forward(self, x, time):
+        e = self.embed(time)[:, :, None, None]
+        return self.out(x, self.second(self.first(x, e), e))
 
 
 class OtherBlock(Block):
@@ -99,35 +76,16 @@ class OtherBlock(Block):
         return nn.Sequential(self.norm2, nn.SiLU(), nn.Dropout(0.0), self.conv2)(h).add(self.shortcut(x))
 
 
-def library_block(in_channels, out_channels, time_dim, groups):
-    return blocks.ResBlock(in_channels, out_channels, time_dim, groups, eps=1e-5, zero_init=True)
-
-
-# --- the skips
-
-
-def through(h, down, middle, up, how="right"):
+def through(h, down, middle, up, how="right", pop=list.pop, join=lambda up, h, skip: up(torch.cat([h, skip], 1))):
     hs, x = [], h
     for i, layer in enumerate(down):
-        if how == "before":
-            hs.append(h)
-        h = layer(x if how in ("each from x", "h stays") else h)
-        if how not in ("before", "never") and not (how == "no stem" and i == 0):
-            hs.append(h)
+        before, h = h, layer(x if how in ("each from x", "h stays") else h)
+        hs += {"never": [], "before": [before], "no stem": [h] * (i > 0)}.get(how, [h])
     h = x if how == "h stays" else h
     h = h if how == "no middle" else middle(h)
-    if how == "middle pushed":
-        hs.append(h)
+    hs += [h] * (how == "middle pushed")
     for layer in up:
-        if how == "no skips":
-            h = layer(h)
-            continue
-        skip = hs.pop(0) if how == "fifo" else hs[-1] if how == "peek" else hs.pop()
-        pair = [skip, h] if how == "skip first" else [h, skip]
-        if how == "joined late":
-            h = torch.cat([layer(h), skip], 1)
-            continue
-        h = layer(h + skip if how == "added" else torch.cat(pair, -1 if how == "along the width" else 1))
+        h = join(layer, h, pop(hs))
     return h
 
 
@@ -146,19 +104,6 @@ def through_by_index(h, down, middle, up):
     for k, layer in enumerate(up):
         h = layer(torch.cat((h, hs[len(hs) - 1 - k]), 1))
     return h
-
-
-def note(h, down, middle, up):
-    """The reading note's: hs is never filled, nor made."""
-    for layer in down:
-        h = layer(h)
-    h = middle(h)
-    for layer in up:
-        h = layer(torch.cat([h, hs.pop()], dim=1))  # noqa: F821
-    return h
-
-
-# --- channels on the way up
 
 
 def channels_up(channels, mults, num_res_blocks, how="right"):
@@ -182,9 +127,6 @@ def channels_of_the_library(channels, mults, num_res_blocks):
     return [[step[0].conv1.in_channels, step[0].conv1.out_channels] for step in net.up]
 
 
-# --- the whole net
-
-
 class Net(nn.Module):
     """Two levels, two blocks, other names than the library's, built by hand."""
 
@@ -192,8 +134,8 @@ class Net(nn.Module):
         super().__init__()
         self.how = how
         a, b = (channels * m for m in mults)
-        res = lambda i, o: Block(i, o, 4 * channels, groups)  # noqa: E731
-        attn = lambda: AttentionBlock(b, head_dim=head_dim, groups=groups, eps=1e-5, zero_init=True)  # noqa: E731
+        res = lambda i, o: Block(i, o, 4 * channels, groups)
+        attn = lambda: AttentionBlock(b, head_dim=head_dim, groups=groups, eps=1e-5, zero_init=True)
         self.clock = blocks.TimeEmbedding(channels)
         self.stem = nn.Conv2d(3, channels, 3, padding=1)
         self.d = nn.ModuleList([res(a, a), res(a, a), blocks.Downsample(a), res(a, b), attn(), res(b, b), attn()])
@@ -218,8 +160,6 @@ class Net(nn.Module):
         h = h5 if how == "no middle" else m[2](m[1](m[0](h5, time)), time)
         if how == "fifo":
             h5, h4, h3, h2, h1, h0 = h0, h1, h2, h3, h4, h5
-        if how == "never pushed":
-            [].pop()
         h = u[1](u[0](torch.cat([h, h5], 1), time))
         h = u[3](u[2](torch.cat([h, h4], 1), time))
         h = u[6](u[5](u[4](torch.cat([h, h3], 1), time)))
@@ -234,9 +174,6 @@ class Net(nn.Module):
 def library_net(channels, mults, num_res_blocks, attn_levels, groups, head_dim):
     return UNet(UNetConfig(3, channels=channels, channel_mults=mults, num_res_blocks=num_res_blocks,
                            attn_levels=attn_levels, groups=groups, head_dim=head_dim))
-
-
-# --- averages
 
 
 def ema(averages, net, n, max_decay=0.9999, rate=lambda n, m: min(m, (1 + n) / (10 + n)), detach=True):
@@ -260,14 +197,9 @@ def ema_of_the_library(averages, net, n, max_decay=0.9999):
     return other.state_dict()
 
 
-def ema_of_buffers(averages, net, n, max_decay=0.9999):
-    d = min(max_decay, (1 + n) / (10 + n))
-    return {name: d * averages.get(name, v) + (1 - d) * v for name, v in net.state_dict().items()}
-
-
 CORRECT = {
     checks.timestep_embedding: [code, code_by_loop, code_by_complex, blocks.timestep_embedding],
-    checks.res_block: [Block, OtherBlock, library_block],
+    checks.res_block: [Block, OtherBlock, partial(blocks.ResBlock, eps=1e-5, zero_init=True)],
     checks.through_the_u: [through, through_recursively, through_by_index],
     checks.decoder_channels: [channels_up, channels_of_the_library, lambda *a: zip(*zip(*channels_up(*a)))],
     checks.unet: [Net, library_net],
@@ -276,13 +208,12 @@ CORRECT = {
 
 MUTANTS = {
     checks.timestep_embedding: [
-        *spoiled(code, (dict(order="sin cos"), "swapped: cosines first"), (dict(order="turns"), "take turns"),
-                 (dict(order="transformer"), "Transformer"), (dict(sign=1), "exponent is negative"),
-                 (dict(base=1000.0), "10,000")),
-        (lambda t, d: code(t, d, lambda i, half: i / (half - 1)), r"half - 1"),
-        (lambda t, d: code(t, d, lambda i, half: i / (half - 1), "sin cos"), "swapped, and"),
-        (lambda t, d: code(t, d, lambda i, half: i / (2 * half)), "i / dim"),
-        (lambda t, d: code(t, d, lambda i, half: i // half), "rounds all exponents"),
+        *spoiled(code, (dict(order="sin cos"), "swapped: cosines first"), (dict(join=torch.stack), "take turns"),
+                 (dict(order="sin cos", join=torch.stack), "Transformer"), (dict(sign=1), "exponent is negative"),
+                 (dict(base=1000.0), "10,000"), (dict(exponent=lambda i, half: i / (half - 1)), r"half - 1"),
+                 (dict(exponent=lambda i, half: i / (half - 1), order="sin cos"), "swapped, and"),
+                 (dict(exponent=lambda i, half: i / (2 * half)), "i / dim"),
+                 (dict(exponent=lambda i, half: i // half), "rounds all exponents")),
         (lambda t, d: code(t.bfloat16(), d), "rounded"),
         (lambda t, d: code(t, d).half(), "too few digits"),
         (lambda t, d: code(t, d).long(), "dtype"),
@@ -291,25 +222,42 @@ MUTANTS = {
         (lambda t, d: code(t, d) * 1.01, "off by up to"),
     ],
     checks.res_block: [
-        *spoiled(Block, ("first", "before conv1"), ("after norm", "AFTER norm2"),
-                 ("late", "after conv2|return its shortcut"), ("no silu on time", r"silu\(time\)"),
-                 ("concatenated", "concatenated"), ("no time", "not used at all"), ("multiplied", "multiplies"),
-                 ("no shortcut", "shortcut is missing"), ("shortcut of norm", "as it came in"), ("relu", "F.silu"),
-                 ("silu after", "comes before time_proj"), ("not zero", "conv2 starts at zero"),
-                 ("post", "norm, SiLU, convolution"), ("no silu", "a SiLU is missing"),
-                 ("no first silu", "after norm1"), ("no second silu", "after norm2"), ("no norm2", "norm2 is not used"),
-                 ("eps", "eps of both")),
+        (variant(Block, first=lambda s, x, e: s.conv1(F.silu(s.norm1(x + e))),
+                 second=lambda s, h, e: s.conv2(F.silu(s.norm2(h)))), "before conv1"),
+        (variant(Block, second=lambda s, h, e: s.conv2(F.silu(s.norm2(h) + e))), "AFTER norm2"),
+        (variant(Block, second=lambda s, h, e: s.conv2(F.silu(s.norm2(h))) + e), "after conv2|return its shortcut"),
+        (variant(Block, second=lambda s, h, e: s.conv2(F.silu(s.norm2(h)))), "not used at all"),
+        (variant(Block, second=lambda s, h, e: s.conv2(F.silu(s.norm2(h * e)))), "multiplies"),
+        (variant(Block, second=lambda s, h, e: s.conv2(F.silu(h + e))), "norm2 is not used"),
+        (variant(Block, second=lambda s, h, e: s.conv2(s.norm2(h + e))), "after norm2"),
+        (variant(Block, first=lambda s, x, e: s.conv1(s.norm1(x))), "after norm1"),
+        (variant(Block, first=lambda s, x, e: s.conv1(s.norm1(x)), second=lambda s, h, e: s.conv2(s.norm2(h + e))),
+         "a SiLU is missing"),
+        (variant(Block, first=lambda s, x, e: s.conv1(F.relu(s.norm1(x))),
+                 second=lambda s, h, e: s.conv2(F.relu(s.norm2(h + e)))), "F.silu"),
+        (variant(Block, first=lambda s, x, e: F.silu(s.norm1(s.conv1(x))),
+                 second=lambda s, h, e: F.silu(s.norm2(s.conv2(h + e)))), "norm, SiLU, convolution"),
+        (variant(Block, joined=2), "concatenated"),
+        (variant(Block, embed=lambda s, time: s.time_proj(time)), r"silu\(time\)"),
+        (variant(Block, embed=lambda s, time: F.silu(s.time_proj(time))), "comes before time_proj"),
+        (variant(Block, out=lambda s, x, h: h), "shortcut is missing"),
+        (variant(Block, out=lambda s, x, h: h + s.shortcut(s.norm1(x))), "as it came in"),
+        (variant(Block, start=lambda s, conv: conv), "conv2 starts at zero"),
+        (variant(Block, eps=1e-6), "eps of both"),
         (lambda *args: nn.Conv2d(8, 8, 3), "other layers"),
         (lambda *args: 3, "nn.Module"),
     ],
     checks.through_the_u: [
         *spoiled(through, ("never", "push after EVERY"), ("no stem", "push after EVERY input block.*stem"),
-                 ("before", "push after"), ("fifo", "first in, first out"), ("peek", "looks"),
-                 ("skip first", "skip stands first"), ("added", "joined"), ("middle pushed", "only input blocks"),
-                 ("no middle", "middle is not used"), ("no skips", "get no skips"), ("each from x", "block before"),
-                 ("h stays", "does not move on"), ("joined late", "before\\* the output block"),
-                 ("along the width", "dim=1")),
-        (note, "hs ="),
+                 ("before", "push after"), ("middle pushed", "only input blocks"), ("no middle", "middle is not used"),
+                 ("each from x", "block before"), ("h stays", "does not move on"),
+                 (dict(pop=lambda hs: hs.pop(0)), "first in, first out"), (dict(pop=lambda hs: hs[-1]), "looks"),
+                 (dict(join=lambda up, h, skip: up(torch.cat([skip, h], 1))), "skip stands first"),
+                 (dict(join=lambda up, h, skip: up(torch.cat([h, skip], -1))), "dim=1"),
+                 (dict(join=lambda up, h, skip: torch.cat([up(h), skip], 1)), "before\\* the output block"),
+                 (dict(join=lambda up, h, skip: up(h + skip)), "joined"),
+                 (dict(join=lambda up, h, skip: up(h)), "get no skips")),
+        (lambda h, down, middle, up: hs.pop(), "hs ="),  # noqa: F821 - the reading note's: hs is never made
         (lambda h, d, m, u: None, "return"),
     ],
     checks.decoder_channels: [
@@ -325,8 +273,8 @@ MUTANTS = {
         *spoiled(Net, ("not zero", "exactly 0"), ("plus x", "no such shortcut"), ("no silu", "SiLU before the last"),
                  ("no norm", "last norm"), ("bare", "norm and SiLU"), ("no middle", "middle is not used"),
                  ("same t", "first one|one entry per sample"), ("t / T", "divided"), ("no t", "t does not matter"),
-                 ("silu of time", "twice"), ("fifo", "last one pushed"), ("never pushed", "push after EVERY"),
-                 ("not joined", "joined to h")),
+                 ("silu of time", "twice"), ("fifo", "last one pushed"), ("not joined", "joined to h")),
+        (variant(Net, forward=lambda s, x, t, cond=None: [].pop()), "push after EVERY"),
         (lambda **kw: library_net(**{**kw, "attn_levels": ()}), "other layers"),
     ],
     checks.ema_update: [
@@ -338,7 +286,7 @@ MUTANTS = {
                  (dict(rate=lambda n, m: (1 + n) / (10 + n)), "max_decay is not used"),
                  (dict(rate=lambda n, m: 0.0), "own weight"), (dict(detach=False), "gradients")),
         (lambda averages, net, n, m: averages, "nothing has moved"),
-        (ema_of_buffers, "buffers or frozen"),
+        (lambda averages, net, n, m: {name: v / 10 for name, v in net.state_dict().items()}, "buffers or frozen"),
         (lambda a, net, n, m: {k: (a[k] + p.detach()) / 2 for k, p in net.named_parameters()}, "frozen"),
         (lambda *a: dict(list(ema(*a).items())[1:]), "missing from the result"),
         (lambda *a: list(ema(*a).values()), "dict of averages"),
@@ -354,13 +302,11 @@ def test_a_stub_of_forward_alone_is_named_too(check, good):
         raise NotImplementedError
 
     with pytest.raises(checks.CheckFailed, match="still the stub"):
-        check(type("Stub", (good,), {"forward": forward}))
+        check(variant(good, forward=forward))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="diffusers is a test-only dependency")
 def test_the_time_embedding_is_that_of_diffusers_unet():
-    from diffusers.models.embeddings import get_timestep_embedding
-
+    get_timestep_embedding = pytest.importorskip("diffusers.models.embeddings").get_timestep_embedding
     t = torch.arange(0, 1000, 7)
     theirs = get_timestep_embedding(t, 64, flip_sin_to_cos=True, downscale_freq_shift=0)
     torch.testing.assert_close(code(t, 64), theirs, atol=1e-3, rtol=0)

@@ -1,5 +1,7 @@
 """Checks of notebook 08: known wrong solutions fail with a message that helps; right ones written another way pass."""
 
+from operator import getitem
+
 import pytest
 import torch
 from solutions import spoiled, try_all
@@ -13,25 +15,16 @@ def at(abar, t):
     return abar[t] if t >= 0 else torch.ones_like(abar[0])
 
 
-def wrapping(abar, t):
-    return abar[t]
-
-
 def library(abar):
     return NoiseSchedule(1 - abar / torch.cat([torch.ones_like(abar[:1]), abar[:-1]]))
 
 
-# ----------------------------------------------------------------------------------------------------------- ddpm_step
-
-
-def ddpm(x_t, x0, t, s, abar, noise, level=at, root=torch.sqrt, spread="tilde", power=0.5, swap=False, extra=0.0):
+def ddpm(x_t, x0, t, s, abar, noise, level=at, root=torch.sqrt, spread="tilde", power=0.5):
     a, b = level(abar, t), level(abar, s)
     step = a / b
-    if swap:
-        x_t, x0 = x0, x_t
     mean = (root(b) * (1 - step) * x0 + root(step) * (1 - b) * x_t) / (1 - a)
     variance = (1 - step) * (1 - b) / (1 - a) if spread == "tilde" else 1 - step
-    return mean + variance.clamp(min=0) ** power * noise + extra * noise
+    return mean + variance.clamp(min=0) ** power * noise
 
 
 def ddpm_by_precision(x_t, x0, t, s, abar, noise):
@@ -55,9 +48,6 @@ def ddpm_as_ddim(x_t, x0, t, s, abar, noise):
     return ddim_(x0, eps, t, s, abar, 1.0, noise)
 
 
-# ----------------------------------------------------------------------------------------------------------- timesteps
-
-
 def good_steps(steps, T, spacing):
     count = torch.arange(steps, dtype=torch.float64)
     if spacing == "trailing":
@@ -70,46 +60,29 @@ def list_steps(steps, T, spacing):
     return torch.tensor([e - 1 for e in edges[:0:-1]] if spacing == "trailing" else edges[-2::-1])
 
 
-def released(steps, T, spacing):
-    """make_ddim_timesteps' formula."""
-    return torch.arange(0, T, T // steps).flip(0) + 1
-
-
-def strided(steps, T, spacing):
-    return torch.arange(0, T, max(T // steps, 1)).flip(0)
-
-
-# ----------------------------------------------------------------------------------------------------------- ddim_step
+def strided(steps, T, first=0):
+    """first=1 is make_ddim_timesteps' formula, which the released code has."""
+    return torch.arange(0, T, T // steps).flip(0) + first
 
 
 def ddim_(x0, eps, t, s, abar, eta, noise, level=at, direction=lambda v, f: (v - f**2).clamp(min=0).sqrt(),
-          root=torch.sqrt, power=1, fresh=None):
+          root=torch.sqrt, power=1, fresh=lambda eta, f: f):
     a, b = level(abar, t), level(abar, s)
     f = eta**power * ((1 - b) / (1 - a)).sqrt() * (1 - a / b).clamp(min=0).sqrt()
-    return root(b) * x0 + direction(1 - b, f) * eps + (f if fresh is None else fresh(eta, a, b)) * noise
+    return root(b) * x0 + direction(1 - b, f) * eps + fresh(eta, f) * noise
 
 
 def ddim_by_library(x0, eps, t, s, abar, eta, noise):
     """The library's own sampler, with a denoiser that says what it is told, and our noise in its generator's place."""
-    steps = [t] if s < 0 else [t, s]
     x_t = abar[t].sqrt() * x0 + (1 - abar[t]).sqrt() * eps
-    if eta:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("ldm_mini.samplers.draw_noise", lambda like, generator: noise)
-            return next(iter(ddim(lambda x, t: (x0, eps), x_t, library(abar), steps, eta=eta)))
-    return next(iter(ddim(lambda x, t: (x0, eps), x_t, library(abar), steps)))
-
-
-# ------------------------------------------------------------------------------------------------------ euler_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ldm_mini.samplers.draw_noise", lambda like, generator: noise)
+        return next(ddim(lambda x, t: (x0, eps), x_t, library(abar), [t] if s < 0 else [t, s], eta=eta))
 
 
 def euler_by_ddim(x_t, eps, t, s, abar):
     x0 = (x_t - (1 - abar[t]).sqrt() * eps) / abar[t].sqrt()
     return ddim_(x0, eps, t, s, abar, 0.0, 0 * eps)
-
-
-def euler_by_library(x_t, eps, t, s, abar):
-    return next(iter(euler(lambda x, t: (None, eps), x_t, library(abar), [t] if s < 0 else [t, s])))
 
 
 def euler_(x_t, eps, t, s, abar, level=at, sign=1, scale=True, back="s", hat=True, slope=None):
@@ -120,24 +93,18 @@ def euler_(x_t, eps, t, s, abar, level=at, sign=1, scale=True, back="s", hat=Tru
     return {"s": b.sqrt(), "t": a.sqrt(), None: 1.0}[back] * (y + sign * (hats[1] - hats[0]) * slope)
 
 
-# -------------------------------------------------------------------------------------------------------- dpm_step
-
-
-def dpm(x_t, x0, x0_before, before, t, s, abar, ratio=None, lam=None, ends=True, sign=1, exp_sign=-1, keep=None,
-        arrive="s", level=at):
+def dpm(x_t, x0, x0_before, before, t, s, abar, line=lambda x, y, h, g: x + h / (2 * g) * (x - y), level=at,
+        lam=lambda v: (v / (1 - v)).sqrt().log(), keep=lambda p, q: ((1 - q) / (1 - p)).sqrt(), ends=True, sign=1,
+        exp_sign=-1, arrive="s"):
     """DPM-Solver++(2M) with one thing changed."""
-    lam = (lambda a: (a / (1 - a)).sqrt().log()) if lam is None else lam
-    a, b = level(abar, t), level(abar, s)
     if s < 0 and ends:
         return x0.clone()
+    a, b = level(abar, t), level(abar, s)
     h = sign * (lam(b) - lam(a))
-    D = x0
-    if x0_before is not None and not (ends and s < 0):
-        h_before = sign * (lam(a) - lam(abar[before]))
-        D = ratio(x0, x0_before, h, h_before) if ratio else x0 + h / (2 * h_before) * (x0 - x0_before)
-    kept = ((1 - b) / (1 - a)).sqrt() if keep is None else keep(a, b)
+    if x0_before is not None:
+        x0 = line(x0, x0_before, h, sign * (lam(a) - lam(abar[before])))
     amplitude = {"s": b.sqrt(), "t": a.sqrt(), None: 1.0}[arrive]
-    return kept * x_t + amplitude * (1 - torch.exp(exp_sign * h)) * D
+    return keep(a, b) * x_t + amplitude * (1 - torch.exp(exp_sign * h)) * x0
 
 
 def dpm_with_r(x_t, x0, x0_before, before, t, s, abar):
@@ -163,15 +130,8 @@ def dpm_by_library(x_t, x0, x0_before, before, t, s, abar):
     return [next(path) for _ in range(2)][1]
 
 
-def raw(a):
-    return (a / (1 - a)).sqrt()
-
-
-# ------------------------------------------------------------------------------------------------ batched_guidance
-
-
-def guided(net, x_t, t, cond, null, scale, swap=False, w=False, difference=True):
-    u, c = net(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([null, cond])).chunk(2)
+def guided(net, x_t, t, cond, null, scale, swap=False, w=False, difference=True, times=2):
+    u, c = net(torch.cat([x_t, x_t]), t.repeat(times), torch.cat([null, cond])).chunk(2)
     if swap:
         u, c = c, u
     return (c if w else u) + scale * (c - u if difference else c)
@@ -180,16 +140,6 @@ def guided(net, x_t, t, cond, null, scale, swap=False, w=False, difference=True)
 def guided_other_order(net, x_t, t, cond, null, scale):
     both = net(x_t.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([cond, null]))
     return scale * both[:len(t)] + (1 - scale) * both[len(t):]
-
-
-def guided_twice(net, x_t, t, cond, null, scale):
-    u, c = net(x_t, t, null), net(x_t, t, cond)
-    return u + scale * (c - u)
-
-
-def guided_badly_stacked(net, x_t, t, cond, null, scale):
-    u, c = net(torch.cat([x_t, x_t]), t, torch.cat([null, cond])).chunk(2)
-    return u + scale * (c - u)
 
 
 def shifted(step, where, by):
@@ -207,18 +157,21 @@ CORRECT = {
         good_steps, list_steps, lambda n, T, spacing: NoiseSchedule(torch.full((T,), 0.01)).timesteps(n, spacing),
     ],
     checks.ddim_step: [ddim_, ddim_by_library],
-    checks.euler_step: [euler_, euler_by_ddim, euler_by_library],
+    checks.euler_step: [
+        euler_, euler_by_ddim,
+        lambda x, eps, t, s, abar: next(euler(lambda x, t: (0, eps), x, library(abar), [t] if s < 0 else [t, s])),
+    ],
     checks.dpm_step: [dpm, dpm_with_r, dpm_by_library],
     checks.batched_guidance: [guided, guided_other_order],
 }
 
 MUTANTS = {
     checks.ddpm_step: [
-        *spoiled(ddpm, (dict(level=wrapping), r"abar\[-1\]"), (dict(spread="beta"), "step \\*forward\\*"),
-                 (dict(power=1), "standard \\*deviation"), (dict(swap=True), "swapped"),
-                 (dict(root=lambda v: v), "\\*roots")),
+        *spoiled(ddpm, (dict(level=getitem), r"abar\[-1\]"), (dict(spread="beta"), "step \\*forward\\*"),
+                 (dict(power=1), "standard \\*deviation"), (dict(root=lambda v: v), "\\*roots")),
+        (lambda x, x0, *a: ddpm(x0, x, *a), "swapped"),
         (lambda *a: ddpm(*a, spread="beta" if a[3] < 0 else "tilde"), "noise was added at the last step"),
-        (lambda *a: ddpm(*a, extra=1.0 if a[3] < 0 else 0.0), "noise was added at the last step"),
+        (lambda *a: ddpm(*a) + (a[3] < 0) * a[5], "noise was added at the last step"),
         (lambda *a: ddpm(*a[:5], 0 * a[5]), "fresh noise is missing"),
         (lambda x, x0, t, s, *a: ddpm(x, x0, t, t - 1, *a), "however far s is"),
         (shifted(ddpm, 3, -1), "off by one"),
@@ -227,9 +180,9 @@ MUTANTS = {
         (lambda *a: 1.01 * ddpm(*a), "off by up to"),
     ],
     checks.sampling_timesteps: [
-        (released, "must contain 0"),
-        (lambda n, T, p: released(n, T, p) if n == 300 else good_steps(n, T, p), "too many"),
-        (lambda n, T, p: strided(n, T, p) if p == "leading" else good_steps(n, T, p), "334 timesteps.*too many"),
+        (lambda n, T, p: strided(n, T, first=1), "must contain 0"),
+        (lambda n, T, p: strided(n, T, first=1) if n == 300 else good_steps(n, T, p), "too many"),
+        (lambda n, T, p: strided(n, T) if p == "leading" else good_steps(n, T, p), "334 timesteps.*too many"),
         (lambda n, T, p: good_steps(n, T, p) + int(p == "trailing"), "last timestep is 999"),
         (lambda n, T, p: good_steps(n, T, p) + int(p == "leading"), "must contain 0"),
         (lambda n, T, p: good_steps(n, T, p) - int(p == "leading"), "below the first"),
@@ -243,12 +196,12 @@ MUTANTS = {
         (lambda n, T, p: good_steps(n, T, p).clamp(max=T // 2) if p == "leading" else good_steps(n, T, p), "repeats"),
     ],
     checks.ddim_step: [
-        *spoiled(ddim_, (dict(level=wrapping), r"abar\[-1\]"), (dict(direction=lambda v, f: v.sqrt()), "taken out"),
+        *spoiled(ddim_, (dict(level=getitem), r"abar\[-1\]"), (dict(direction=lambda v, f: v.sqrt()), "taken out"),
                  (dict(direction=lambda v, f: v.sqrt() - f), "variances subtract"),
                  (dict(root=lambda v: v), "not abar_s"),
                  (dict(root=lambda v: v, direction=lambda v, f: v - f**2), "square \\*roots"),
                  (dict(direction=lambda v, f: v - f**2), "eps carries the \\*root"), (dict(power=2), "another power"),
-                 (dict(fresh=lambda eta, p, q: eta), "amplitude f")),
+                 (dict(fresh=lambda eta, f: eta), "amplitude f")),
         (lambda x0, eps, *a: ddim_(eps, x0, *a), "x0 and eps are swapped"),
         (lambda x0, e, t, s, *a: ddim_(x0, e, t, t, *a), "x_t again"),
         (lambda x0, e, t, s, *a: ddim_(x0, e, t, t - 1, *a), "however far s is|off by one"),
@@ -262,34 +215,34 @@ MUTANTS = {
         (lambda *a: 1.01 * ddim_(*a), "off by up to"),
     ],
     checks.euler_step: spoiled(
-        euler_, (dict(level=wrapping), r"abar\[-1\]"), (dict(sign=-1), "the sign"), (dict(back=None), "this is y at s"),
+        euler_, (dict(level=getitem), r"abar\[-1\]"), (dict(sign=-1), "the sign"), (dict(back=None), "this is y at s"),
         (dict(back="t"), "amplitude of \\*s"), (dict(scale=False), "divide x_t by alpha_t"),
         (dict(scale=False, back=None), "divide x_t by alpha_t"), (dict(hat=False), "not along sigma"),
         (dict(slope="x0"), "not x0"), (dict(hat=False, scale=False, back=None), "no such simple slope")),
     checks.dpm_step: [
-        *spoiled(dpm, (dict(sign=-1), "sign of h"), (dict(exp_sign=1), "sign of h"), (dict(lam=raw), "log is missing"),
+        *spoiled(dpm, (dict(sign=-1), "sign of h"), (dict(exp_sign=1), "sign of h"),
+                 (dict(lam=lambda v: (v / (1 - v)).sqrt()), "log is missing"),
                  (dict(lam=lambda v: (v / (1 - v)).log()), "is twice"), (dict(arrive="t"), "level of \\*s"),
                  (dict(arrive=None), "alpha_s is missing"),
                  (dict(keep=lambda p, q: (q / p).sqrt()), "sigma_s / sigma_t"),
                  (dict(keep=lambda p, q: ((1 - p) / (1 - q)).sqrt()), "upside down: x_t"),
-                 (dict(ratio=lambda x, y, h, g: x), "first order"),
-                 (dict(ratio=lambda x, y, h, g: x + g / (2 * h) * (x - y)), "r is upside down"),
-                 (dict(ratio=lambda x, y, h, g: x + h / g * (x - y)), "half"),
-                 (dict(ratio=lambda x, y, h, g: x - h / (2 * g) * (x - y)), "wrong way"),
-                 (dict(ratio=lambda x, y, h, g: y + h / (2 * g) * (x - y)), "newer value"),
-                 (dict(ratio=lambda x, y, h, g: x + 0.5 * (x - y)), "equally long"),
-                 (dict(ratio=lambda x, y, h, g: (x + y) / 2), "looks back"), (dict(ends=False), "first order there"),
-                 (dict(ends=False, level=wrapping), r"abar\[-1\]|off by up to")),
-        (lambda *a: dpm(*a, ratio=lambda x, y, h, g: x + (a[4] - a[5]) / (a[3] - a[4]) / 2 * (x - y)), "not in t"),
-        (lambda *a: dpm(*a[:2], None, None, *a[4:], ends=False, level=wrapping) if a[5] < 0 else dpm(*a),
+                 (dict(line=lambda x, y, h, g: x), "first order"),
+                 (dict(line=lambda x, y, h, g: x + g / (2 * h) * (x - y)), "r is upside down"),
+                 (dict(line=lambda x, y, h, g: x + h / g * (x - y)), "half"),
+                 (dict(line=lambda x, y, h, g: x - h / (2 * g) * (x - y)), "wrong way"),
+                 (dict(line=lambda x, y, h, g: y + h / (2 * g) * (x - y)), "newer value"),
+                 (dict(line=lambda x, y, h, g: x + 0.5 * (x - y)), "equally long"),
+                 (dict(line=lambda x, y, h, g: (x + y) / 2), "looks back"), (dict(ends=False), "first order there"),
+                 (dict(ends=False, level=getitem), r"abar\[-1\]|off by up to")),
+        (lambda *a: dpm(*a, line=lambda x, y, h, g: x + (a[4] - a[5]) / (a[3] - a[4]) / 2 * (x - y)), "not in t"),
+        (lambda *a: dpm(*a[:2], None, None, *a[4:], ends=False, level=getitem) if a[5] < 0 else dpm(*a),
          r"abar\[-1\]"),
     ],
     checks.batched_guidance: [
         *spoiled(guided, (dict(w=True), "other convention"), (dict(swap=True), "swapped"),
-                 (dict(difference=False), "difference")),
+                 (dict(difference=False), "difference"), (dict(times=1), "3 timesteps")),
         (lambda *a: guided(*a[:5], -a[5]), "wrong way"),
-        (guided_twice, "calls the network twice"),
-        (guided_badly_stacked, "3 timesteps"),
+        (lambda net, x, t, c, n, s: (u := net(x, t, n)) + s * (net(x, t, c) - u), "calls the network twice"),
         (lambda net, x, t, c, n, s: net(x, t, c), "off by up to"),
     ],
 }

@@ -4,7 +4,7 @@ import math
 from functools import partial
 
 import torch
-from solutions import spoiled, try_all
+from solutions import spoiled, try_all, welford
 
 from ldm_mini import checks
 from ldm_mini.cond import Cond
@@ -12,25 +12,6 @@ from ldm_mini.diffusion import diffusion_loss, make_denoiser
 from ldm_mini.latent_diffusion import LatentDiffusion
 from ldm_mini.latent_diffusion import latent_scale as library_scale
 from ldm_mini.samplers import ddim, dpm_solver
-
-
-def welford(z):
-    """One value after the other."""
-    count, mean, squares = 0, 0.0, 0.0
-    for v in z.double().flatten().tolist():
-        count += 1
-        step = v - mean
-        mean += step / count
-        squares += step * (v - mean)
-    return (squares / (count - 1)) ** -0.5
-
-
-class Pixels(torch.nn.Module):
-    """An autoencoder that does nothing, for `library_scale`."""
-
-    def __init__(self):
-        super().__init__()
-        self.nothing = torch.nn.Parameter(torch.zeros(()))
 
 
 def loss(autoencoder, net, schedule, x, t, eps, factor, *, grad=False, scale=lambda s: s, quantize=False,
@@ -65,8 +46,9 @@ def one_by_one(autoencoder, net, schedule, x, t, eps, factor):
     return sum(parts) / len(parts)
 
 
-def sample(autoencoder, net, schedule, z_T, factor, steps, *, unscale=lambda z, s: z / s, grad=False, evaluate=True,
-           restore=True, quantize=True, clamp=True, first=False, stage_mode=None, decode=True):
+def sample(autoencoder, net, schedule, z_T, factor, steps, *, sampler=ddim, seen=-1, unscale=lambda z, s: z / s,
+           grad=False, evaluate=True, mode=lambda was: was, quantize=True, clamp=True, first=False, stage_mode=None,
+           decode=True):
     """The sampling pipeline; the options change one thing."""
     training = net.training
     if evaluate:
@@ -74,17 +56,12 @@ def sample(autoencoder, net, schedule, z_T, factor, steps, *, unscale=lambda z, 
     if stage_mode is not None:
         autoencoder.train(stage_mode)
     with torch.set_grad_enabled(grad):
-        *_, z = ddim(make_denoiser(net, schedule, Cond()), z_T, schedule, steps=steps)
+        z = [*sampler(make_denoiser(net, schedule, Cond()), z_T, schedule, steps=steps)][seen]
         z = net.mix(z) * 0 + z if grad else z
         z = unscale(z_T if first else z, factor)
         images = autoencoder.decode(z, quantize=quantize) if decode else z
-    if restore:
-        net.train(training)
+    net.train(mode(training))
     return images.clamp(-1, 1) if clamp else images
-
-
-def quantized_first(autoencoder, *rest):
-    return sample(autoencoder, *rest, unscale=lambda z, s: autoencoder.quantize(z)[0] / s, quantize=False)
 
 
 def library_sample(autoencoder, net, schedule, z_T, factor, steps):
@@ -110,44 +87,22 @@ def ddim_by_hand(autoencoder, net, schedule, z_T, factor, steps):
     return autoencoder.decode(z * (1 / factor)).clamp(min=-1, max=1)
 
 
-def other_sampler(autoencoder, net, schedule, z_T, factor, steps):
-    net.eval()
-    *_, z = dpm_solver(make_denoiser(net, schedule, Cond()), z_T, schedule, steps=steps)
-    net.train()
-    return autoencoder.decode(z / factor).clamp(-1, 1).detach()
-
-
-@torch.no_grad()
-def one_step(autoencoder, net, schedule, z_T, factor, steps):
-    was = net.training
-    net.eval()
-    z = next(ddim(make_denoiser(net, schedule, Cond()), z_T, schedule, steps=steps))
-    net.train(was)
-    return autoencoder.decode(z / factor).clamp(-1, 1)
-
-
-def always_train(autoencoder, net, *rest):
-    pictures = sample(autoencoder, net, *rest)
-    net.train()
-    return pictures
-
-
-def freeze(autoencoder, net, *, result="net", grads=True, evaluate=True, wrong=None):
+def freeze(autoencoder, net, *, result=lambda a, n: n.parameters(), grads=True, evaluate=True, also=lambda a, n: None):
     """The first stage put aside; the options change one thing."""
     if grads:
         autoencoder.requires_grad_(False)
     if evaluate:
         autoencoder.eval()
-    if wrong == "net frozen":
-        net.requires_grad_(False)
-    if wrong == "net eval":
-        net.eval()
-    if wrong == "weights":
-        for p in autoencoder.parameters():
-            p.data.zero_()
-    return {"net": net.parameters(), "list": list(net.parameters()), "nothing": None, "module": net,
-            "all": [*autoencoder.parameters(), *net.parameters()], "some": list(net.parameters())[:1],
-            "trainable": [p for part in (autoencoder, net) for p in part.parameters() if p.requires_grad]}[result]
+    also(autoencoder, net)
+    return result(autoencoder, net)
+
+
+def all_of(autoencoder, net):
+    return [*autoencoder.parameters(), *net.parameters()]
+
+
+def trainable(autoencoder, net):
+    return [p for p in all_of(autoencoder, net) if p.requires_grad]
 
 
 CORRECT = {
@@ -156,13 +111,13 @@ CORRECT = {
         lambda h, w, f, c, k: [3 * f**2 / c, (k - 1).bit_length() * (h // f) * (w // f) / (h * w)],
     ],
     checks.scale_factor: [
-        lambda z: 1 / z.std(), lambda z: float(1 / z.flatten().std()), lambda z: z.double().var().rsqrt(), welford,
-        lambda z: library_scale(Pixels(), [{"latent": part} for part in z.split(1)]),
-        lambda z: ((z - z.mean()).square().sum() / (z.numel() - 1)) ** -0.5,
+        lambda z: 1 / z.std(), lambda z: float(1 / z.flatten().std()), lambda z: z.double().var().rsqrt(),
+        lambda z: library_scale(torch.nn.Linear(1, 1), [{"latent": part} for part in z.split(1)]),
+        lambda z: ((z - z.mean()).square().sum() / (z.numel() - 1)) ** -0.5, lambda z: welford(z.flatten().split(1)),
     ],
     checks.latent_loss: [loss, library_loss, loop_loss],
     checks.latent_sample: [sample, library_sample, ddim_by_hand],
-    checks.freeze: [freeze, partial(freeze, result="list"), partial(freeze, result="trainable")],
+    checks.freeze: [freeze, partial(freeze, result=lambda a, n: [*n.parameters()]), partial(freeze, result=trainable)],
 }
 
 MUTANTS = {
@@ -218,23 +173,25 @@ MUTANTS = {
         *spoiled(sample, (dict(unscale=lambda z, s: z), "divide by the scale"),
                  (dict(unscale=lambda z, s: z * s), "multiplied"), (dict(quantize=False), "no codes"),
                  (dict(decode=False), "latents, not images"), (dict(clamp=False), "clamp"),
-                 (dict(evaluate=False), "dropout was on"), (dict(restore=False), "left the network in evaluation"),
-                 (dict(first=True), "the noise, decoded"), (dict(grad=True), "gradient"),
-                 (dict(stage_mode=True), "training mode")),
-        (quantized_first, "quantised scaled latents"),
-        (other_sampler, "off by up to"),
+                 (dict(evaluate=False), "dropout was on"), (dict(first=True), "the noise, decoded"),
+                 (dict(mode=lambda was: False), "left the network in evaluation"),
+                 (dict(mode=lambda was: True), "into training mode"), (dict(grad=True), "gradient"),
+                 (dict(stage_mode=True), "training mode"), (dict(sampler=dpm_solver), "off by up to"),
+                 (dict(seen=0), "first step")),
+        (lambda a, *rest: sample(a, *rest, unscale=lambda z, s: a.quantize(z)[0] / s, quantize=False),
+         "quantised scaled latents"),
         (lambda a, n, s, z, f, k: sample(a, n, s, z * f, f, k), "scale z_T"),
         (lambda *a: sample(*a) / 2 + 0.5, r"speaks \[-1, 1\]"),
-        (one_step, "first step"),
-        (always_train, "into training mode"),
     ],
     checks.freeze: [
-        *spoiled(freeze, (dict(result="all"), "first stage's parameters"),
-                 (dict(result="all", grads=False, evaluate=False), "first stage's parameters"),
+        *spoiled(freeze, (dict(result=all_of), "first stage's parameters"),
+                 (dict(result=all_of, grads=False, evaluate=False), "first stage's parameters"),
                  (dict(grads=False), "asks for gradients"), (dict(evaluate=False), "training mode"),
-                 (dict(result="list", wrong="net frozen"), "frozen too"), (dict(wrong="net eval"), "stay in training"),
-                 (dict(wrong="weights"), "changed the weights"), (dict(result="some"), "not all"),
-                 (dict(result="nothing"), "None"), (dict(result="module"), "list")),
+                 (dict(also=lambda a, n: n.requires_grad_(False)), "frozen too"),
+                 (dict(also=lambda a, n: n.eval()), "stay in training"),
+                 (dict(also=lambda a, n: [p.data.zero_() for p in a.parameters()]), "changed the weights"),
+                 (dict(result=lambda a, n: list(n.parameters())[:1]), "not all"),
+                 (dict(result=lambda a, n: None), "None"), (dict(result=lambda a, n: n), "list")),
     ],
 }
 

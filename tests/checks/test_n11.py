@@ -1,5 +1,7 @@
 """Checks of notebook 11: known wrong solutions fail with a message that helps; right ones written another way pass."""
 
+import copy
+
 import torch
 from solutions import spoiled, try_all
 from torch import nn
@@ -70,7 +72,6 @@ def by_concatenation(conv, extra):
 
 
 def by_copy(conv, extra):
-    import copy
     wide = copy.deepcopy(conv)
     wide.in_channels += extra
     wide.weight = nn.Parameter(F.pad(conv.weight.data, (0, 0, 0, 0, 0, extra)))
@@ -78,20 +79,16 @@ def by_copy(conv, extra):
 
 
 def shares(semantic, num_classes, f, how="right"):
-    if how == "numbers":
-        return F.avg_pool2d(semantic[:, None].float(), f)
     one_hot = F.one_hot(semantic, num_classes).float()
-    if how == "last":
-        return F.avg_pool2d(one_hot.permute(0, 3, 1, 2), f).permute(0, 2, 3, 1)
-    first = one_hot.permute(0, 3, 1, 2)
-    if how == "reshape":
-        first = one_hot.reshape(len(semantic), num_classes, *semantic.shape[1:])
-    pooled = {"full size": first, "corner": first[..., ::f, ::f], "max": F.max_pool2d(first, f),
-              "bilinear": F.interpolate(first, scale_factor=1 / f, mode="bilinear"),
-              "nearest": F.interpolate(first, scale_factor=1 / f, mode="nearest"),
-              "antialias": F.interpolate(first, scale_factor=1 / f, mode="bilinear", antialias=True),
-              "sum": F.avg_pool2d(first, f, divisor_override=1)}
-    return pooled.get(how, F.avg_pool2d(first, f))
+    first = one_hot.view(len(semantic), num_classes, *semantic.shape[1:]) if how == "reshape" else one_hot.movedim(3, 1)
+    if how == "numbers":
+        first = semantic[:, None].float()
+    mean = F.avg_pool2d(first, f)
+    changed = {"last": mean.movedim(1, 3), "full size": first, "corner": first[..., ::f, ::f],
+               "max": F.max_pool2d(first, f), "sum": f**2 * mean, "nearest": F.interpolate(first, scale_factor=1 / f),
+               "bilinear": F.interpolate(first, scale_factor=1 / f, mode="bilinear"),
+               "antialias": F.interpolate(first, scale_factor=1 / f, mode="bilinear", antialias=True)}
+    return changed.get(how, mean)
 
 
 def by_comparison(semantic, num_classes, f):
@@ -108,25 +105,21 @@ def by_halving(semantic, num_classes, f):
 
 
 def holed(encode, image, mask, how="right"):
-    masked = image.masked_fill(mask > 0.5, {"grey": 0.0, "white": 1.0}.get(how, -1.0))
-    if how == "inverted":
-        masked = image.masked_fill(mask < 0.5, -1.0)
+    hole = mask < 0.5 if how == "inverted" else mask > 0.5
+    masked = image.masked_fill(hole, {"grey": 0.0, "white": 1.0}.get(how, -1.0))
     if how == "no encoder":
         return torch.cat([masked, mask * 2 - 1], 1)
     latent = encode(image if how in ("leak", "masked after") else masked)
     size = latent.shape[2:]
-    hard = F.interpolate(mask, size)
-    small = {"average": F.avg_pool2d(mask, 4), "grown": F.max_pool2d(mask, 4),
-             "bilinear": F.interpolate(mask, size, mode="bilinear"),
-             "antialias": F.interpolate(mask, size, mode="bilinear", antialias=True)}.get(how, hard)
+    small = {"average": F.avg_pool2d(mask, 4), "bilinear": F.interpolate(mask, size, mode="bilinear"),
+             "antialias": F.interpolate(mask, size, mode="bilinear", antialias=True), "grown": F.max_pool2d(mask, 4),
+             }.get(how, F.interpolate(mask, size))
     if how == "masked after":
         latent = latent.masked_fill(small > 0.5, -1.0)
-    if how == "no mask":
-        return latent
-    if how == "mask kept large":
-        return torch.cat([F.interpolate(latent, mask.shape[2:]), mask * 2 - 1], 1)
     channel = {"zero to one": small, "sign": 1 - small * 2}.get(how, small * 2 - 1)
-    return torch.cat([channel, latent] if how == "order" else [latent, channel], 1)
+    parts = {"no mask": [latent], "order": [channel, latent],
+             "mask kept large": [F.interpolate(latent, mask.shape[2:]), mask * 2 - 1]}.get(how, [latent, channel])
+    return torch.cat(parts, 1)
 
 
 def in_unit_range(encode, image, mask):
@@ -157,17 +150,13 @@ def kept(x, known, hole, alpha, sigma, eps, how="right"):
     return torch.where(hole, noisy, x) if how == "inverted" else torch.where(hole, x, noisy)
 
 
-def by_sum(x, known, hole, alpha, sigma, eps):
-    return hole * x + ~hole * (alpha * known + sigma * eps)
-
-
 CORRECT = {
     checks.join_lowres: [joined, by_the_library, by_filling],
     checks.widen: [widened, by_concatenation, by_copy],
     checks.class_shares: [shares, by_comparison, by_halving],
     checks.inpaint_condition: [holed, in_unit_range, by_the_conditioner],
     checks.paste: [finished_paste, by_index],
-    checks.keep_known: [kept, by_sum],
+    checks.keep_known: [kept, lambda x, known, hole, a, s, eps: hole * x + ~hole * (a * known + s * eps)],
 }
 
 MUTANTS = {

@@ -39,25 +39,16 @@ def shuffled(words, generator, how="right"):
     source = torch.Generator().manual_seed(7) if how == "own generator" else generator
     draws = torch.rand(size, objects, generator=source)
     if how == "words":
-        order = torch.rand(words.shape, generator=generator).argsort(1)
-        return words.gather(1, order)
+        return words.gather(1, torch.rand(words.shape, generator=generator).argsort(1))
     if how == "all words":
         return words.flatten(1)[:, torch.randperm(objects * 3, generator=generator)].view_as(words)
     if how == "samples":
         return words[torch.randperm(size, generator=generator)]
-    if how == "one order":
-        return words[:, torch.randperm(objects, generator=generator)]
-    if how == "randint":
-        order = torch.randint(objects, (size, objects), generator=generator)
-    elif how == "roll":
-        order = (torch.arange(objects) + (draws[:, :1] < 0.1)) % objects
-    else:
-        order = draws.argsort(1)
-    return words if how == "nothing" else words.gather(1, order[..., None].expand_as(words))
-
-
-def shuffled_in_a_loop(words, generator):
-    return torch.stack([sample[torch.randperm(len(sample), generator=generator)] for sample in words])
+    order = {"nothing": torch.arange(objects).expand(size, -1),
+             "one order": torch.randperm(objects, generator=generator).expand(size, -1),
+             "randint": torch.randint(objects, (size, objects), generator=generator),
+             "roll": (torch.arange(objects) + (draws[:, :1] < 0.1)) % objects}.get(how, draws.argsort(1))
+    return words.gather(1, order[..., None].expand_as(words))
 
 
 def joined(parts, how="right"):
@@ -73,21 +64,13 @@ def joined(parts, how="right"):
         out["mask"] = torch.cat(masks, dim=1)
         out["mask"] = {"not": ~out["mask"], "float": out["mask"].float(), "int": out["mask"].long()}.get(
             how, out["mask"])
-    for name, values in (("vector", [p["vector"] for p in parts if "vector" in p]),
-                         ("concat", [p["concat"] for p in parts if "concat" in p])):
-        if not values and how != "empty":
-            continue
-        if name == "vector":
-            out[name] = {"vectors cat": torch.cat(values, -1), "mean": sum(values) / len(values), "last": values[-1],
-                         "first": values[0]}.get(how, sum(values))
-        else:
-            out[name] = torch.cat(values[::-1] if how == "maps reversed" else values, 1) if values else 0
-    return out
-
-
-def joined_by_cond(parts):
-    made = Cond.join([Cond(**part) for part in parts])
-    return vars(made)
+    vectors, maps = ([part[name] for part in parts if name in part] for name in ("vector", "concat"))
+    if vectors:
+        out["vector"] = {"vectors cat": torch.cat(vectors, -1), "mean": sum(vectors) / len(vectors),
+                         "last": vectors[-1], "first": vectors[0]}.get(how, sum(vectors))
+    if maps:
+        out["concat"] = torch.cat(maps[::-1] if how == "maps reversed" else maps, 1)
+    return {"concat": 0, **out} if how == "empty" else out
 
 
 def subsets(size, weights, p_each, p_single, generator, how="right"):
@@ -142,8 +125,8 @@ def guided_in_another_order(net, x_t, t, none, first, both, s, r):
 
 CORRECT = {
     checks.box_tokens: [tokens, tokens_in_loops],
-    checks.shuffle_objects: [shuffled, shuffled_in_a_loop],
-    checks.join_conditions: [joined, joined_by_cond],
+    checks.shuffle_objects: [shuffled, lambda x, g: torch.stack([w[torch.randperm(len(w), generator=g)] for w in x])],
+    checks.join_conditions: [joined, lambda parts: vars(Cond.join([Cond(**part) for part in parts]))],
     checks.draw_subsets: [subsets, subsets_in_a_loop],
     checks.two_guidances: [guided, guided_in_another_order],
 }

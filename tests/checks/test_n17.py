@@ -1,17 +1,16 @@
 """The checks of notebook 17: known wrong solutions must fail with a hint, right ones of any style must pass."""
 
 import re
+from functools import reduce
 
 import torch
-from solutions import spoiled, try_all
+from solutions import spoiled, try_all, welford
 
 from ldm_mini import checks
 from ldm_mini.blocks import ResBlock
 
-# ------------------------------------------------------------------------------------------------ counting parameters
 
-
-def by_formula(a, b, time, first=True, skip=None):
+def by_formula(a, b, time, skip=None):
     skip = (a * b + b if a != b else 0) if skip is None else skip
     return 2 * a + 9 * a * b + b + time * b + b + 2 * b + 9 * b * b + b + skip
 
@@ -19,9 +18,6 @@ def by_formula(a, b, time, first=True, skip=None):
 def by_building(a, b, time):
     with torch.device("meta"):
         return sum(p.numel() for p in ResBlock(a, b, time, groups=1).parameters())
-
-
-# ------------------------------------------------------------------------------------------------------------- epsilon
 
 
 def signs(size=1e-3):
@@ -46,13 +42,6 @@ def two_sizes(norm):
     return from_signs(norm, guess**0.5).item()
 
 
-# ------------------------------------------------------------------------------------------------------- q, k and v
-
-
-def split_with_a_view(qkv, num_heads):
-    return tuple(part.reshape(-1, *qkv.shape[1:]) for part in qkv.view(num_heads, 3, -1, *qkv.shape[1:]).unbind(1))
-
-
 def split_in_loops(qkv, num_heads):
     heads = [head.chunk(3) for head in qkv.chunk(num_heads)]
     return [torch.cat([head[i] for head in heads]) for i in range(3)]
@@ -64,8 +53,6 @@ def split_by_index(qkv, num_heads):
     return torch.stack([qkv[rows // d % 3 == i] for i in range(3)])
 
 
-# --------------------------------------------------------------------------------------------------------------- names
-
 WORDS = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_proj", "out_layers.0": "norm2",
          "out_layers.3": "conv2", "skip_connection": "shortcut"}
 
@@ -75,12 +62,7 @@ def rename(state, words=WORDS):
 
 
 def rename_by_replacing(state):
-    renamed = {}
-    for name, value in state.items():
-        for theirs, ours in WORDS.items():
-            name = name.replace(theirs, ours)
-        renamed[name] = value
-    return renamed
+    return {reduce(lambda name, pair: name.replace(*pair), WORDS.items(), name): state[name] for name in state}
 
 
 def rename_by_pattern(state):
@@ -92,9 +74,6 @@ def swapped(a, b):
     return lambda state: rename(state, WORDS | {a: WORDS[b], b: WORDS[a]})
 
 
-# --------------------------------------------------------------------------------------------------------------- scale
-
-
 def three_sums(batches, dtype=torch.float64, less=1):
     n = total = squares = 0
     for z in batches:
@@ -103,38 +82,24 @@ def three_sums(batches, dtype=torch.float64, less=1):
     return ((squares - total**2 / n) / (n - less)) ** -0.5
 
 
-def welford(batches):
-    n, mean, m2 = 0, 0.0, 0.0
-    for z in batches:
-        z = z.double().flatten()
-        delta, both = z.mean().item() - mean, n + len(z)
-        m2 += (z - z.mean()).square().sum().item() + delta**2 * n * len(z) / both
-        mean, n = mean + delta * len(z) / both, both
-    return (n - 1) ** 0.5 / m2**0.5
-
-
 def centred(batches):
     sums = [((z - z.mean()).square().sum().item(), z.numel()) for z in batches]
     return (sum(s for s, _ in sums) / sum(n for _, n in sums)) ** -0.5
 
 
-def last(batches):
-    for z in batches:
-        scale = 1 / z.double().std()
-    return scale
-
-
-def mean_of(function, then=lambda v: v):
-    def solution(batches):
-        values = [function(z.double()) for z in batches]
-        return then(sum(values) / len(values))
-    return solution
+def over(batches, function, then=lambda v: v):
+    """A mean over the batches."""
+    values = [function(z.double()) for z in batches]
+    return then(sum(values) / len(values))
 
 
 CORRECT = {
     checks.res_block_parameters: [by_formula, by_building, lambda *case: float(by_formula(*case))],
     checks.epsilon: [from_signs, from_deviations, two_sizes],
-    checks.split_qkv: [split_with_a_view, split_in_loops, split_by_index],
+    checks.split_qkv: [
+        split_in_loops, split_by_index,
+        lambda qkv, heads: tuple(part.flatten(0, 1) for part in qkv.unflatten(0, (heads, 3, -1)).unbind(1)),
+    ],
     checks.block_from_compvis: [rename, rename_by_replacing, rename_by_pattern],
     checks.pooled_scale: [three_sums, welford],
 }
@@ -192,14 +157,14 @@ MUTANTS = {
     ],
     checks.pooled_scale: [
         *spoiled(three_sums, (dict(less=0), "n - 1")),
-        (mean_of(lambda z: 1 / z.std()), "mean of the batches' factors"),
-        (mean_of(lambda z: z.std(), lambda v: 1 / v), "standard deviations. Batches differ"),
-        (mean_of(lambda z: z.var(), lambda v: v**-0.5), "batches' variances"),
+        (lambda b: over(b, lambda z: 1 / z.std()), "mean of the batches' factors"),
+        (lambda b: over(b, torch.std, lambda v: 1 / v), "standard deviations. Batches differ"),
+        (lambda b: over(b, torch.var, lambda v: v**-0.5), "batches' variances"),
         (centred, "centred by its own mean"),
-        (last, "last batch"),
+        (lambda b: [1 / z.double().std() for z in b][-1], "last batch"),
         (lambda b: 1 / three_sums(b), "upside down"),
         (lambda b: three_sums(b) ** 2, "take the root"),
-        (lambda b: mean_of(lambda z: z.square().sum())(b) * 0 + 1, "off by"),
+        (lambda b: over(b, lambda z: 0 * z.sum() + 1), "off by"),
         (lambda b: three_sums(b, torch.float32), "float64"),
         (lambda b: 1 / torch.cat(list(b)).double().std(), "keeps all the batches"),
         (lambda b: 1 / next(iter(b)).double().std(), "come once"),
