@@ -46,13 +46,12 @@ class InvertedResidual(nn.Module):
         self.expand = SameConv(in_channels, wide, 1) if expansion > 1 else None
         self.depthwise = SameConv(wide, wide, kernel, stride, groups=wide)
         self.project = SameConv(wide, out_channels, 1)
-        self.skip = stride == 1 and in_channels == out_channels
 
     def forward(self, x):
         """(B,C,H,W) -> (B,D,H/stride,W/stride)."""
         h = x if self.expand is None else F.relu6(self.expand(x))
         h = self.project(F.relu6(self.depthwise(h)))
-        return x + h if self.skip else h
+        return x + h if x.shape == h.shape else h
 
 
 class EfficientNetLite0(nn.Module):
@@ -152,7 +151,7 @@ class PerceptualLoss(nn.Module):
     """Distance of two images in the features of a frozen, trained network.
 
     kind: "lpips" (VGG16 with calibrated heads), "efficientnet" (included), or "auto": lpips where its weights already
-    are on the machine, else efficientnet. `.kind` and the repr say which one it became. Nothing is ever downloaded.
+    are on the machine, else efficientnet. `.kind` says which one it became. Nothing is ever downloaded.
     Raises FileNotFoundError for "lpips" without its weights.
 
     What "efficientnet" says of 64-pixel emoji scenes (published LPIPS figures are of the same order):
@@ -205,9 +204,6 @@ class PerceptualLoss(nn.Module):
         dither = self.dither.repeat(1, 1, -(-height // 64), -(-width // 64))
         return self.net(x + dither[..., :height, :width])
 
-    def features(self, x, tap: int = 3):
-        """x (B,3,H,W) in [-1,1] -> (B,C): one tap averaged over positions; for Frechet distances, tap 3 (stride 16)."""
-        return self.taps(x)[tap].float().mean((2, 3))
-
-    def extra_repr(self):
-        return f"kind={self.kind!r}"
+    def features(self, x):
+        """x (B,3,H,W) in [-1,1] -> (B,C) for Frechet distances: tap 3 (stride 16) averaged over positions."""
+        return self.taps(x)[3].float().mean((2, 3))
