@@ -47,8 +47,8 @@ class AutoencoderConfig:
                              f"channel_mults={mults} has {len(mults)} levels.")
         if not set(self.attn_levels) <= set(range(len(mults))):
             raise ValueError(f"attn_levels={self.attn_levels} must be level indices below {len(mults)}, not sizes.")
-        if bad := [width for width in (self.channels, *self.widths) if width % self.groups]:
-            raise ValueError(f"groups={self.groups} does not divide the widths {bad}; groups={gcd(self.groups, *bad)} does.")
+        if (fits := gcd(self.groups, self.channels, *self.widths)) < self.groups:
+            raise ValueError(f"groups={self.groups} does not divide {self.channels} times {mults}; groups={fits} does.")
 
     @property
     def widths(self) -> list[int]:
