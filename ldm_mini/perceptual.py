@@ -113,12 +113,6 @@ class VGG16(nn.Module):
         return features
 
 
-def vgg_path():
-    """Where torchvision keeps its VGG16 weights, or None if they are not on this machine. Downloads nothing."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
-    return path if path.is_file() else None
-
-
 def lpips_heads():
     """The calibrated LPIPS v0.1 weights, five tensors (C,), from the installed lpips package; None without it."""
     # find, not import: lpips itself imports all of torchvision
@@ -168,10 +162,11 @@ class PerceptualLoss(nn.Module):
         super().__init__()
         if kind not in ("auto", "lpips", "efficientnet"):
             raise ValueError(f"kind must be 'auto', 'lpips' or 'efficientnet', got {kind!r}.")
-        path, heads = vgg_path(), lpips_heads()
-        if kind == "lpips" and (path is None or heads is None):
+        path, heads = Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE, lpips_heads()
+        found = path.is_file() and heads is not None
+        if kind == "lpips" and not found:
             raise FileNotFoundError(VGG_REMEDY)
-        if kind != "efficientnet" and path is not None and heads is not None:
+        if kind != "efficientnet" and found:
             self.kind, self.net = "lpips", load_vgg16(path)
         else:
             # nobody has fitted heads to this trunk: a mean of the five taps
