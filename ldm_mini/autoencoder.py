@@ -3,8 +3,9 @@
 Built in notebook 03.
 """
 
+from collections import OrderedDict
 from dataclasses import dataclass
-from math import gcd, log2
+from math import gcd
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from .blocks import Downsample, ResBlock, Upsample, group_norm
 
 EPS = 1e-6                      # of every GroupNorm here; the U-Net has 1e-5
 LARGEST = 20.0                  # no image in [-1, 1] reaches it, nor does any noise added to one
-PAPER_MULTS = {1: (1,), 2: (1, 2), 3: (1, 2, 4), 4: (1, 2, 4, 4), 5: (1, 1, 2, 2, 4), 6: (1, 1, 2, 2, 4, 4)}
+PAPER_MULTS = {2: (1, 2), 4: (1, 2, 4), 8: (1, 2, 4, 4), 16: (1, 1, 2, 2, 4), 32: (1, 1, 2, 2, 4, 4)}
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,16 @@ class AutoencoderConfig:
 
     def __post_init__(self):
         f, p = self.downsample_factor, self.patch_size
-        mults = tuple(self.channel_mults or PAPER_MULTS.get(int(log2(f / p)) + 1, (1,)))
-        # how a frozen class sets its fields; tuples, so that it can be compared and hashed
+        mults = self.channel_mults or PAPER_MULTS.get(f / p, (1,))
+        # how a frozen class sets its fields
         object.__setattr__(self, "channel_mults", mults)
-        object.__setattr__(self, "attn_levels", tuple(self.attn_levels))
         if f != p * 2 ** (len(mults) - 1):
-            raise ValueError(f"AutoencoderConfig: downsample_factor={f} must be patch_size={p} doubled by each level "
-                             f"after the first, but channel_mults={mults} has {len(mults)} levels.")
+            raise ValueError(f"downsample_factor={f} must be patch_size={p} doubled by each level after the first, but "
+                             f"channel_mults={mults} has {len(mults)} levels.")
         if not set(self.attn_levels) <= set(range(len(mults))):
-            raise ValueError(f"AutoencoderConfig: attn_levels are level indices below {len(mults)}, not sizes.")
-        if bad := [width for width in (self.channels, *self.widths) if width % self.groups]:
-            raise ValueError(f"AutoencoderConfig: groups={self.groups} does not divide the widths {bad}. "
-                             f"Choose a divisor of all, like groups={gcd(self.groups, *bad)}.")
+            raise ValueError(f"attn_levels={self.attn_levels} must be level indices below {len(mults)}, not sizes.")
+        if (fits := gcd(self.groups, self.channels, *self.widths)) < self.groups:
+            raise ValueError(f"groups={self.groups} does not divide {self.channels} times {mults}; groups={fits} does.")
 
     @property
     def widths(self) -> list[int]:
@@ -64,8 +63,7 @@ class Level(nn.Module):
         super().__init__()
         widths = [in_channels] + [out_channels] * num_blocks
         self.blocks = nn.ModuleList(_block(a, b, config) for a, b in zip(widths, widths[1:]))
-        self.attns = nn.ModuleList(AttentionBlock(out_channels, groups=config.groups, eps=EPS)
-                                   for _ in range(num_blocks if attn else 0))
+        self.attns = nn.ModuleList(_attention(out_channels, config) for _ in range(num_blocks if attn else 0))
         self.resize = resize
 
     def forward(self, h: Tensor) -> Tensor:
@@ -77,18 +75,12 @@ class Level(nn.Module):
         return self.resize(h)
 
 
-class Middle(nn.Module):
+def _middle(channels: int, config: AutoencoderConfig) -> nn.Sequential:
     """The only place, in most first stages, where distant pixels meet: residual block, attention, residual block."""
-
-    def __init__(self, channels: int, config: AutoencoderConfig):
-        super().__init__()
-        self.block1 = _block(channels, channels, config)
-        self.attn = AttentionBlock(channels, groups=config.groups, eps=EPS) if config.mid_attn else nn.Identity()
-        self.block2 = _block(channels, channels, config)
-
-    def forward(self, h: Tensor) -> Tensor:
-        """(B,C,h,w) -> (B,C,h,w)"""
-        return self.block2(self.attn(self.block1(h)))
+    return nn.Sequential(OrderedDict(
+        block1=_block(channels, channels, config),
+        attn=_attention(channels, config) if config.mid_attn else nn.Identity(),
+        block2=_block(channels, channels, config)))
 
 
 class Encoder(nn.Module):
@@ -108,7 +100,7 @@ class Encoder(nn.Module):
             resize = Downsample(width, asymmetric=True) if i < len(widths) - 1 else nn.Identity()
             self.levels.append(Level(width_in, width, c.num_res_blocks, i in c.attn_levels, resize, c))
         # few pixels are left: here all of them can meet
-        self.middle = Middle(widths[-1], c)
+        self.middle = _middle(widths[-1], c)
         self.norm_out = group_norm(widths[-1], c.groups, EPS)
         self.conv_out = nn.Conv2d(widths[-1], moments_per_channel * (c.z_channels or c.latent_channels), 3, padding=1)
 
@@ -129,7 +121,7 @@ class Decoder(nn.Module):
         c, widths = config, config.widths
         self.patch_size = c.patch_size
         self.conv_in = nn.Conv2d(c.z_channels or c.latent_channels, widths[-1], 3, padding=1)
-        self.middle = Middle(widths[-1], c)
+        self.middle = _middle(widths[-1], c)
         # in the order they run: deepest first, each but the last ends with twice the size
         self.levels = nn.ModuleList()
         for i in reversed(range(len(widths))):
@@ -211,3 +203,7 @@ class Autoencoder(nn.Module):
 
 def _block(in_channels: int, out_channels: int, config: AutoencoderConfig) -> ResBlock:
     return ResBlock(in_channels, out_channels, groups=config.groups, eps=EPS, dropout=config.dropout)
+
+
+def _attention(channels: int, config: AutoencoderConfig) -> AttentionBlock:
+    return AttentionBlock(channels, groups=config.groups, eps=EPS)

@@ -66,15 +66,15 @@ def hinge_g_loss(fake_logits: Tensor) -> Tensor:
     return -fake_logits.float().mean()
 
 
-def adaptive_weight(nll: Tensor, g_loss: Tensor, last_layer: Tensor, delta: float = 1e-4, max: float = 1e4) -> Tensor:
-    """lambda = |grad nll| / (|grad g_loss| + delta), clamped to [0, max], without gradient (VQGAN eq. 7): ().
+def adaptive_weight(nll: Tensor, g_loss: Tensor, last_layer: Tensor) -> Tensor:
+    """lambda = |grad nll| / (|grad g_loss| + 1e-4), clamped to [0, 1e4], without gradient (VQGAN eq. 7): ().
 
     The gradients are those of the decoder's last weight, where both losses arrive: the adversarial one is made as
-    strong as the reconstruction. The VQGAN paper says delta = 1e-6; its code, and LDM's, use 1e-4.
+    strong as the reconstruction. The VQGAN paper adds 1e-6 below the line; its code, and LDM's, 1e-4.
     """
     # validation, under no_grad: there is nothing to measure, and nothing to train
     if not (nll.requires_grad and g_loss.requires_grad):
         return torch.zeros((), device=nll.device)
     # how hard each loss pulls at that weight; the backward pass that follows still needs both graphs
     nll_grad, g_grad = (torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float() for loss in (nll, g_loss))
-    return (nll_grad.norm() / (g_grad.norm() + delta)).clamp(0.0, max).detach()
+    return (nll_grad.norm() / (g_grad.norm() + 1e-4)).clamp(0.0, 1e4).detach()

@@ -46,13 +46,12 @@ class InvertedResidual(nn.Module):
         self.expand = SameConv(in_channels, wide, 1) if expansion > 1 else None
         self.depthwise = SameConv(wide, wide, kernel, stride, groups=wide)
         self.project = SameConv(wide, out_channels, 1)
-        self.skip = stride == 1 and in_channels == out_channels
 
     def forward(self, x):
         """(B,C,H,W) -> (B,D,H/stride,W/stride)."""
         h = x if self.expand is None else F.relu6(self.expand(x))
         h = self.project(F.relu6(self.depthwise(h)))
-        return x + h if self.skip else h
+        return x + h if x.shape == h.shape else h
 
 
 class EfficientNetLite0(nn.Module):
@@ -114,12 +113,6 @@ class VGG16(nn.Module):
         return features
 
 
-def vgg_path():
-    """Where torchvision keeps its VGG16 weights, or None if they are not on this machine. Downloads nothing."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
-    return path if path.is_file() else None
-
-
 def lpips_heads():
     """The calibrated LPIPS v0.1 weights, five tensors (C,), from the installed lpips package; None without it."""
     # find, not import: lpips itself imports all of torchvision
@@ -152,7 +145,7 @@ class PerceptualLoss(nn.Module):
     """Distance of two images in the features of a frozen, trained network.
 
     kind: "lpips" (VGG16 with calibrated heads), "efficientnet" (included), or "auto": lpips where its weights already
-    are on the machine, else efficientnet. `.kind` and the repr say which one it became. Nothing is ever downloaded.
+    are on the machine, else efficientnet. `.kind` says which one it became. Nothing is ever downloaded.
     Raises FileNotFoundError for "lpips" without its weights.
 
     What "efficientnet" says of 64-pixel emoji scenes (published LPIPS figures are of the same order):
@@ -169,10 +162,11 @@ class PerceptualLoss(nn.Module):
         super().__init__()
         if kind not in ("auto", "lpips", "efficientnet"):
             raise ValueError(f"kind must be 'auto', 'lpips' or 'efficientnet', got {kind!r}.")
-        path, heads = vgg_path(), lpips_heads()
-        if kind == "lpips" and (path is None or heads is None):
+        path, heads = Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE, lpips_heads()
+        found = path.is_file() and heads is not None
+        if kind == "lpips" and not found:
             raise FileNotFoundError(VGG_REMEDY)
-        if kind != "efficientnet" and path is not None and heads is not None:
+        if kind != "efficientnet" and found:
             self.kind, self.net = "lpips", load_vgg16(path)
         else:
             # nobody has fitted heads to this trunk: a mean of the five taps
@@ -205,9 +199,6 @@ class PerceptualLoss(nn.Module):
         dither = self.dither.repeat(1, 1, -(-height // 64), -(-width // 64))
         return self.net(x + dither[..., :height, :width])
 
-    def features(self, x, tap: int = 3):
-        """x (B,3,H,W) in [-1,1] -> (B,C): one tap averaged over positions; for Frechet distances, tap 3 (stride 16)."""
-        return self.taps(x)[tap].float().mean((2, 3))
-
-    def extra_repr(self):
-        return f"kind={self.kind!r}"
+    def features(self, x):
+        """x (B,3,H,W) in [-1,1] -> (B,C) for Frechet distances: tap 3 (stride 16) averaged over positions."""
+        return self.taps(x)[3].float().mean((2, 3))

@@ -75,7 +75,7 @@ class VectorQuantizer(nn.Module):
         # 1. the nearest code of each vector (VQ-VAE eq. 1, 2)
         vectors = rearrange(z.detach(), "b d h w -> (b h w) d")
         indices = self.nearest(vectors).view(z.shape[0], *z.shape[2:])
-        full, codes = _float(z), _float(self.lookup(indices))
+        full, codes = _float(z), _float(rearrange(F.embedding(indices, self.codebook), "b h w d -> b d h w"))
         # 2. the encoder commits itself to its codes (eq. 3, third term) ...
         loss = self.commitment_weight * F.mse_loss(full, codes.detach())
         if self.ema_decay is None:
@@ -91,12 +91,10 @@ class VectorQuantizer(nn.Module):
         vectors, codebook = vectors.to(dtype), self.codebook.to(dtype)
         norms = codebook.square().sum(dim=1)                                  # (K,); |v|^2 is the same for every code
         some_rows = vectors.split(max(1, DISTANCES_AT_ONCE // self.codebook_size))
-        with _without_autocast(vectors.device.type):
+        # autocast, where a device has it, would round what decides
+        device = vectors.device.type
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             return torch.cat([torch.addmm(norms, rows, codebook.T, alpha=-2).argmin(dim=1) for rows in some_rows])
-
-    def lookup(self, indices: Tensor) -> Tensor:
-        """indices (B,h,w) -> their codes (B,D,h,w)."""
-        return rearrange(F.embedding(indices, self.codebook), "b h w d -> b d h w")
 
     @torch.no_grad()
     def _update(self, vectors: Tensor, indices: Tensor):
@@ -146,9 +144,8 @@ class VectorQuantizer(nn.Module):
 
         Of the given indices, or of all training batches since `usage` was last zeroed. NaN if there were none.
         """
-        p = self._counts(indices).double()
-        p = p / p.sum()
-        return torch.exp(-torch.xlogy(p, p).sum()).item()
+        counts = self._counts(indices).double()
+        return torch.special.entr(counts / counts.sum()).sum().exp().item()
 
     def used_fraction(self, indices: Tensor | None = None) -> float:
         """Fraction of the codes that occur at least once, in the given indices or, as above, in training."""
@@ -187,13 +184,6 @@ class VQBottleneck(nn.Module):
 def _float(x: Tensor) -> Tensor:
     """At least float32: in half precision, near codes are indistinguishable."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _without_autocast(device_type: str):
-    try:
-        return torch.autocast(device_type, enabled=False)
-    except RuntimeError:
-        return nullcontext()                                                  # older torch: no autocast on this device
 
 
 def _many_processes() -> bool:

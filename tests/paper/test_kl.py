@@ -13,21 +13,15 @@ def moments(b=2, c=3, size=4, seed=0):
 
 
 def test_kl_and_std_equal_torch_distributions():
-    h = moments()
+    h = moments().requires_grad_()
     posterior = DiagonalGaussian(h)
     reference = Normal(h[:, :3], (0.5 * h[:, 3:]).exp())
     assert_close(posterior.std, reference.stddev)
-    assert_close(posterior.kl(), kl_divergence(reference, Normal(0.0, 1.0)))
+    ours, theirs = posterior.kl(), kl_divergence(reference, Normal(0.0, 1.0))
+    assert_close(ours, theirs)
+    assert_close(torch.autograd.grad(ours.sum(), h), torch.autograd.grad(theirs.sum(), h))
     assert torch.equal(posterior.mode(), h[:, :3])
-    assert (posterior.kl() >= 0).all()
     assert DiagonalGaussian(torch.zeros(1, 2, 1, 1)).kl().item() == 0
-
-
-def test_kl_gradient_by_hand():
-    h = moments().requires_grad_()
-    DiagonalGaussian(h).kl().sum().backward()
-    mean, logvar = h.detach().chunk(2, dim=1)
-    assert_close(h.grad, torch.cat([mean, 0.5 * (logvar.exp() - 1)], dim=1))
 
 
 def test_log_variance_is_clamped_before_everything():
@@ -36,16 +30,6 @@ def test_log_variance_is_clamped_before_everything():
     assert posterior.logvar.flatten().tolist() == [-30.0, 20.0]
     assert_close(posterior.std.flatten(), torch.tensor([-15.0, 10.0]).exp())
     assert posterior.kl().isfinite().all()
-
-
-def test_samples_have_the_right_moments_and_follow_the_generator():
-    h = torch.tensor([2.0, -1.0, 2 * torch.tensor(0.5).log(), 2 * torch.tensor(3.0).log()]).view(1, 4, 1, 1)
-    posterior = DiagonalGaussian(h.expand(20_000, 4, 1, 1))
-    z = posterior.sample(torch.Generator().manual_seed(0))
-    assert_close(z.mean(0).flatten(), torch.tensor([2.0, -1.0]), atol=0.08, rtol=0)
-    assert_close(z.std(0).flatten(), torch.tensor([0.5, 3.0]), atol=0, rtol=0.03)
-    assert torch.equal(z, posterior.sample(torch.Generator().manual_seed(0)))
-    assert not torch.equal(z, posterior.sample(torch.Generator().manual_seed(1)))
 
 
 def test_reparametrised_gradient_reaches_mean_and_variance():

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ldm_mini.files import data_path
-from ldm_mini.perceptual import VGG_FILE, EfficientNetLite0, PerceptualLoss, load_efficientnet, vgg_path
+from ldm_mini.perceptual import VGG_FILE, EfficientNetLite0, PerceptualLoss, load_efficientnet
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,6 @@ def blur(x, sigma):
 def noise(x, std):
     return x + std * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
 
-
-# ---------------------------------------------------------------- the networks
 
 def timm_with_our_weights(timm):
     """timm's tf_efficientnet_lite0 with the shipped (folded) convolutions; its batch norms then only add the bias."""
@@ -94,21 +92,14 @@ def test_weights_are_trained_ones(loss, images):
     assert ratio[0] > 5 > 2 * ratio[1]
 
 
-# ---------------------------------------------------------------- the distance
-
-def test_zero_for_equal_images(loss, images):
-    torch.testing.assert_close(loss(images, images.clone()), torch.zeros(8))
-
-
 def test_one_distance_per_pair(loss, images):
     other = blur(images, 2)
     together = loss(images, other)
     assert together.shape == (8,) and (together > 0).all()
+    torch.testing.assert_close(loss(images, images.clone()), torch.zeros(8))
+    torch.testing.assert_close(loss(other, images), together)
+    torch.testing.assert_close(PerceptualLoss("efficientnet").train()(images, other), together)
     torch.testing.assert_close(together[3:4], loss(images[3:4], other[3:4]))
-
-
-def test_symmetric(loss, images):
-    torch.testing.assert_close(loss(images, images.roll(1, 0)), loss(images.roll(1, 0), images))
 
 
 def test_grows_with_blur_and_noise(loss, images):
@@ -133,23 +124,11 @@ def test_documented_sizes(loss, images):
     assert 0.5 < loss(images, images.roll(1, 0)).mean() < 1.5
 
 
-def test_gradient_reaches_the_image_and_no_parameter(loss, images):
-    y = blur(images, 2).requires_grad_(True)
-    loss(images, y).sum().backward()
-    assert y.grad.isfinite().all()
-    assert (y.grad.flatten(1).norm(dim=1) > 0).all()
+def test_gradient_reaches_both_images_and_no_parameter(loss, images):
+    pair = [images.clone().requires_grad_(), blur(images, 2).requires_grad_()]
+    loss(*pair).sum().backward()
+    assert all(x.grad.isfinite().all() and (x.grad.flatten(1).norm(dim=1) > 0).all() for x in pair)
     assert not any(p.requires_grad or p.grad is not None for p in loss.parameters())
-
-
-def test_descent_sharpens(loss, images):
-    y = blur(images[:2], 2).requires_grad_(True)
-    optimizer = torch.optim.Adam([y], lr=0.02)
-    before = loss(images[:2], y).mean().item()
-    for _ in range(30):
-        optimizer.zero_grad()
-        (loss(images[:2], y).mean() + (images[:2] - y).abs().mean()).backward()
-        optimizer.step()
-    assert loss(images[:2], y).mean().item() < 0.3 * before
 
 
 def test_finite_on_constant_images(loss):
@@ -157,11 +136,6 @@ def test_finite_on_constant_images(loss):
     distance = loss(torch.zeros(1, 3, 32, 32), y)
     distance.sum().backward()
     assert distance.item() == 0 and y.grad.isfinite().all()
-
-
-def test_same_weights_give_the_same_numbers_in_training_mode_too(loss, images):
-    other = PerceptualLoss("efficientnet").train()
-    torch.testing.assert_close(other(images, blur(images, 1)), loss(images, blur(images, 1)))
 
 
 @pytest.mark.parametrize("size", [(16, 16), (100, 70), (128, 128)])
@@ -175,7 +149,6 @@ def test_features_for_frechet(loss, images):
         pooled = loss.features(images)
         assert pooled.shape == (8, 112)
         torch.testing.assert_close(pooled, loss.taps(images)[3].mean((2, 3)))
-        assert loss.features(images, tap=4).shape == (8, 320)
         change = [(loss.features(y) - pooled).norm() for y in (noise(images, 0.01), blur(images, 1), images.roll(1, 0))]
     assert change[0] < change[1] < change[2]
 
@@ -186,13 +159,9 @@ def test_bad_input(loss):
                          (torch.zeros(1, 3, 8, 32), "16 pixels"), (good.byte(), "float")):
         with pytest.raises(ValueError, match=message):
             loss(bad, bad)
-        with pytest.raises(ValueError, match=message):
-            loss.features(bad)
     with pytest.raises(ValueError, match="kind must be"):
         PerceptualLoss("vgg")
 
-
-# ---------------------------------------------------------------- which network runs
 
 @pytest.fixture
 def hub(tmp_path):
@@ -205,9 +174,7 @@ def hub(tmp_path):
 
 
 def test_without_vgg_weights(hub):
-    assert vgg_path() is None
-    loss = PerceptualLoss("auto")
-    assert loss.kind == "efficientnet" and "kind='efficientnet'" in repr(loss)
+    assert PerceptualLoss("auto").kind == "efficientnet"
     with pytest.raises(FileNotFoundError, match="vgg16-397923af.pth.*kind='efficientnet'"):
         PerceptualLoss("lpips")
 
@@ -233,8 +200,7 @@ def test_lpips_equals_the_lpips_package(hub, images, monkeypatch):
     weights = {f"features.{name}": value for name, value in features.state_dict().items()}
     torch.save(weights, hub / VGG_FILE, _use_new_zipfile_serialization=False)  # as the published file is stored
     ours = PerceptualLoss("auto")
-    assert ours.kind == "lpips" and "kind='lpips'" in repr(ours)
-    assert PerceptualLoss("efficientnet").kind == "efficientnet"
+    assert ours.kind == "lpips" and PerceptualLoss("efficientnet").kind == "efficientnet"
     monkeypatch.setattr(lpips.pretrained_networks.tv, "vgg16", lambda pretrained: SimpleNamespace(features=features))
     theirs = lpips.LPIPS(net="vgg", verbose=False)
     x, y = images[:2], blur(images[:2], 2)
