@@ -84,7 +84,7 @@ def _alike(a, b) -> bool:
 
 
 def _parts(conditioner) -> list:
-    return list(getattr(conditioner, "parts", [] if conditioner is None else [conditioner]))
+    return [] if conditioner is None else list(conditioner.parts)
 
 
 def build_parts(names, first_stage, width: int, text_layers: int = 3, text_heads: int = 4, max_length: int = 24,
