@@ -19,11 +19,7 @@ class ConcatConditioner(Conditioner):
     def __init__(self, channels: int, downsample_factor: int, presence: bool):
         super().__init__()
         self.channels, self.downsample_factor, self.presence = channels, downsample_factor, presence
-
-    @property
-    def concat_channels(self) -> int:
-        """How many channels the network gets to see."""
-        return self.channels + self.presence
+        self.concat_channels = channels + presence                              # which the network gets to see
 
     def encode(self, batch: dict) -> Cond:
         """-> concat (B, concat_channels, h, w)"""

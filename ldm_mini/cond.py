@@ -164,4 +164,5 @@ def check_net_inputs(config, x: Tensor, t: Tensor, cond: Cond, context: bool, ve
     for part, wanted in (("context", context), ("vector", vector)):
         if wanted != (getattr(cond, part) is not None):
             built, given = ("with", "no") if wanted else ("without", "a")
-            raise ValueError(f"the network was built {built} {part}, but was given {given} cond.{part}: mend one.")
+            raise ValueError(f"the network was built {built} {part}, but was given {given} cond.{part}: make its "
+                             "config and the conditioner agree.")

@@ -32,7 +32,8 @@ class ClassConditioner(Conditioner):
         if not isinstance(classes, Tensor) and any(isinstance(name, str) for name in classes):
             raise ValueError(f"batch[{self.key!r}] holds names; give indices, as in ldm_mini.scenes.NOUN_INDEX[name].")
         classes = torch.as_tensor(classes, device=self.device)
-        if classes.max() >= self.num_classes:
+        # only here: on a GPU, to look is to wait
+        if classes.is_cpu and (classes >= self.num_classes).any():
             raise ValueError(f"batch[{self.key!r}] holds class {classes.max()}; classes lie below {self.num_classes}.")
         # the last row of the tables stands for no class
         return self._embed(torch.where(classes < 0, self.num_classes, classes))
@@ -104,7 +105,6 @@ class LayoutConditioner(Conditioner):
         shapes = tuple(labels.shape), tuple(boxes.shape)
         if labels.ndim != 2 or boxes.shape != (*labels.shape, 4) or labels.shape[1] > self.max_objects:
             raise ValueError(f"layouts are labels (B,N) and boxes (B,N,4), N up to {self.max_objects}; got {shapes}.")
-        # only here: on a GPU, to look is to wait
         if boxes.is_cpu and ((boxes < 0).any() or (boxes > 1).any() or (labels >= self.num_classes).any()):
             raise ValueError(f"labels lie below {self.num_classes}; boxes, x0 y0 x1 y1, are fractions of the picture.")
         # an object is its class and two corners, points of the grid in reading order; all from one vocabulary

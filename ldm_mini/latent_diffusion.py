@@ -69,8 +69,11 @@ class LatentDiffusion(nn.Module):
         # as large as the first pictures it learns from will be those it makes
         if self.image_size is None:
             self.image_size = tuple(side * self._factor for side in z0.shape[-2:])
-        # what is known of each picture; some samples hear of nothing, which guidance needs later
-        cond = self._dropped_cond(batch)
+        # what is known of each picture; some samples hear of nothing, in all parts at once: guidance needs it later
+        cond = Cond() if self.conditioner is None else self.conditioner.encode(batch)
+        if self.conditioner is not None and self.p_uncond:
+            keep = torch.rand(batch_size(batch), device=self.device) >= self.p_uncond
+            cond = cond.where(keep, self.conditioner.null(batch))
         # a noise level for each sample, and how wrong the network is there (eq. 2, 3)
         t = draw_timesteps(self.schedule, len(z0), z0.device, power=t_power)
         return diffusion_loss(self.net, self.schedule, z0, cond, self.prediction, t)
@@ -87,16 +90,6 @@ class LatentDiffusion(nn.Module):
         if self.autoencoder is not None:
             self.autoencoder.eval()
         return self
-
-    def _dropped_cond(self, batch: dict) -> Cond:
-        """The batch's condition; with probability p_uncond a sample gets the null condition, in all parts at once."""
-        if self.conditioner is None:
-            return Cond()
-        cond = self.conditioner.encode(batch)
-        if self.p_uncond == 0:
-            return cond
-        keep = torch.rand(batch_size(batch), device=self.device) >= self.p_uncond
-        return cond.where(keep, self.conditioner.null(batch))
 
     @torch.no_grad()
     def encode(self, images: Tensor, sample: bool = False) -> Tensor:
