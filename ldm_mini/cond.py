@@ -100,7 +100,9 @@ def to_device(batch: dict, device) -> dict:
     """The batch with its tensors on `device`; captions stay as they are. Raises ValueError if it is no dict."""
     if not isinstance(batch, dict):
         raise ValueError(f'a batch must be a dict; got a {type(batch).__name__}. Images alone: {{"image": images}}.')
-    return {key: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for key, v in batch.items()}
+    # only a GPU need not wait: the CPU would read what has not come yet
+    later = str(device) != "cpu"
+    return {key: v.to(device, non_blocking=later) if isinstance(v, Tensor) else v for key, v in batch.items()}
 
 
 class Conditioner(nn.Module):

@@ -22,16 +22,15 @@ class Halves(nn.Module):
         return nn.functional.avg_pool2d(x, 2)
 
 
-def picture_and_mask(size=(8, 12)):
-    mask = torch.zeros(2, 1, *size)
+def picture_and_mask():
+    mask = torch.zeros(2, 1, 8, 12)
     mask[0, :, :4, 2:6] = 1
-    return {"image": torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)), "mask": mask}
+    return {"image": torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(0)), "mask": mask}
 
 
-def everything(size=(8, 12)):
-    h, w = size
-    return {**picture_and_mask(size), "lowres": torch.rand(2, 3, h // 4, w // 4) * 2 - 1,
-            "semantic": torch.arange(2 * h * w).view(2, h, w) % 5}
+def everything():
+    return {**picture_and_mask(), "lowres": torch.rand(2, 3, 2, 3) * 2 - 1,
+            "semantic": torch.arange(2 * 8 * 12).view(2, 8, 12) % 5}
 
 
 def all_parts(presence):

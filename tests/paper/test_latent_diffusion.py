@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
 from ldm_mini import files, hub
 from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
@@ -100,11 +101,11 @@ def test_latents_are_scaled_and_cached_latents_are_raw():
     ldm = model().eval()
     images = batch()["image"]
     raw = ldm.autoencoder.encode(images)
-    torch.testing.assert_close(ldm.encode(images), 2.0 * raw)
-    torch.testing.assert_close(ldm.decode(ldm.encode(images)), ldm.autoencoder.decode(raw))
+    assert_close(ldm.encode(images), 2.0 * raw)
+    assert_close(ldm.decode(ldm.encode(images)), ldm.autoencoder.decode(raw))
     from_images = loss_of(ldm, batch())
     from_latents = loss_of(ldm, {"latent": raw, "class": batch()["class"]})
-    torch.testing.assert_close(from_images, from_latents)
+    assert_close(from_images, from_latents)
 
 
 def test_a_kl_first_stage_trains_on_samples_and_encodes_to_the_mode():
@@ -217,7 +218,7 @@ def test_sampling_is_the_sampler_the_guidance_and_the_decoder():
     generator = seeded()
     z_T = torch.randn(2, 3, 8, 8, generator=generator)
     *_, z0 = ddim(ldm.denoiser(classes, 3.0), z_T, ldm.schedule, 5, generator, eta=0.5)
-    torch.testing.assert_close(images, ldm.autoencoder.decode(z0 / 2.0).clamp(-1, 1))
+    assert_close(images, ldm.autoencoder.decode(z0 / 2.0).clamp(-1, 1))
     assert torch.equal(images, ldm.sample(classes, steps=5, guidance_scale=3.0, sampler=ddim, seed=0, eta=0.5))
 
 
@@ -231,9 +232,9 @@ def test_guidance_and_negative_prompts_use_what_they_say():
 
     c, null, other = eps([1, 2]), eps([-1, -1]), eps([3, 4])
     close = dict(atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(eps([1, 2], 4.0), null + 4 * (c - null), **close)
+    assert_close(eps([1, 2], 4.0), null + 4 * (c - null), **close)
     steered = eps([1, 2], 4.0, negative={"class": torch.tensor([3, 4])})
-    torch.testing.assert_close(steered, other + 4 * (c - other), **close)
+    assert_close(steered, other + 4 * (c - other), **close)
     assert (c - null).abs().max() > 1e-3
 
 
@@ -299,8 +300,8 @@ def test_a_gpu_makes_the_same_picture():
     args = dict(batch={"class": torch.tensor([1, 2])}, steps=5, seed=0, sampler="ddpm")
     expected, loss = ldm.sample(**args), loss_of(ldm.eval(), batch())
     ldm.to("cuda")
-    torch.testing.assert_close(ldm.sample(**args).cpu(), expected, atol=2e-2, rtol=0)
-    torch.testing.assert_close(loss_of(ldm, batch()).cpu(), loss, atol=1e-2, rtol=0)
+    assert_close(ldm.sample(**args).cpu(), expected, atol=2e-2, rtol=0)
+    assert_close(loss_of(ldm, batch()).cpu(), loss, atol=1e-2, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["vq", "kl"])
@@ -330,7 +331,7 @@ def test_half_precision_halves_the_file_and_barely_moves_the_picture(tmp_path):
     x, t, args = torch.randn(1, 3, 8, 8), torch.tensor([300]), ({"class": torch.tensor([1])}, 4.0)
     with torch.no_grad():
         eps = [m.denoiser(*args)(x, t)[1] for m in (again, ldm.eval())]
-    torch.testing.assert_close(*eps, atol=2e-2, rtol=0)
+    assert_close(*eps, atol=2e-2, rtol=0)
 
 
 def test_parts_of_ones_own_are_passed(tmp_path):

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
 from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_mini.discriminator import PatchDiscriminator
@@ -74,7 +75,7 @@ def first_stage(ae, x, weights=FirstStageLoss(), perceptual=None, critic=None):
 def test_l1_only_is_l1_and_codebook_loss_only():
     ae, x = micro_autoencoder().eval(), pictures()
     loss, terms, x_rec = first_stage(ae, x)
-    torch.testing.assert_close(loss, (x - x_rec).abs().mean() + ae(x)[1])
+    assert_close(loss, (x - x_rec).abs().mean() + ae(x)[1])
     assert set(terms) == {"l1", "bottleneck"} and not any(value.requires_grad for value in terms.values())
 
 
@@ -84,7 +85,7 @@ def test_every_term_is_in_the_loss():
     loss, terms, x_rec = first_stage(micro_autoencoder().eval(), x, weights, Squared(), judge)
     mse = (x - x_rec).square().mean()
     expected = terms["l1"] + 0.7 * mse + 0.3 * mse + terms["bottleneck"] - 0.5 * terms["lambda"] * judge(x_rec).mean()
-    torch.testing.assert_close(loss.detach(), expected.detach())
+    assert_close(loss.detach(), expected.detach())
     assert terms["lambda"] > 0
 
 
@@ -96,7 +97,7 @@ def test_adaptive_weight_balances_the_gradients():
     nll, g = (x - x_rec).abs().mean(), -judge(x_rec).mean()
     nll_norm, g_norm = (torch.autograd.grad(v, ae.last_layer, retain_graph=True)[0].norm() for v in (nll, g))
     _, terms, _ = first_stage(ae, x, critic=judge)
-    torch.testing.assert_close(terms["lambda"] * g_norm, nll_norm, rtol=2e-2, atol=0)
+    assert_close(terms["lambda"] * g_norm, nll_norm, rtol=2e-2, atol=0)
 
 
 def test_gates_open_at_their_own_step():
@@ -119,7 +120,9 @@ def test_generator_step_gives_the_discriminator_no_gradient():
     state = TrainState(micro_autoencoder(), lr=1e-3, seed=0, adversary=adversary)
     update = adversary.update
     adversary.update = lambda *args: seen.append([p.grad for p in adversary.parameters]) or update(*args)
-    next(train_autoencoder(state, [pictures()], 1, perceptual_weight=0))
+    next(train_autoencoder(state, [pictures()], 1, perceptual_weight=0, disc_weight=0))
+    assert not seen and adversary.step == 0, "a weight of 0 switches the critic off"
+    next(train_autoencoder(state, [pictures()], 2, perceptual_weight=0))
     assert seen and all(grad is None for grad in seen[0]), "the generator's backward pass reached the discriminator"
     assert all(p.grad is not None for p in adversary.parameters), "its own did not"
 
@@ -131,7 +134,7 @@ def test_diffusion_learns_and_leaves_the_first_stage_alone():
     batch = {"latent": pictures(16, 8)}
     losses = [log.loss for log in train_diffusion(state, [batch], 120, warmup=10, decay="cosine")]
     assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
-    _same(ldm.autoencoder.state_dict(), first, "first stage")
+    assert_close(ldm.autoencoder.state_dict(), first, rtol=0, atol=0)
     assert not ldm.autoencoder.training and ldm.net.training
     assert all(name.startswith("net.") for name in state.ema.averages)
 
@@ -144,7 +147,7 @@ def test_log_comes_after_optimizer_and_ema():
     now = {n: p.detach() for n, p in state.model.named_parameters() if p.requires_grad}
     assert any(not torch.equal(p, start[n]) for n, p in now.items())
     for n, p in now.items():
-        torch.testing.assert_close(state.ema.averages[n], 2 / 11 * start[n] + 9 / 11 * p)
+        assert_close(state.ema.averages[n], 2 / 11 * start[n] + 9 / 11 * p)
 
 
 def test_ema_decay_is_the_papers():
@@ -158,7 +161,7 @@ def test_ema_decay_is_the_papers():
         ema.update(model)
         decay = (1 + n) / (10 + n)
         expected = decay * expected + (1 - decay) * weights.detach()
-    torch.testing.assert_close(ema.averages["weight"], expected)
+    assert_close(ema.averages["weight"], expected)
 
 
 def test_ema_applied_and_put_back_even_after_an_error():
@@ -233,7 +236,7 @@ def test_state_dict_continues_bit_by_bit():
     resumed.load_state_dict(saved)
     resumed = run(resumed, 6)
     assert straight.ema.updates == resumed.ema.updates == 6
-    _same(straight.state_dict(), resumed.state_dict(), "state")
+    assert_close(straight.state_dict(), resumed.state_dict(), rtol=0, atol=0)
     with pytest.raises(ValueError, match="another model: only one of them has adversary, ema"):
         TrainState(micro_autoencoder(), lr=1e-3).load_state_dict(saved)
 
@@ -271,7 +274,7 @@ def test_latent_cache_is_what_the_encoder_says(tmp_path):
     assert ae.training and len(cache) == 9
     again = cache_latents(None, None, 9, path=tmp_path / "cache")[torch.tensor([8, 2])]
     assert again["caption"] == ["picture 8", "picture 2"] and again["class"].tolist() == [8, 2] and "mask" not in again
-    torch.testing.assert_close(again["latent"], ae.eval().encode(images[[8, 2]]).detach(), atol=2e-3, rtol=2e-3)
+    assert_close(again["latent"], ae.eval().encode(images[[8, 2]]).detach(), atol=2e-3, rtol=2e-3)
     assert len(cache_latents(ae, batches, 5, path=tmp_path / "cache")) == 5
     other = cache_latents(micro_autoencoder(1), batches, 5, path=tmp_path / "cache", made_from="another first stage")
     assert not torch.equal(other.latents, cache.latents[:5]), "a cache made from something else must not be taken"
@@ -295,20 +298,6 @@ def test_latent_batches_are_a_function_of_seed_step_and_rank():
     assert [a + b for a, b in zip(*both)] == [[*x] for x in zip(*[iter(sum(classes(6), []))] * 4)]
     with pytest.raises(ValueError, match="do not fill"):
         next(cache.batches(14))
-
-
-def _same(a, b, where):
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            _same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        for i, (u, v) in enumerate(zip(a, b)):
-            _same(u, v, f"{where}.{i}")
-    else:
-        assert a == b, where
 
 
 def test_what_cannot_be_compiled_runs_eagerly(monkeypatch):
