@@ -19,11 +19,7 @@ class ConcatConditioner(Conditioner):
     def __init__(self, channels: int, downsample_factor: int, presence: bool):
         super().__init__()
         self.channels, self.downsample_factor, self.presence = channels, downsample_factor, presence
-
-    @property
-    def concat_channels(self) -> int:
-        """How many channels the network gets to see."""
-        return self.channels + self.presence
+        self.concat_channels = channels + presence                              # which the network gets to see
 
     def encode(self, batch: dict) -> Cond:
         """-> concat (B, concat_channels, h, w)"""
@@ -91,9 +87,9 @@ class SemanticConditioner(ConcatConditioner):
     def maps(self, batch: dict) -> Tensor:
         """batch["semantic"] (B,H,W) integers below num_classes -> (B,channels,h,w)"""
         semantic = self._read(batch, "semantic")
-        if semantic.is_floating_point() or any(side % self.downsample_factor for side in semantic.shape[-2:]):
-            raise ValueError(f"a map holds integers, (B,H,W), and its sides are multiples of {self.downsample_factor}; "
-                             f"got {tuple(semantic.shape)} {semantic.dtype}.")
+        f, shape = self.downsample_factor, tuple(semantic.shape)
+        if semantic.is_floating_point() or shape[-2] % f or shape[-1] % f:
+            raise ValueError(f"a map holds integers, (B,H,W), sides in multiples of {f}; got {semantic.dtype} {shape}.")
         # a row of the table for each pixel, a channels-last view without a copy; then a cell of pixels becomes one
         rows = self.classes(semantic.to(self.device).int())                     # (B,H,W,width)
         return self.rescale(rows.permute(0, 3, 1, 2))

@@ -60,18 +60,16 @@ class Cond:
         conds = list(conds)
         concats, contexts, vectors = ([value for c in conds if (value := getattr(c, part)) is not None]
                                       for part in ("concat", "context", "vector"))
-        # torch would add a vector of width 1 to a wider one in silence
-        if len({tuple(v.shape) for v in vectors}) > 1:
-            raise ValueError(f"Cond.join: vectors must have one width, got {[tuple(v.shape) for v in vectors]}.")
         # tokens without a mask may all be read; beside others of which some may not, that has to be said
         masks = [c.mask for c in conds if c.context is not None]
         if any(mask is not None for mask in masks):
             masks = [tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
                      for tokens, mask in zip(contexts, masks, strict=True)]
+        # to add alone would take a vector of width 1 for a wider one in silence; to stack refuses it
         return Cond(concat=torch.cat(concats, dim=1) if concats else None,
                     context=torch.cat(contexts, dim=1) if contexts else None,
                     mask=torch.cat(masks, dim=1) if masks and masks[0] is not None else None,
-                    vector=sum(vectors[1:], vectors[0]) if vectors else None)
+                    vector=sum(torch.stack(vectors)) if vectors else None)
 
 
 def _combine(conds, function, name) -> Cond:
@@ -96,6 +94,15 @@ def batch_size(batch: dict) -> int:
         raise ValueError('A batch is a dict of lists or tensors of one length, such as {"caption": ["a dog"] * 8}; got '
                          f"{sizes or batch!r:.120}.")
     return next(iter(sizes.values()))
+
+
+def to_device(batch: dict, device) -> dict:
+    """The batch with its tensors on `device`; captions stay as they are. Raises ValueError if it is no dict."""
+    if not isinstance(batch, dict):
+        raise ValueError(f'a batch must be a dict; got a {type(batch).__name__}. Images alone: {{"image": images}}.')
+    # only a GPU need not wait: the CPU would read what has not come yet
+    later = str(device) != "cpu"
+    return {key: v.to(device, non_blocking=later) if isinstance(v, Tensor) else v for key, v in batch.items()}
 
 
 class Conditioner(nn.Module):
@@ -148,16 +155,16 @@ def check_net_inputs(config, x: Tensor, t: Tensor, cond: Cond, context: bool, ve
     config has in_channels, concat_channels and min_factor; context and vector: whether the network reads that part.
     """
     if x.ndim != 4 or x.shape[2] % config.min_factor or x.shape[3] % config.min_factor:
-        raise ValueError(f"x must be (B,C,h,w) with h and w multiples of {config.min_factor}, since the network halves "
-                         f"or cuts it so far; got {tuple(x.shape)}. Choose another size.")
+        raise ValueError(f"x must be (B,C,h,w), h and w multiples of {config.min_factor}; got {tuple(x.shape)}.")
     joined = 0 if cond.concat is None else cond.concat.shape[1]
     if x.shape[1] + joined != config.in_channels + config.concat_channels:
-        raise ValueError(f"x has {x.shape[1]} channels and cond.concat {joined}, but the network was built with "
-                         f"in_channels={config.in_channels} and concat_channels={config.concat_channels}.")
+        raise ValueError(f"x and cond.concat have {x.shape[1]} + {joined} channels; the network has in_channels="
+                         f"{config.in_channels} and concat_channels={config.concat_channels}.")
     if t.shape != (len(x),) or t.is_floating_point():
         raise ValueError(f"t must be one integer step per sample, ({len(x)},); got {tuple(t.shape)} {t.dtype}.")
     # a part that nobody reads would be no error of torch's: the picture would just ignore it
     for part, wanted in (("context", context), ("vector", vector)):
         if wanted != (getattr(cond, part) is not None):
-            raise ValueError(f"the network was built {'with' if wanted else 'without'} {part}, but was given "
-                             f"{'no' if wanted else 'a'} cond.{part}: make its config and the conditioner agree.")
+            built, given = ("with", "no") if wanted else ("without", "a")
+            raise ValueError(f"the network was built {built} {part}, but was given {given} cond.{part}: make its "
+                             "config and the conditioner agree.")

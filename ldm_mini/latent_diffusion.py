@@ -1,6 +1,7 @@
 """Diffusion in the latent space of a frozen autoencoder (LDM sec. 3): put together by constructor argument, trained by
 `loss`, used by `sample`, kept by `save_pretrained` and `from_pretrained`. Built in notebook 09."""
 
+import math
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import hub
-from .cond import Cond, batch_size
+from .cond import Cond, batch_size, to_device
 from .diffusion import PREDICTIONS, diffusion_loss, draw_noise, draw_timesteps, make_denoiser
 from .hub import SHARD_BYTES
 from .samplers import SAMPLERS
@@ -33,14 +34,13 @@ class LatentDiffusion(nn.Module):
                  scale_factor: float = 1.0, image_size=None):
         super().__init__()
         if not hasattr(schedule, "alphas_cumprod") or hasattr(net, "alphas_cumprod"):
-            raise ValueError("LatentDiffusion(autoencoder, net, schedule, conditioner) in this order, a NoiseSchedule "
-                             f"third; got {', '.join(type(part).__name__ for part in (autoencoder, net, schedule))}.")
+            got = ", ".join(type(part).__name__ for part in (autoencoder, net, schedule))
+            raise ValueError(f"LatentDiffusion(autoencoder, net, schedule, conditioner) in this order; got {got}.")
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction must be one of {PREDICTIONS}, got {prediction!r}.")
-        if not 0 <= p_uncond < 1:
-            raise ValueError(f"p_uncond is a probability below 1, got {p_uncond}.")
-        if not 0 < float(scale_factor) < float("inf"):
-            raise ValueError(f"scale_factor must be positive, got {float(scale_factor)}: measure it with latent_scale.")
+        if not (0 <= p_uncond < 1 and 0 < scale_factor < math.inf):
+            raise ValueError(f"p_uncond is a probability below 1, got {p_uncond}; scale_factor is positive, got "
+                             f"{scale_factor}: measure it with latent_scale.")
         self.autoencoder, self.net, self.schedule, self.conditioner = autoencoder, net, schedule, conditioner
         self.prediction, self.p_uncond = prediction, p_uncond
         self.image_size = None if image_size is None else _pair(image_size)
@@ -50,8 +50,6 @@ class LatentDiffusion(nn.Module):
         if conditioner is not None:
             conditioner.use_first_stage(autoencoder)
 
-    # ------------------------------------------------------------------------------------------------------- training
-
     def loss(self, batch: dict, t_power: float = 1.0) -> Tensor:
         """The training loss of a batch, a scalar (LDM eq. 2, eq. 3 with a conditioner).
 
@@ -60,7 +58,7 @@ class LatentDiffusion(nn.Module):
         t_power: above 1, high noise is drawn more often than low (`draw_timesteps`): there, places are decided.
         All randomness is torch's own: `with seeded(0): ldm.loss(batch)` of `train` repeats it.
         """
-        batch = self._move(batch)
+        batch = to_device(batch, self.device)
         # z0: the picture's latent, scaled to unit variance (app. G)
         if "latent" in batch:
             z0 = batch["latent"] * self.scale_factor
@@ -71,8 +69,11 @@ class LatentDiffusion(nn.Module):
         # as large as the first pictures it learns from will be those it makes
         if self.image_size is None:
             self.image_size = tuple(side * self._factor for side in z0.shape[-2:])
-        # what is known of each picture; some samples hear of nothing, which guidance needs later
-        cond = self._dropped_cond(batch)
+        # what is known of each picture; some samples hear of nothing, in all parts at once: guidance needs it later
+        cond = Cond() if self.conditioner is None else self.conditioner.encode(batch)
+        if self.conditioner is not None and self.p_uncond:
+            keep = torch.rand(batch_size(batch), device=self.device) >= self.p_uncond
+            cond = cond.where(keep, self.conditioner.null(batch))
         # a noise level for each sample, and how wrong the network is there (eq. 2, 3)
         t = draw_timesteps(self.schedule, len(z0), z0.device, power=t_power)
         return diffusion_loss(self.net, self.schedule, z0, cond, self.prediction, t)
@@ -80,9 +81,8 @@ class LatentDiffusion(nn.Module):
     forward = loss  # what DistributedDataParallel calls
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """Those of the network and the conditioner: never the first stage's."""
-        parts = [self.net] + ([] if self.conditioner is None else [self.conditioner])
-        return [p for part in parts for p in part.parameters() if p.requires_grad]
+        """Those of the network and the conditioner; the first stage's are frozen."""
+        return [p for p in self.parameters() if p.requires_grad]
 
     def train(self, mode: bool = True) -> "LatentDiffusion":
         """As always, but the first stage stays in evaluation mode: it is finished."""
@@ -90,18 +90,6 @@ class LatentDiffusion(nn.Module):
         if self.autoencoder is not None:
             self.autoencoder.eval()
         return self
-
-    def _dropped_cond(self, batch: dict) -> Cond:
-        """The batch's condition; with probability p_uncond a sample gets the null condition, in all parts at once."""
-        if self.conditioner is None:
-            return Cond()
-        cond = self.conditioner.encode(batch)
-        if self.p_uncond == 0:
-            return cond
-        keep = torch.rand(batch_size(batch), device=self.device) >= self.p_uncond
-        return cond.where(keep, self.conditioner.null(batch))
-
-    # ---------------------------------------------------------------------------------------------------- first stage
 
     @torch.no_grad()
     def encode(self, images: Tensor, sample: bool = False) -> Tensor:
@@ -126,8 +114,6 @@ class LatentDiffusion(nn.Module):
     def _factor(self) -> int:
         return 1 if self.autoencoder is None else self.autoencoder.config.downsample_factor
 
-    # ------------------------------------------------------------------------------------------------------- sampling
-
     def denoiser(self, batch: dict | None = None, guidance_scale: float = 1.0, negative=None, clip_x0=None, size=None):
         """`denoise(x_t, t) -> (x0, eps)` under a batch's condition, for any sampler. Without a conditioner, unguided.
 
@@ -142,7 +128,7 @@ class LatentDiffusion(nn.Module):
         size = self._size(batch, size)
         if size is not None:
             batch = {**batch, "latent": torch.zeros(batch_size(batch), *self.latent_shape(size))}
-        batch = self._move(batch)
+        batch = to_device(batch, self.device)
         # the condition, and what guidance steers away from, once for all steps
         cond = self.conditioner.encode(batch)
         null = self._null(batch, negative) if guidance_scale != 1 else None
@@ -152,12 +138,11 @@ class LatentDiffusion(nn.Module):
         """No condition; or the negative's parts, and of the other parts none, so that guidance reaches them."""
         if negative is None:
             if self.p_uncond == 0:
-                raise ValueError("this model never learned the null condition (p_uncond=0): use guidance_scale=1, or "
-                                 "train with p_uncond=0.1.")
+                raise ValueError("p_uncond=0: this model never learned the null condition; use guidance_scale=1.")
             return self.conditioner.null(batch)
         if isinstance(negative, str):
             negative = {"caption": [negative] * batch_size(batch)}
-        instead = {**batch, **self._move(negative)}
+        instead = {**batch, **to_device(negative, self.device)}
         return Cond.join([part.encode(instead) if not part.keys or negative.keys() & set(part.keys)
                           else part.null(batch) for part in self.conditioner.parts])
 
@@ -212,11 +197,6 @@ class LatentDiffusion(nn.Module):
         """Where the model is."""
         return self.scale_factor.device
 
-    def _move(self, batch: dict) -> dict:
-        return {key: v.to(self.device) if isinstance(v, Tensor) else v for key, v in batch.items()}
-
-    # -------------------------------------------------------------------------------------------------------- on disk
-
     def save_pretrained(self, folder, half=False, card: dict | None = None, shard_bytes=SHARD_BYTES) -> Path:
         """Write config.json and model.safetensors (or shards of it with their index), as Hugging Face does.
 
@@ -241,8 +221,7 @@ def latent_scale(autoencoder, batches, limit: int = 64) -> float:
     batches: images (B,3,H,W) or dicts with "image" or "latent"; the first `limit` of them are used (LDM used one).
     One number for all channels; the latents are not centred.
     """
-    device = next(autoencoder.parameters()).device
-    count = total = squares = 0.0
+    device, values = next(autoencoder.parameters()).device, [torch.zeros(0)]
     with torch.no_grad(), _evaluating(autoencoder):
         for batch in islice(batches, limit):
             if isinstance(batch, dict) and "latent" in batch:
@@ -250,11 +229,11 @@ def latent_scale(autoencoder, batches, limit: int = 64) -> float:
             else:
                 images = batch["image"] if isinstance(batch, dict) else batch
                 z = _raw_latent(autoencoder, images.to(device), sample=True)
-            z = z.cpu().double()
-            count, total, squares = count + z.numel(), total + z.sum().item(), squares + z.square().sum().item()
-    if count < 2 or squares * count <= total**2:
+            values.append(z.flatten().cpu())
+    values = torch.cat(values).double()
+    if not len(values) or values.min() == values.max():
         raise ValueError("latent_scale needs latents that vary: give at least one batch of different images.")
-    return float(((squares - total**2 / count) / (count - 1)) ** -0.5)
+    return 1 / values.std().item()
 
 
 def _raw_latent(autoencoder, images: Tensor, sample: bool) -> Tensor:

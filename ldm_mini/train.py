@@ -14,17 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .discriminator import PatchDiscriminator, adaptive_weight, hinge_d_loss, hinge_g_loss
+from .discriminator import adaptive_weight, hinge_d_loss, hinge_g_loss
 from .ema import EMA
 from .files import FileError
 from .perceptual import PerceptualLoss
 
 
 class Log:
-    """What one step measured: `log.step` steps are done; `log.loss` and the other values read as floats.
-
-    Values stay on the device until they are read, so an unread log costs a GPU no waiting.
-    """
+    """What a step measured: `log.step` steps are done; `log.loss` and others, on the device until read, are floats."""
 
     def __init__(self, step: int, **values):
         self.step, self._values = step, values
@@ -46,17 +43,14 @@ class Log:
 class TrainState:
     """A model with all that changes while it trains: weights, optimizer, averages, step, and its adversary's.
 
-    model:       on its device already, unless an accelerator moves it.
     lr:          the peak learning rate; the loops warm it up and let it decay.
     betas:       of AdamW; (0.5, 0.9) for a GAN, as in the released first stages.
     grad_clip:   longest gradient allowed (norm over all parameters); None = any.
     ema_decay:   limit of the running average of the weights, `state.ema`; None = no average.
     seed:        makes step k draw its random numbers from (seed, k, rank); None = torch's generators as they are.
     bf16:        compute the forward pass in bfloat16 where that is safe (autocast); weights stay float32.
-    accelerator: an `accelerate.Accelerator`, for several processes.
+    accelerator: an `accelerate.Accelerator`, for several processes; it moves the model to its device.
     adversary:   of a first stage: the TrainState of its critic, which has a learning rate and an optimizer of its own.
-
-    `step` steps are done; `device` is where the model is, `rank` the number of this process.
     """
 
     def __init__(self, model: nn.Module, lr: float = 1e-3, *, betas=(0.9, 0.999), weight_decay: float = 0.01,
@@ -74,10 +68,9 @@ class TrainState:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """What to call, once before each backward pass; with several processes, its gradients are their average."""
-        if self.accelerator is None or self.accelerator.num_processes == 1:
-            return model
         # it hooks into one forward and the backward after it, hence "once"
-        return self.accelerator.prepare_model(model)
+        several = self.accelerator is not None and self.accelerator.num_processes > 1
+        return self.accelerator.prepare_model(model) if several else model
 
     def autocast(self):
         """Context of the forward pass: bfloat16 where asked for."""
@@ -195,13 +188,13 @@ def train_autoencoder(state: TrainState, batches, steps: int, *, perceptual=None
     batches:    images (B,C,H,W) in [-1,1], or dicts or tuples that hold them.
     perceptual: the distance to use; None = PerceptualLoss().
     weights:    of the loss: the fields of FirstStageLoss, for instance disc_start=2000.
-    If the state has no adversary and the loss wants one, it gets LDM's, at the same learning rate.
+    The critic is that of state.adversary; a state without one trains without the adversarial term.
     """
-    weights, adversary = FirstStageLoss(**weights), None
+    weights = FirstStageLoss(**weights)
+    adversary = state.adversary if weights.disc_weight else None
     if weights.perceptual_weight:
         perceptual = (PerceptualLoss() if perceptual is None else perceptual).to(state.device)
-    if weights.disc_weight:
-        adversary = state.adversary = state.adversary or _critic_of(state)
+    if adversary is not None:
         objective = adversary.wrap(DiscriminatorObjective(adversary.model))
     model = state.wrap(state.model)
     state.model.train()
@@ -229,12 +222,6 @@ def train_autoencoder(state: TrainState, batches, steps: int, *, perceptual=None
         yield Log(state.step, **measured)
 
 
-def _critic_of(state: TrainState) -> TrainState:
-    critic = PatchDiscriminator(state.model.config.in_channels).to(state.device)
-    return TrainState(critic, state.lr, betas=(0.5, 0.9), weight_decay=0.0, grad_clip=state.grad_clip, bf16=state.bf16,
-                      accelerator=state.accelerator)
-
-
 def train_diffusion(state: TrainState, batches, steps: int, *, warmup: int = 0, decay: str = "constant",
                     t_power: float = 1.0):
     """Train state.model, a LatentDiffusion, until `steps` steps are done; yields a Log after each.
@@ -249,7 +236,7 @@ def train_diffusion(state: TrainState, batches, steps: int, *, warmup: int = 0, 
         state.reseed()
         # latent, noise level, noise, dropped conditions: all in the loss (LDM eq. 3)
         with state.autocast():
-            loss = objective(to_device(batch, state.device), t_power=t_power)
+            loss = objective(batch, t_power=t_power)
         measured = state.update(loss, factor)
         yield Log(state.step, loss=loss.detach(), **measured)
 
@@ -260,13 +247,6 @@ def images_of(batch) -> Tensor:
     if images.ndim != 4:
         raise ValueError(f"a batch must be images (B,C,H,W), or a dict or tuple of them; got {tuple(images.shape)}.")
     return images
-
-
-def to_device(batch: dict, device) -> dict:
-    """The batch with its tensors on `device`; captions stay as they are. Raises ValueError if it is no dict."""
-    if not isinstance(batch, dict):
-        raise ValueError(f'a batch must be a dict; got a {type(batch).__name__}. Images alone: {{"image": images}}.')
-    return {key: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for key, v in batch.items()}
 
 
 def _until(state: TrainState, batches, steps: int):

@@ -35,7 +35,8 @@ class Playground:
 
     def __init__(self, model, scenes: SceneConfig = SceneConfig(), nouns=None):
         self.model, self.scenes, self.next_scene = model, replace(scenes, split="val"), 0
-        self.keys = set(getattr(model.conditioner, "keys", ()))
+        self.parts = [] if model.conditioner is None else list(model.conditioner.parts)
+        self.keys = {key for part in self.parts for key in part.keys}
         self.size = 64 if model.image_size is None else model.image_size[0]
         self.picture = torch.full((1, 3, self.size, self.size), 0.6)     # what the canvas shows
         self.boxes, self.hole = [], torch.zeros(CELLS, CELLS, dtype=torch.bool)
@@ -174,13 +175,9 @@ class Playground:
         self.undo = [*self.undo[-49:], (self.picture, list(self.boxes), self.hole.clone())]
 
     @property
-    def _parts(self) -> list:
-        return list(getattr(self.model.conditioner, "parts", [self.model.conditioner]))
-
-    @property
     def _most(self) -> int:
         """How many things a layout may have."""
-        return max(getattr(part, "max_objects", 0) for part in self._parts)
+        return max((getattr(part, "max_objects", 0) for part in self.parts), default=0)
 
     def _said(self, told: dict) -> str:
         """The wish in words, and which of its words mean nothing to the model."""
@@ -188,7 +185,7 @@ class Playground:
             return "no wish at all"
         parts = [name for name, key in (("the caption", "caption"), (f"the boxes ({len(self.boxes)})", "labels"),
                                         ("what is around the hole", "mask")) if key in told]
-        unknown = [word for part in self._parts if hasattr(part, "text_transformer")
+        unknown = [word for part in self.parts if hasattr(part, "text_transformer")
                    for caption in told.get("caption", ()) for word in part.text_transformer.unknown_words(caption)]
         return " and ".join(parts) + (f" (words it does not know: {', '.join(unknown)})" if unknown else "")
 

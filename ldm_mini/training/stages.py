@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 
 from .. import hub, tasks
+from ..cond import to_device
 from ..discriminator import PatchDiscriminator
 from ..latent_diffusion import LatentDiffusion, latent_scale
 from ..measure.metrics import psnr
 from ..perceptual import PerceptualLoss
 from ..scenes.data import scene_stream
 from ..show.plotting import save_grid
-from ..train import TrainState, seeded, to_device, train_autoencoder, train_diffusion
+from ..train import TrainState, seeded, train_autoencoder, train_diffusion
 from . import build, runs
 from .latents import cache_latents
 

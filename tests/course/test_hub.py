@@ -29,7 +29,7 @@ PARTS = {
     "ema codebook": lambda: VQBottleneck(VectorQuantizer(16, 3, 0.5, 0.99, None, "uniform")),
     "heads of levels": lambda: UNet(UNetConfig(4, channels=32, groups=4, num_heads=(1, 2, 4), attn_levels=(0, 1))),
     "dit": lambda: DiT(DiTConfig(width=32, depth=1, num_heads=4, num_classes=5, own_embeddings=True)),
-    "colours": lambda: LayoutConditioner(5, 16, max_objects=2, grid=4, num_colors=3, layers=1, heads=2, vector=False),
+    "layout": lambda: LayoutConditioner(5, 16, max_objects=2, grid=4, layers=1, heads=2),
     "class table": lambda: ClassTable(11, 8, False, "kind"), "labels": lambda: Labels(10, "kind"),
     "text encoder": lambda: TextEncoder(16, 1, 40, 12, "a/folder", "words"), "no tokenizer": lambda: TextEncoder(
         16, 1, tokenizer=None), "clip": lambda: ClipText(CLIP, "a/folder"),

@@ -22,16 +22,15 @@ class Halves(nn.Module):
         return nn.functional.avg_pool2d(x, 2)
 
 
-def picture_and_mask(size=(8, 12)):
-    mask = torch.zeros(2, 1, *size)
+def picture_and_mask():
+    mask = torch.zeros(2, 1, 8, 12)
     mask[0, :, :4, 2:6] = 1
-    return {"image": torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)), "mask": mask}
+    return {"image": torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(0)), "mask": mask}
 
 
-def everything(size=(8, 12)):
-    h, w = size
-    return {**picture_and_mask(size), "lowres": torch.rand(2, 3, h // 4, w // 4) * 2 - 1,
-            "semantic": torch.arange(2 * h * w).view(2, h, w) % 5}
+def everything():
+    return {**picture_and_mask(), "lowres": torch.rand(2, 3, 2, 3) * 2 - 1,
+            "semantic": torch.arange(2 * 8 * 12).view(2, 8, 12) % 5}
 
 
 def all_parts(presence):
@@ -139,27 +138,18 @@ def test_semantic_maps_see_every_pixel_of_a_cell_and_learn():
     semantic = torch.zeros(1, 8, 8, dtype=torch.int64)
     base = part.encode({"semantic": semantic}).concat
     assert base.shape == (1, 6, 2, 2)
-    for y in range(4):
-        for x in range(4):
-            other = semantic.clone()
-            other[0, y, x] = 3
-            changed = (part.encode({"semantic": other}).concat - base).abs().amax(1)[0] > 0
-            assert changed.tolist() == [[True, False], [False, False]]
+    for y, x in torch.cartesian_prod(torch.arange(4), torch.arange(4)):
+        other = semantic.clone()
+        other[0, y, x] = 3
+        changed = (part.encode({"semantic": other}).concat - base).abs().amax(1)[0] > 0
+        assert changed.tolist() == [[True, False], [False, False]]
     one_hot = nn.functional.one_hot(semantic, 5).float() @ part.classes.weight  # a table is a 1x1 convolution
     assert_close(part.rescale(one_hot.movedim(-1, 1)), base)
     base.sum().backward()
     assert part.classes.weight.grad[0].any() and part.rescale.weight.grad.any()
     assert_close(part.encode({"semantic": semantic.to(torch.uint8)}).concat, base)
-
-
-@pytest.mark.parametrize("part, batch, message", [
-    (LowResConditioner(4), {"image": torch.zeros(1, 3, 4, 4)}, "reads batch\\['lowres'\\]"),
-    (SemanticConditioner(5, 4), {"semantic": torch.zeros(1, 6, 8, dtype=torch.long)}, "multiples of 4"),
-    (InpaintConditioner(3, 4), {"image": torch.zeros(1, 3, 8, 8), "mask": torch.zeros(1, 8, 8)}, r"\(B,1,H,W\)"),
-])
-def test_mistakes_are_explained(part, batch, message):
-    with pytest.raises(ValueError, match=message):
-        part.encode(batch)
+    with pytest.raises(ValueError, match="multiples of 4"):
+        part.encode({"semantic": semantic[:, :6]})
 
 
 def test_any_subset_of_parts_joins_to_the_same_channels():

@@ -11,29 +11,20 @@ from tiny_tokenizer import tiny_tokenizer
 from torch.testing import assert_close
 
 from ldm_mini.cond import Cond, Conditioner, batch_size
-from ldm_mini.conditioners import (
-    ClassConditioner,
-    CombinedConditioner,
-    LayoutConditioner,
-    TextConditioner,
-)
+from ldm_mini.conditioners import ClassConditioner, CombinedConditioner, LayoutConditioner, TextConditioner
 from ldm_mini.files import FileError
 from ldm_mini.hub import build, describe
 from ldm_mini.text import TextTransformer
 from ldm_mini.unet import UNet, UNetConfig
 
+SMALL = dict(channels=16, channel_mults=(1, 2), attn_levels=(1,), head_dim=16, groups=2, context_dim=16, vector_dim=16)
 BATCH = {"caption": ["a red apple", "", "a dog left of the apple"], "class": torch.tensor([4, -1, 0])}
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_tokenizer()
-
-
 @pytest.fixture()
-def text(tokenizer):
+def text():
     torch.manual_seed(0)
-    return TextConditioner(TextTransformer(16, layers=1, heads=2, max_length=9, tokenizer=tokenizer))
+    return TextConditioner(TextTransformer(16, layers=1, heads=2, max_length=9, tokenizer=tiny_tokenizer()))
 
 
 @pytest.fixture()
@@ -81,7 +72,7 @@ def test_class_token_and_vector_come_from_the_row_of_the_class(classes):
     assert_close(cond.context[:, 0], classes.token.weight[[4, 5, 0]])
     assert_close(cond.vector, classes.vector.weight[[4, 5, 0]])
     equal(classes.null(BATCH), cond[[1, 1, 1]])                                 # -1 is null
-    equal(classes.encode({"class": [4, 5, 0]}), cond)
+    equal(classes.encode({"class": [4, -1, 0]}), cond)
 
 
 def test_class_parts_are_optional():
@@ -91,12 +82,6 @@ def test_class_parts_are_optional():
     assert ClassConditioner(4, 8, key="style").encode({"style": torch.tensor([3])}).context.shape == (1, 1, 8)
 
 
-@pytest.mark.parametrize("bad", [torch.tensor([0, 6, 1]), torch.tensor([0.0, 1.0])])
-def test_classes_that_are_none_are_refused(classes, bad):
-    with pytest.raises((IndexError, RuntimeError), match="out of range|Long"):
-        classes.encode({"class": bad})
-
-
 def test_text_context_mask_and_pooled_vector(text):
     cond = text.encode(BATCH)
     context, mask = text.text_transformer(BATCH["caption"])
@@ -104,7 +89,6 @@ def test_text_context_mask_and_pooled_vector(text):
     assert cond.mask.equal(mask)
     assert_close(cond.vector[1], context[1, :2].mean(0))
     equal(text.null(BATCH), cond[[1, 1, 1]])                                    # "" is null
-    assert TextConditioner(text.text_transformer, vector=False).encode(BATCH).vector is None
 
 
 def test_missing_keys_are_named(text, classes):
@@ -142,8 +126,7 @@ def test_parts_drop_independently_in_training_only(classes):
 def test_a_learners_own_part_joins_in_and_feeds_the_net(text):
     combined = CombinedConditioner([text, Palette()], p_drop_each=0.5)
     batch = {"caption": ["a dog", "a red apple"], "color": torch.rand(2, 16)}
-    net = UNet(UNetConfig(3, channels=16, channel_mults=(1, 2), attn_levels=(1,), head_dim=16, groups=2, context_dim=16,
-                          vector_dim=16, concat_channels=1))
+    net = UNet(UNetConfig(3, concat_channels=1, **SMALL))
     nn_input = torch.randn(2, 3, 4, 4), torch.tensor([1, 2])
     for given in (batch, {"caption": batch["caption"]}, {"color": batch["color"]}):
         assert net(*nn_input, combined.encode(given)).shape == (2, 3, 4, 4)
@@ -153,24 +136,20 @@ def test_a_learners_own_part_joins_in_and_feeds_the_net(text):
 
 
 def test_the_text_encoder_learns_with_the_net(text):
-    net = UNet(UNetConfig(3, channels=16, channel_mults=(1, 2), attn_levels=(1,), head_dim=16, groups=2, context_dim=16,
-                          vector_dim=16))
+    net = UNet(UNetConfig(3, **SMALL))
     for parameter in net.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.1)
+        torch.nn.init.normal_(parameter, std=0.1)
     net(torch.randn(3, 3, 4, 4), torch.tensor([1, 2, 3]), text.encode(BATCH)).square().mean().backward()
     assert text.text_transformer.words.weight.grad.abs().max() > 0
 
 
-def test_configs_rebuild(text, classes, tokenizer, monkeypatch):
-    monkeypatch.setattr("ldm_mini.text.load_tokenizer", lambda: tokenizer)
+def test_configs_rebuild(text, classes, monkeypatch):
+    monkeypatch.setattr("ldm_mini.text.load_tokenizer", tiny_tokenizer)         # a tokenizer is in no config
     combined = CombinedConditioner([text, classes], p_drop_each=0.2).eval()
     again = build(json.loads(json.dumps(describe(combined)))).eval()
     again.load_state_dict(combined.state_dict())
     assert again.p_drop_each == 0.2 and again.keys == ("caption", "class")
     equal(again.encode(BATCH), combined.encode(BATCH))
-    with pytest.raises(FileError, match="a conditioners.Sound is no part"):
-        build({"class": "conditioners.Sound"})
 
 
 def test_batch_size_and_its_complaints():
@@ -179,12 +158,6 @@ def test_batch_size_and_its_complaints():
                 {"class": 3}, {"class": torch.tensor(3)}):
         with pytest.raises(ValueError, match="A batch is a dict"):
             batch_size(bad)
-
-
-@pytest.mark.parametrize("names", ["dog", ["dog", "cat"], ("dog",)])
-def test_names_in_place_of_class_indices_are_refused(classes, names):
-    with pytest.raises(ValueError, match="holds names.*NOUN_INDEX"):
-        classes.encode({"class": names})
 
 
 def test_the_base_class_asks_for_its_methods():
@@ -219,14 +192,10 @@ def test_subsets_are_drawn_as_promised(classes):
     assert only[:, 1].all() and only.sum() == 50
 
 
-# -------------------------------------------------------------------------------------------------------------- layouts
-
-LABELS = torch.tensor([[4, 1, -1], [2, -1, -1], [-1, -1, -1]])
-BOXES = torch.zeros(3, 3, 4)
-BOXES[0, 0] = torch.tensor([0.0, 0.25, 0.5, 1.0])
-BOXES[0, 1] = torch.tensor([0.5, 0.0, 1.0, 0.5])
-BOXES[1, 0] = torch.tensor([0.1, 0.2, 0.3, 0.9])
-LAYOUTS = {"labels": LABELS, "boxes": BOXES}
+NONE = [0.0] * 4
+BOXES = torch.tensor([[[0.0, 0.25, 0.5, 1.0], [0.5, 0.0, 1.0, 0.5], NONE], [[0.1, 0.2, 0.3, 0.9], NONE, NONE],
+                      [NONE, NONE, NONE]])
+LAYOUTS = {"labels": torch.tensor([[4, 1, -1], [2, -1, -1], [-1, -1, -1]]), "boxes": BOXES}
 
 
 @pytest.fixture()
@@ -263,8 +232,7 @@ def test_no_objects_is_no_condition(layout):
     assert_close(null.vector, torch.zeros(3, 16))
     assert_close(null.context[0], layout.eval().encode(LAYOUTS).context[2])
     assert len(Cond.stack([null, cond]).context) == 6
-    net = UNet(UNetConfig(3, channels=16, channel_mults=(1, 2), attn_levels=(1,), head_dim=16, groups=2,
-                          context_dim=16, vector_dim=16))
+    net = UNet(UNetConfig(3, **SMALL))
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     assert net(torch.randn(3, 3, 4, 4), torch.tensor([1, 2, 3]), cond).isfinite().all()
@@ -279,14 +247,6 @@ def test_order_is_shuffled_in_training_only_and_objects_stay_whole(layout):
     assert len({tuple(layout.eval().tokenize(LAYOUTS)[0].tolist()) for _ in range(5)}) == 1
 
 
-def test_colours_are_a_fourth_word():
-    layout = LayoutConditioner(5, 16, grid=9, num_colors=7, layers=1, heads=2).eval()
-    colors = torch.tensor([[3, -1, -1], [0, -1, -1], [-1, -1, -1]])
-    words = layout.tokenize({**LAYOUTS, "colors": colors})
-    assert words[0].view(3, 4)[:, 3].tolist() == [4, 0, 81] and layout.keys == ("labels", "boxes", "colors")
-    assert layout.encode({**LAYOUTS, "colors": colors}).mask.sum(1).tolist() == [8, 4, 0]
-
-
 def test_moving_a_box_changes_the_context_and_it_learns(layout):
     moved = {**LAYOUTS, "boxes": BOXES.clone()}
     moved["boxes"][0, 0, 2] = 1.0
@@ -296,22 +256,13 @@ def test_moving_a_box_changes_the_context_and_it_learns(layout):
     assert layout.token.weight.grad[76].any() and layout.position.grad.any()
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"labels": torch.full((3, 3), 5)}, "labels lie below 5"),
-    ({"boxes": BOXES * 64}, "fractions of the picture"),
-    ({"boxes": BOXES - 0.1}, "fractions of the picture"),
-    ({"boxes": BOXES[:, :2]}, "labels .B,N. and boxes"),
-    ({"labels": torch.zeros(3, 4, dtype=torch.long), "boxes": torch.zeros(3, 4, 4)}, "N up to 3"),
-])
-def test_layout_mistakes_are_explained(layout, change, message):
-    with pytest.raises(ValueError, match=message):
-        layout.encode({**LAYOUTS, **change})
+def test_layout_mistakes_are_explained(layout):
+    for boxes, message in ((BOXES - 0.1, "fractions of the picture"), (BOXES[:, :2], "labels .B,N. and boxes")):
+        with pytest.raises(ValueError, match=message):
+            layout.encode({**LAYOUTS, "boxes": boxes})
 
 
-def test_a_layout_combines_and_its_config_rebuilds(layout):
+def test_a_layout_combines(layout):
     combined = CombinedConditioner([ClassConditioner(5, 16, 16), layout], p_drop_each=0.5).eval()
     both = combined.encode({**LAYOUTS, "class": torch.tensor([1, 2, -1])})
     assert both.context.shape == (3, 10, 16) and both.mask[2].tolist() == [True] + [False] * 9
-    again = build(describe(combined)).eval()
-    again.load_state_dict(combined.state_dict())
-    assert_close(again.encode(LAYOUTS).context, combined.encode(LAYOUTS).context)

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
 from ldm_mini import files, hub
 from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
@@ -38,15 +39,19 @@ def model(kind="vq", conditioner=True, **options):
     torch.manual_seed(0)
     net = unet() if conditioner else unet(context_dim=None, vector_dim=None)
     for p in net.parameters():  # a fresh U-Net has zeros in every block and returns 0, which hides everything
-        if not p.detach().any():
+        if not p.any():
             nn.init.normal_(p, std=0.1)
     ldm = LatentDiffusion(autoencoder(kind), net, NoiseSchedule(scaled_linear_betas()),
                           ClassConditioner(5, 12, 8) if conditioner else None, **{"scale_factor": 2.0, **options})
     if kind == "vq":  # its codes start at the first data seen in training
-        quantizer = ldm.autoencoder.bottleneck.quantizer.train()
-        quantizer(torch.randn(4, 3, 8, 8))
+        ldm.autoencoder.bottleneck.quantizer.train()(torch.randn(4, 3, 8, 8))
         ldm.train()
     return ldm
+
+
+def spied(conditioner=None, **options):
+    """A model with a stand-in for its network, which keeps what it was told."""
+    return LatentDiffusion(autoencoder(), Spy(), NoiseSchedule(scaled_linear_betas()), conditioner, **options)
 
 
 def batch(size=32):
@@ -61,9 +66,6 @@ def loss_of(ldm, batch, seed=0):
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-# ----------------------------------------------------------------------------------------------------------- training
 
 
 @pytest.mark.parametrize("kind", ["vq", "kl"])
@@ -99,13 +101,11 @@ def test_latents_are_scaled_and_cached_latents_are_raw():
     ldm = model().eval()
     images = batch()["image"]
     raw = ldm.autoencoder.encode(images)
-    torch.testing.assert_close(ldm.encode(images), 2.0 * raw)
-    torch.testing.assert_close(ldm.decode(ldm.encode(images)), ldm.autoencoder.decode(raw))
+    assert_close(ldm.encode(images), 2.0 * raw)
+    assert_close(ldm.decode(ldm.encode(images)), ldm.autoencoder.decode(raw))
     from_images = loss_of(ldm, batch())
     from_latents = loss_of(ldm, {"latent": raw, "class": batch()["class"]})
-    torch.testing.assert_close(from_images, from_latents)
-    with pytest.raises(ValueError, match='needs "image" or "latent"'):
-        ldm.loss({"class": torch.tensor([1])})
+    assert_close(from_images, from_latents)
 
 
 def test_a_kl_first_stage_trains_on_samples_and_encodes_to_the_mode():
@@ -153,7 +153,7 @@ class Spy(nn.Module):
 
 @pytest.mark.parametrize("p_uncond", [0.0, 0.1, 0.5])
 def test_conditions_are_dropped_jointly_as_often_as_asked(p_uncond):
-    ldm = LatentDiffusion(autoencoder(), Spy(), NoiseSchedule(scaled_linear_betas()), Marked(), p_uncond=p_uncond)
+    ldm = spied(Marked(), p_uncond=p_uncond)
     loss_of(ldm, {"latent": torch.zeros(4000, 3, 1, 1)})
     cond = ldm.net.seen[0][2]
     dropped = cond.vector[:, 0] == -1
@@ -162,25 +162,16 @@ def test_conditions_are_dropped_jointly_as_often_as_asked(p_uncond):
 
 
 def test_without_a_conditioner_the_network_hears_of_no_condition():
-    ldm = LatentDiffusion(autoencoder(), Spy(), NoiseSchedule(scaled_linear_betas()))
+    ldm = spied()
     ldm.loss({"latent": torch.zeros(2, 3, 4, 4)})
     assert all(value is None for value in vars(ldm.net.seen[0][2]).values())
 
 
-@pytest.mark.parametrize("options", [
-    {"prediction": "noise"}, {"p_uncond": 1.0}, {"p_uncond": -0.1}, {"scale_factor": 0.0},
-    {"scale_factor": float("nan")}, {"scale_factor": float("inf")}])
-def test_bad_settings_are_refused(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        LatentDiffusion(None, Spy(), NoiseSchedule(scaled_linear_betas()), **options)
-
-
-def test_swapped_parts_are_refused():
-    with pytest.raises(ValueError, match="in this order.*NoneType, NoiseSchedule, Spy"):
-        LatentDiffusion(None, NoiseSchedule(scaled_linear_betas()), Spy())
-
-
-# -------------------------------------------------------------------------------------------------------- latent scale
+@pytest.mark.parametrize("name, value", [("p_uncond", 1.0), ("p_uncond", -0.1), *(
+    ("scale_factor", float(word)) for word in ("0", "nan", "inf"))])
+def test_bad_settings_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} is .*got {value}"):
+        spied(**{name: value})
 
 
 @pytest.mark.parametrize("kind", ["vq", "kl"])
@@ -194,20 +185,11 @@ def test_latent_scale_gives_unit_variance(kind):
         cached = [{"latent": ae.encode(b["image"]).detach()} for b in batches]
         assert latent_scale(ae, cached) == pytest.approx(scale, rel=1e-5)
         assert latent_scale(ae, (b["image"] for b in batches)) == pytest.approx(scale, rel=1e-5)
+        endless = iter(lambda: torch.rand(2, 3, 16, 16), None)
+        assert latent_scale(ae.train(), endless, limit=3) > 0 and ae.training and ae.encoder.training
     assert 0 < scale < float("inf")
-
-
-def test_latent_scale_leaves_modes_alone_and_ends():
-    ae = autoencoder().train()
-    endless = iter(lambda: torch.rand(2, 3, 16, 16), None)
-    assert latent_scale(ae, endless, limit=3) > 0 and ae.training and ae.encoder.training
-    with pytest.raises(ValueError, match="latents that vary"):
-        latent_scale(ae, [])
     with pytest.raises(ValueError, match="latents that vary"):
         latent_scale(ae, [{"latent": torch.ones(2, 3, 4, 4)}])
-
-
-# ----------------------------------------------------------------------------------------------------------- sampling
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -236,7 +218,7 @@ def test_sampling_is_the_sampler_the_guidance_and_the_decoder():
     generator = seeded()
     z_T = torch.randn(2, 3, 8, 8, generator=generator)
     *_, z0 = ddim(ldm.denoiser(classes, 3.0), z_T, ldm.schedule, 5, generator, eta=0.5)
-    torch.testing.assert_close(images, ldm.autoencoder.decode(z0 / 2.0).clamp(-1, 1))
+    assert_close(images, ldm.autoencoder.decode(z0 / 2.0).clamp(-1, 1))
     assert torch.equal(images, ldm.sample(classes, steps=5, guidance_scale=3.0, sampler=ddim, seed=0, eta=0.5))
 
 
@@ -250,9 +232,9 @@ def test_guidance_and_negative_prompts_use_what_they_say():
 
     c, null, other = eps([1, 2]), eps([-1, -1]), eps([3, 4])
     close = dict(atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(eps([1, 2], 4.0), null + 4 * (c - null), **close)
+    assert_close(eps([1, 2], 4.0), null + 4 * (c - null), **close)
     steered = eps([1, 2], 4.0, negative={"class": torch.tensor([3, 4])})
-    torch.testing.assert_close(steered, other + 4 * (c - other), **close)
+    assert_close(steered, other + 4 * (c - other), **close)
     assert (c - null).abs().max() > 1e-3
 
 
@@ -265,7 +247,7 @@ class Words(Conditioner):
 
 
 def test_a_negative_prompt_may_be_one_caption():
-    ldm = LatentDiffusion(autoencoder(), Spy(), NoiseSchedule(scaled_linear_betas()), Words(), image_size=16)
+    ldm = spied(Words(), image_size=16)
     ldm.sample({"caption": ["abc", "a"]}, steps=1, negative="no")
     assert ldm.net.seen[0][2].vector[:, 0].tolist() == [2, 2, 3, 1]
 
@@ -285,38 +267,31 @@ def test_sampling_runs_in_evaluation_mode_and_gives_every_mode_back():
 
 def test_size_is_that_of_training_unless_given():
     ldm = model()
-    with pytest.raises(ValueError, match="never trained"):
-        ldm.sample({"class": [1]})
     ldm.loss(batch(32))
     assert ldm.sample({"class": [1]}, steps=1).shape == (1, 3, 32, 32)
     assert ldm.sample({"class": [1]}, steps=1, size=(16, 48)).shape == (1, 3, 16, 48)
     cached = model()
     cached.loss({"latent": torch.zeros(2, 3, 8, 16), "class": torch.tensor([1, 2])})
     assert cached.image_size == (32, 64)
-    with pytest.raises(ValueError, match="multiples of 4"):
-        ldm.sample({"class": [1]}, size=30)
 
 
-def test_bad_requests_are_refused():
-    ldm = model(image_size=32)
-    for args, words in [(dict(batch={"class": [1]}, sampler="dopri5"), "sampler must be one of"),
-                        (dict(batch={"class": [1]}, seed=1, generator=seeded()), "not both"),
-                        (dict(), "how many"), (dict(batch={"class": [1]}, num=3), "how many"),
-                        (dict(num=2), "is conditional"), (dict(batch={"class": [1]}, steps=0), "steps must be")]:
-        with pytest.raises(ValueError, match=words):
-            ldm.sample(**args)
+def test_a_model_without_the_null_condition_is_sampled_unguided():
+    ldm = model(p_uncond=0.0, image_size=32)
     with pytest.raises(ValueError, match="never learned the null"):
-        model(p_uncond=0.0, image_size=32).sample({"class": [1]})
-    assert model(p_uncond=0.0, image_size=32).sample({"class": [1]}, steps=1, guidance_scale=1).shape == (1, 3, 32, 32)
+        ldm.sample({"class": [1]})
+    assert ldm.sample({"class": [1]}, steps=1, guidance_scale=1).shape == (1, 3, 32, 32)
 
 
-def test_unconditional_and_pixel_diffusion():
-    ldm = model(conditioner=False, image_size=32)
-    assert ldm.loss(batch()).isfinite() and ldm.sample(num=2, steps=2).shape == (2, 3, 32, 32)
-    net = unet(context_dim=None, vector_dim=None)
-    pixels = LatentDiffusion(None, net, NoiseSchedule(cosine_betas()), prediction="v")
-    pixels.loss(batch(16))
-    assert pixels.train().sample(num=2, steps=2).shape == (2, 3, 16, 16)
+@pytest.mark.parametrize("size, make", [(32, lambda: model(conditioner=False)), (16, lambda: LatentDiffusion(
+    None, unet(context_dim=None, vector_dim=None), NoiseSchedule(cosine_betas(100)), prediction="v"))])
+def test_unconditional_and_pixel_diffusion(size, make, tmp_path):
+    ldm = make()
+    assert ldm.loss(batch(size)).isfinite() and ldm.train().sample(num=2, steps=2).shape == (2, 3, size, size)
+    again = LatentDiffusion.from_pretrained(ldm.save_pretrained(tmp_path))
+    assert torch.equal(ldm.sample(num=1, steps=2, seed=0), again.sample(num=1, steps=2, seed=0))
+    assert again.schedule.config == ldm.schedule.config
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]
+    assert str(tmp_path) not in (tmp_path / "config.json").read_text(), "a path of this machine"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -325,11 +300,8 @@ def test_a_gpu_makes_the_same_picture():
     args = dict(batch={"class": torch.tensor([1, 2])}, steps=5, seed=0, sampler="ddpm")
     expected, loss = ldm.sample(**args), loss_of(ldm.eval(), batch())
     ldm.to("cuda")
-    torch.testing.assert_close(ldm.sample(**args).cpu(), expected, atol=2e-2, rtol=0)
-    torch.testing.assert_close(loss_of(ldm, batch()).cpu(), loss, atol=1e-2, rtol=0)
-
-
-# ------------------------------------------------------------------------------------------------------------ on disk
+    assert_close(ldm.sample(**args).cpu(), expected, atol=2e-2, rtol=0)
+    assert_close(loss_of(ldm, batch()).cpu(), loss, atol=1e-2, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["vq", "kl"])
@@ -359,19 +331,11 @@ def test_half_precision_halves_the_file_and_barely_moves_the_picture(tmp_path):
     x, t, args = torch.randn(1, 3, 8, 8), torch.tensor([300]), ({"class": torch.tensor([1])}, 4.0)
     with torch.no_grad():
         eps = [m.denoiser(*args)(x, t)[1] for m in (again, ldm.eval())]
-    torch.testing.assert_close(*eps, atol=2e-2, rtol=0)
-
-
-def test_unconditional_and_pixel_models_are_saved_too(tmp_path):
-    for name, ldm in {"unconditional": model(conditioner=False, image_size=32), "pixels": LatentDiffusion(
-            None, unet(context_dim=None, vector_dim=None), NoiseSchedule(cosine_betas(100)), image_size=16)}.items():
-        again = LatentDiffusion.from_pretrained(ldm.save_pretrained(tmp_path / name))
-        assert torch.equal(ldm.sample(num=1, steps=2, seed=0), again.sample(num=1, steps=2, seed=0))
-        assert again.schedule.config == ldm.schedule.config
+    assert_close(*eps, atol=2e-2, rtol=0)
 
 
 def test_parts_of_ones_own_are_passed(tmp_path):
-    ldm = LatentDiffusion(autoencoder(), Spy(), NoiseSchedule(scaled_linear_betas()), Words(), image_size=16)
+    ldm = spied(Words(), image_size=16)
     ldm.net.weight.data.fill_(0.3)
     ldm.save_pretrained(tmp_path)
     with pytest.raises(FileError, match=r"config.json, net: a Spy is no part of ldm_mini.*pass it.*net="):
@@ -393,17 +357,8 @@ def test_a_first_stage_lives_alone(tmp_path):
         assert torch.equal(ae.decode(ae.encode(images)), again.decode(again.encode(images)))
     with pytest.raises(FileError, match="no LatentDiffusion of ldm_mini: its class is autoencoder.Autoencoder"):
         LatentDiffusion.from_pretrained(tmp_path / "vq")
-
-
-def test_damaged_and_foreign_folders_are_refused(tmp_path):
-    with pytest.raises(FileError, match="config.json does not exist"):
-        LatentDiffusion.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
     with pytest.raises(FileError, match="describes no LatentDiffusion of ldm_mini"):
-        LatentDiffusion.from_pretrained(tmp_path)
-    model(image_size=16).save_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(FileError, match="model.safetensors does not exist"):
         LatentDiffusion.from_pretrained(tmp_path)
 
 
@@ -458,8 +413,3 @@ def test_owner_and_name_go_to_the_hub(shipped, monkeypatch):
     assert LatentDiffusion.from_pretrained("someone/model").image_size == (16, 16) and asked == ["someone/model"]
     with pytest.raises(FileError, match="could not be had from the Hugging Face Hub.*no network"):
         LatentDiffusion.from_pretrained("someone/offline")
-
-
-def test_no_path_of_this_machine_is_saved(tmp_path):
-    model(image_size=16).save_pretrained(tmp_path / "m")
-    assert str(tmp_path) not in (tmp_path / "m" / "config.json").read_text() and len(os.listdir(tmp_path / "m")) == 2

@@ -1,6 +1,5 @@
 """The caption transformer: fixed length, padding unheard, order heard, trained from scratch, of torch's own parts."""
 
-import json
 import subprocess
 import sys
 
@@ -10,30 +9,27 @@ from tiny_tokenizer import WORDS, tiny_tokenizer
 from torch.testing import assert_close
 
 from ldm_mini import files
-from ldm_mini.hub import build, describe
 from ldm_mini.text import TextTransformer, load_tokenizer, pool
 
 CAPTIONS = ["a red apple left of the dog", "", "a dog"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_tokenizer()
+TOKENIZER = tiny_tokenizer()
 
 
 @pytest.fixture()
-def transformer(tokenizer):
+def transformer():
     torch.manual_seed(0)
-    return TextTransformer(width=32, layers=2, heads=4, max_length=12, tokenizer=tokenizer)
+    return TextTransformer(width=32, layers=2, heads=4, max_length=12, tokenizer=TOKENIZER)
 
 
-def test_tokens_have_a_fixed_length_and_a_mask(tokenizer, transformer):
+def test_tokens_have_a_fixed_length_and_a_mask(transformer):
     ids, mask = transformer.tokenize(CAPTIONS)
     word = {w: i for i, w in enumerate(WORDS)}
     assert ids.shape == mask.shape == (3, 12) and ids.dtype == torch.int64 and mask.dtype == torch.bool
     assert ids[2].tolist() == [word["[BOS]"], word["a"], word["dog"], word["[EOS]"]] + [word["[PAD]"]] * 8
     assert mask.sum(1).tolist() == [9, 2, 4]
-    assert len(tokenizer.encode("a dog").ids) == 4 and len(tokenizer.encode("dog " * 50).ids) == 52, "it was copied"
+    assert len(TOKENIZER.encode("a dog").ids) == 4 and len(TOKENIZER.encode("dog " * 50).ids) == 52, "it was copied"
+    ids, mask = transformer.tokenize(["dog " * 50])
+    assert ids.shape == (1, 12) and mask.all() and ids[0, -1] == word["[EOS]"], "it is cut, but still ends"
 
 
 def test_context_shape_and_gradients_to_every_weight(transformer):
@@ -56,9 +52,8 @@ def test_its_layers_are_pre_norm_with_gelu_and_no_dropout(transformer):
         assert layer.linear1.out_features == 4 * 32
     h = transformer.encoder.norm(h)
     assert_close(transformer.train()(CAPTIONS)[0][mask], h[mask], atol=1e-5, rtol=1e-4)
-    assert_close(transformer.eval()(CAPTIONS)[0][mask], h[mask], atol=1e-5, rtol=1e-4)
     with torch.no_grad():                                                       # torch has a faster way here
-        assert_close(transformer(CAPTIONS)[0][mask], h[mask], atol=1e-5, rtol=1e-4)
+        assert_close(transformer.eval()(CAPTIONS)[0][mask], h[mask], atol=1e-5, rtol=1e-4)
 
 
 def test_words_and_places_begin_alike(transformer):
@@ -66,9 +61,9 @@ def test_words_and_places_begin_alike(transformer):
         assert_close(weight.std(), torch.tensor(0.02), atol=0.004, rtol=0)
 
 
-def test_padding_is_not_heard(tokenizer, transformer):
+def test_padding_is_not_heard(transformer):
     """The same weights with room for more padding say the same about the real tokens."""
-    longer = TextTransformer(width=32, layers=2, heads=4, max_length=20, tokenizer=tokenizer)
+    longer = TextTransformer(width=32, layers=2, heads=4, max_length=20, tokenizer=TOKENIZER)
     state = transformer.state_dict()
     state["positions"] = torch.cat([state["positions"], longer.positions.detach()[12:]])
     longer.load_state_dict(state)
@@ -84,11 +79,6 @@ def test_words_order_and_samples_matter_as_they_should(transformer):
     assert_close(transformer(["a blue dog"])[0], context[2:], atol=1e-5, rtol=1e-4)
 
 
-def test_long_captions_are_cut_but_still_end(transformer):
-    ids, mask = transformer.tokenize(["dog " * 50])
-    assert ids.shape == (1, 12) and mask.all() and ids[0, -1] == WORDS.index("[EOS]")
-
-
 def test_pool_is_the_mean_of_real_tokens():
     context, mask = torch.randn(2, 4, 3), torch.tensor([[True, True, False, False], [False] * 4])
     assert_close(pool(context, mask), torch.stack([context[0, :2].mean(0), torch.zeros(3)]))
@@ -97,19 +87,6 @@ def test_pool_is_the_mean_of_real_tokens():
 def test_unknown_words_are_named(transformer):
     assert transformer.unknown_words("a purple dog of the queen") == ["purple", "queen"]
     assert transformer.unknown_words("a red dog") == []
-
-
-def test_config_rebuilds_it(tokenizer, transformer, monkeypatch):
-    monkeypatch.setattr("ldm_mini.text.load_tokenizer", lambda: tokenizer)     # a tokenizer is in no config
-    again = build(json.loads(json.dumps(describe(transformer))))
-    again.load_state_dict(transformer.state_dict())
-    assert_close(again.eval()(CAPTIONS)[0], transformer.eval()(CAPTIONS)[0], atol=0, rtol=0)
-
-
-@pytest.mark.parametrize("bad", ["a single string", [3, 4]])
-def test_one_caption_is_not_read_letter_by_letter(transformer, bad):
-    with pytest.raises(TypeError, match="str|TextEncodeInput"):
-        transformer(bad)
 
 
 def test_a_missing_tokenizer_is_named(monkeypatch):

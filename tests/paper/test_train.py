@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
 from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_mini.discriminator import PatchDiscriminator
@@ -20,7 +21,6 @@ from ldm_mini.train import (
     first_stage_loss,
     lr_factor,
     seeded,
-    to_device,
     train_autoencoder,
     train_diffusion,
 )
@@ -30,8 +30,8 @@ from ldm_mini.unet import UNet, UNetConfig
 
 def micro_autoencoder(seed=0):
     torch.manual_seed(seed)
-    config = AutoencoderConfig(downsample_factor=2, latent_channels=3, channels=8, channel_mults=(1, 1),
-                               num_res_blocks=1, mid_attn=False, groups=2)
+    config = AutoencoderConfig(downsample_factor=2, channels=8, channel_mults=(1, 1), num_res_blocks=1, mid_attn=False,
+                               groups=2)
     return Autoencoder(config, VQBottleneck(VectorQuantizer(16, 3)))
 
 
@@ -39,11 +39,10 @@ def micro_critic(lr=1e-3):
     return TrainState(PatchDiscriminator(channels=4, num_layers=1), lr, betas=(0.5, 0.9), weight_decay=0.0)
 
 
-def micro_diffusion(autoencoder=None, seed=0):
-    torch.manual_seed(seed)
-    net = UNet(UNetConfig(in_channels=3, channels=8, channel_mults=(1,), num_res_blocks=1, attn_levels=(), head_dim=8,
-                          groups=2))
-    return LatentDiffusion(autoencoder or micro_autoencoder(), net, NoiseSchedule(cosine_betas(50)), prediction="v")
+def micro_diffusion():
+    torch.manual_seed(0)
+    net = UNet(UNetConfig(3, channels=8, channel_mults=(1,), num_res_blocks=1, attn_levels=(), head_dim=8, groups=2))
+    return LatentDiffusion(micro_autoencoder(), net, NoiseSchedule(cosine_betas(50)), prediction="v")
 
 
 def pictures(n=8, size=16, seed=0):
@@ -64,9 +63,8 @@ class Squared(nn.Module):
 
 def test_autoencoder_learns():
     state = TrainState(micro_autoencoder(), lr=1e-2, seed=0)
-    logs = [log.l1 for log in train_autoencoder(state, [pictures(4)], 80, perceptual_weight=0, disc_weight=0)]
+    logs = [log.l1 for log in train_autoencoder(state, [pictures(4)], 80, perceptual_weight=0)]
     assert logs[-1] < 0.6 * logs[0]
-    assert state.adversary is None, "disc_weight=0 must not make a discriminator"
 
 
 def first_stage(ae, x, weights=FirstStageLoss(), perceptual=None, critic=None):
@@ -77,7 +75,7 @@ def first_stage(ae, x, weights=FirstStageLoss(), perceptual=None, critic=None):
 def test_l1_only_is_l1_and_codebook_loss_only():
     ae, x = micro_autoencoder().eval(), pictures()
     loss, terms, x_rec = first_stage(ae, x)
-    torch.testing.assert_close(loss, (x - x_rec).abs().mean() + ae(x)[1])
+    assert_close(loss, (x - x_rec).abs().mean() + ae(x)[1])
     assert set(terms) == {"l1", "bottleneck"} and not any(value.requires_grad for value in terms.values())
 
 
@@ -87,7 +85,7 @@ def test_every_term_is_in_the_loss():
     loss, terms, x_rec = first_stage(micro_autoencoder().eval(), x, weights, Squared(), judge)
     mse = (x - x_rec).square().mean()
     expected = terms["l1"] + 0.7 * mse + 0.3 * mse + terms["bottleneck"] - 0.5 * terms["lambda"] * judge(x_rec).mean()
-    torch.testing.assert_close(loss.detach(), expected.detach())
+    assert_close(loss.detach(), expected.detach())
     assert terms["lambda"] > 0
 
 
@@ -99,7 +97,7 @@ def test_adaptive_weight_balances_the_gradients():
     nll, g = (x - x_rec).abs().mean(), -judge(x_rec).mean()
     nll_norm, g_norm = (torch.autograd.grad(v, ae.last_layer, retain_graph=True)[0].norm() for v in (nll, g))
     _, terms, _ = first_stage(ae, x, critic=judge)
-    torch.testing.assert_close(terms["lambda"] * g_norm, nll_norm, rtol=2e-2, atol=0)
+    assert_close(terms["lambda"] * g_norm, nll_norm, rtol=2e-2, atol=0)
 
 
 def test_gates_open_at_their_own_step():
@@ -120,11 +118,11 @@ def test_gates_open_at_their_own_step():
 def test_generator_step_gives_the_discriminator_no_gradient():
     adversary, seen = micro_critic(), []
     state = TrainState(micro_autoencoder(), lr=1e-3, seed=0, adversary=adversary)
-    adversary.update, update = (
-        lambda loss, factor: seen.append([p.grad for p in adversary.parameters]) or update(loss, factor),
-        adversary.update,
-    )
-    next(train_autoencoder(state, [pictures()], 1, perceptual_weight=0))
+    update = adversary.update
+    adversary.update = lambda *args: seen.append([p.grad for p in adversary.parameters]) or update(*args)
+    next(train_autoencoder(state, [pictures()], 1, perceptual_weight=0, disc_weight=0))
+    assert not seen and adversary.step == 0, "a weight of 0 switches the critic off"
+    next(train_autoencoder(state, [pictures()], 2, perceptual_weight=0))
     assert seen and all(grad is None for grad in seen[0]), "the generator's backward pass reached the discriminator"
     assert all(p.grad is not None for p in adversary.parameters), "its own did not"
 
@@ -136,8 +134,7 @@ def test_diffusion_learns_and_leaves_the_first_stage_alone():
     batch = {"latent": pictures(16, 8)}
     losses = [log.loss for log in train_diffusion(state, [batch], 120, warmup=10, decay="cosine")]
     assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
-    for name, value in ldm.autoencoder.state_dict().items():
-        assert torch.equal(value, first[name]), name
+    assert_close(ldm.autoencoder.state_dict(), first, rtol=0, atol=0)
     assert not ldm.autoencoder.training and ldm.net.training
     assert all(name.startswith("net.") for name in state.ema.averages)
 
@@ -147,11 +144,10 @@ def test_log_comes_after_optimizer_and_ema():
     start = {n: p.detach().clone() for n, p in state.model.named_parameters() if p.requires_grad}
     log = next(train_diffusion(state, [{"latent": pictures(4, 8)}], 5))
     assert log.step == state.step == state.ema.updates == 1
-    moved = [n for n, p in state.model.named_parameters() if p.requires_grad and not torch.equal(p, start[n])]
-    assert moved
-    for n in moved:
-        p = dict(state.model.named_parameters())[n]
-        torch.testing.assert_close(state.ema.averages[n], 2 / 11 * start[n] + 9 / 11 * p.detach())
+    now = {n: p.detach() for n, p in state.model.named_parameters() if p.requires_grad}
+    assert any(not torch.equal(p, start[n]) for n, p in now.items())
+    for n, p in now.items():
+        assert_close(state.ema.averages[n], 2 / 11 * start[n] + 9 / 11 * p)
 
 
 def test_ema_decay_is_the_papers():
@@ -165,7 +161,7 @@ def test_ema_decay_is_the_papers():
         ema.update(model)
         decay = (1 + n) / (10 + n)
         expected = decay * expected + (1 - decay) * weights.detach()
-    torch.testing.assert_close(ema.averages["weight"], expected)
+    assert_close(ema.averages["weight"], expected)
 
 
 def test_ema_applied_and_put_back_even_after_an_error():
@@ -181,11 +177,6 @@ def test_ema_applied_and_put_back_even_after_an_error():
     assert torch.equal(model.weight, trained)
 
 
-def test_a_batch_of_the_wrong_type_is_named():
-    with pytest.raises(ValueError, match='must be a dict.*Tensor.*"image": images'):
-        to_device(torch.zeros(1, 3, 8, 8), "cpu")
-
-
 def test_learning_rate():
     assert [lr_factor(k, 100, warmup=4) for k in range(4)] == [0.25, 0.5, 0.75, 1.0]
     assert lr_factor(4, 100, warmup=4) == 1 and lr_factor(52, 100, warmup=4) == pytest.approx(0.5)
@@ -193,7 +184,7 @@ def test_learning_rate():
     with pytest.raises(KeyError, match="linear"):
         lr_factor(0, 1, decay="linear")
     state = TrainState(micro_autoencoder(), lr=1e-3, seed=0)
-    logs = train_autoencoder(state, [pictures(2)], 4, perceptual_weight=0, disc_weight=0, decay="cosine")
+    logs = train_autoencoder(state, [pictures(2)], 4, perceptual_weight=0, decay="cosine")
     rates = [log.lr for log in logs]
     assert rates == pytest.approx([0.5e-3 * (1 + math.cos(math.pi * k / 4)) for k in range(4)])
 
@@ -216,17 +207,6 @@ def test_seed_makes_a_step_repeatable_whatever_happens_in_between():
     assert run(False) == run(True)
 
 
-def test_a_critic_is_made_where_none_was_given():
-    """LDM's, which learns as fast as the autoencoder, with a GAN's little momentum."""
-    state = TrainState(micro_autoencoder(), lr=2e-4, seed=0)
-    log = next(train_autoencoder(state, [pictures(2, 32)], 1, perceptual_weight=0))
-    assert log.d_loss > 0 and state.adversary.step == 1 and state.adversary.lr == 2e-4
-    assert isinstance(state.adversary.model, PatchDiscriminator) and state.adversary.model.num_layers == 3
-    assert state.adversary.optimizer.defaults["betas"] == (0.5, 0.9)
-    with pytest.raises(TypeError, match="disc_strat"):
-        next(train_autoencoder(state, [pictures(2, 32)], 2, disc_strat=1))
-
-
 def test_seeded_draws_the_same_and_leaves_no_trace():
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -245,9 +225,8 @@ def test_state_dict_continues_bit_by_bit():
         return TrainState(micro_autoencoder(), lr=1e-3, ema_decay=0.99, seed=3, adversary=micro_critic())
 
     def run(state, steps):
-        batches = [pictures(seed=k) for k in range(steps)][state.step :]
-        for _ in train_autoencoder(state, batches, steps, perceptual_weight=0, disc_start=2):
-            pass
+        batches = [pictures(seed=k) for k in range(state.step, steps)]
+        list(train_autoencoder(state, batches, steps, perceptual_weight=0, disc_start=2))
         return state
 
     straight, half = run(build(), 6), run(build(), 3)
@@ -257,28 +236,24 @@ def test_state_dict_continues_bit_by_bit():
     resumed.load_state_dict(saved)
     resumed = run(resumed, 6)
     assert straight.ema.updates == resumed.ema.updates == 6
-    _same(straight.state_dict(), resumed.state_dict(), "state")
+    assert_close(straight.state_dict(), resumed.state_dict(), rtol=0, atol=0)
     with pytest.raises(ValueError, match="another model: only one of them has adversary, ema"):
         TrainState(micro_autoencoder(), lr=1e-3).load_state_dict(saved)
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match="empty parameter list"):               # torch's own
-        TrainState(nn.Linear(1, 1).requires_grad_(False))
-    state = TrainState(micro_autoencoder(), lr=1e-3)
-    with pytest.raises(ValueError, match=r"images \(B,C,H,W\)"):
-        next(train_autoencoder(state, [torch.zeros(3, 16, 16)], 1, perceptual_weight=0, disc_weight=0))
-    with pytest.raises(ValueError, match="ended after step 2 of 5"):
-        list(train_autoencoder(state, iter([pictures(2)] * 2), 5, perceptual_weight=0, disc_weight=0))
     with pytest.raises(AttributeError, match="it has"):
         Log(1, loss=2.0).d_loss
+    with pytest.raises(TypeError, match="disc_strat"):
+        next(train_autoencoder(TrainState(micro_autoencoder()), [pictures(2)], 2, disc_strat=1))
 
 
 def test_batches_are_taken_one_per_step():
-    taken = []
-    stream = (taken.append(1) or pictures(2) for _ in range(10))
-    list(train_autoencoder(TrainState(micro_autoencoder(), lr=1e-3), stream, 3, perceptual_weight=0, disc_weight=0))
-    assert len(taken) == 3
+    state, stream = TrainState(micro_autoencoder(), lr=1e-3), iter([(pictures(2), "a label")] * 5)
+    list(train_autoencoder(state, stream, 3, perceptual_weight=0))
+    assert len(list(stream)) == 2
+    with pytest.raises(ValueError, match="ended after step 5 of 9"):
+        list(train_autoencoder(state, iter([{"image": pictures(2)}] * 2), 9, perceptual_weight=0))
 
 
 def test_bf16_computes_in_bf16_and_keeps_float32_weights():
@@ -299,7 +274,7 @@ def test_latent_cache_is_what_the_encoder_says(tmp_path):
     assert ae.training and len(cache) == 9
     again = cache_latents(None, None, 9, path=tmp_path / "cache")[torch.tensor([8, 2])]
     assert again["caption"] == ["picture 8", "picture 2"] and again["class"].tolist() == [8, 2] and "mask" not in again
-    torch.testing.assert_close(again["latent"], ae.eval().encode(images[[8, 2]]).detach(), atol=2e-3, rtol=2e-3)
+    assert_close(again["latent"], ae.eval().encode(images[[8, 2]]).detach(), atol=2e-3, rtol=2e-3)
     assert len(cache_latents(ae, batches, 5, path=tmp_path / "cache")) == 5
     other = cache_latents(micro_autoencoder(1), batches, 5, path=tmp_path / "cache", made_from="another first stage")
     assert not torch.equal(other.latents, cache.latents[:5]), "a cache made from something else must not be taken"
@@ -325,20 +300,6 @@ def test_latent_batches_are_a_function_of_seed_step_and_rank():
         next(cache.batches(14))
 
 
-def _same(a, b, where):
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            _same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        for i, (u, v) in enumerate(zip(a, b)):
-            _same(u, v, f"{where}.{i}")
-    else:
-        assert a == b, where
-
-
 def test_what_cannot_be_compiled_runs_eagerly(monkeypatch):
     import torch._dynamo
     import torch._functorch.config
@@ -358,9 +319,7 @@ def test_what_cannot_be_compiled_runs_eagerly(monkeypatch):
     eager, compiled = micro_diffusion(), micro_diffusion()
     _compile(compiled)
     assert compiled.state_dict().keys() == eager.state_dict().keys(), "checkpoints must fit with and without"
-    losses = [
-        next(train_diffusion(TrainState(ldm, lr=1e-3, seed=0), [{"latent": pictures(2, 8)}], 1)).loss
-        for ldm in (eager, compiled)
-    ]
+    losses = [next(train_diffusion(TrainState(ldm, lr=1e-3, seed=0), [{"latent": pictures(2, 8)}], 1)).loss
+              for ldm in (eager, compiled)]
     torch._dynamo.reset()
     assert asked and losses[0] == losses[1]
