@@ -77,4 +77,4 @@ def adaptive_weight(nll: Tensor, g_loss: Tensor, last_layer: Tensor) -> Tensor:
         return torch.zeros((), device=nll.device)
     # how hard each loss pulls at that weight; the backward pass that follows still needs both graphs
     nll_grad, g_grad = (torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float() for loss in (nll, g_loss))
-    return (nll_grad.norm() / (g_grad.norm() + 1e-4)).clamp(0.0, 1e4).detach()
+    return (nll_grad.norm() / (g_grad.norm() + 1e-4)).clamp(0.0, 1e4)

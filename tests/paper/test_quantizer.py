@@ -121,8 +121,9 @@ def test_ema_codes_converge_to_the_means_of_their_vectors():
 
 def test_ema_codes_that_nothing_chooses_stay_finite():
     vq = plain(8, 2, ema_decay=0.5)
-    for seed in range(200):
-        vq(latents(1, 2, 2, 2, seed=seed) * 0.1 + 5)
+    for mean in (vq.ema_count, vq.ema_sum):                       # what very many steps alone leave
+        mean.zero_()
+    vq(latents(1, 2, 2, 2) * 0.1 + 5)                             # four vectors, so four codes at least stay alone
     assert vq.codebook.isfinite().all() and vq.codebook.abs().max() < 10
 
 
