@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .discriminator import adaptive_weight, hinge_d_loss, hinge_g_loss
+from .discriminator import PatchDiscriminator, adaptive_weight, hinge_d_loss, hinge_g_loss
 from .ema import EMA
 from .files import FileError
 from .perceptual import PerceptualLoss
@@ -188,9 +188,13 @@ def train_autoencoder(state: TrainState, batches, steps: int, *, perceptual=None
     batches:    images (B,C,H,W) in [-1,1], or dicts or tuples that hold them.
     perceptual: the distance to use; None = PerceptualLoss().
     weights:    of the loss: the fields of FirstStageLoss, for instance disc_start=2000.
-    The critic is that of state.adversary; a state without one trains without the adversarial term.
+    If the state has no adversary and the loss wants one, it gets LDM's, at the same learning rate.
     """
     weights = FirstStageLoss(**weights)
+    if weights.disc_weight and state.adversary is None:
+        critic = PatchDiscriminator(state.model.config.in_channels).to(state.device)
+        state.adversary = TrainState(critic, state.lr, betas=(0.5, 0.9), weight_decay=0.0, grad_clip=state.grad_clip,
+                                     bf16=state.bf16, accelerator=state.accelerator)
     adversary = state.adversary if weights.disc_weight else None
     if weights.perceptual_weight:
         perceptual = (PerceptualLoss() if perceptual is None else perceptual).to(state.device)

@@ -78,7 +78,7 @@ def _language(*sizes: int) -> Conditioner:
 
 
 def _parts(conditioner) -> list:
-    return [] if conditioner is None else list(conditioner.parts)
+    return [] if conditioner is None else conditioner.parts
 
 
 def cached_inputs(names, autoencoder):

@@ -135,6 +135,12 @@ def test_a_learners_own_part_joins_in_and_feeds_the_net(text):
         build(describe(combined)["parts"][1])
 
 
+def test_words_by_cross_attention_alone(text):
+    alone = TextConditioner(text.text_transformer, vector=False)
+    cond = alone.encode(BATCH)
+    assert cond.vector is None and torch.equal(cond.context, text.encode(BATCH).context)
+
+
 def test_the_text_encoder_learns_with_the_net(text):
     net = UNet(UNetConfig(3, **SMALL))
     for parameter in net.parameters():

@@ -207,6 +207,17 @@ def test_seed_makes_a_step_repeatable_whatever_happens_in_between():
     assert run(False) == run(True)
 
 
+def test_a_critic_is_made_where_none_was_given():
+    """LDM's, which learns as fast as the autoencoder, with a GAN's little momentum."""
+    state = TrainState(micro_autoencoder(), lr=2e-4, seed=0)
+    log = next(train_autoencoder(state, [pictures(2, 32)], 1, perceptual_weight=0))
+    assert log.d_loss > 0 and state.adversary.step == 1 and state.adversary.lr == 2e-4
+    assert isinstance(state.adversary.model, PatchDiscriminator) and state.adversary.model.num_layers == 3
+    assert state.adversary.optimizer.defaults["betas"] == (0.5, 0.9)
+    with pytest.raises(TypeError, match="disc_strat"):
+        next(train_autoencoder(state, [pictures(2, 32)], 2, disc_strat=1))
+
+
 def test_seeded_draws_the_same_and_leaves_no_trace():
     torch.manual_seed(5)
     expected = torch.rand(3)
