@@ -166,7 +166,7 @@ def test_kill_9_during_a_checkpoint_leaves_a_complete_one(tmp_path):
 
 
 def test_large_weights_are_shards_with_an_index(tmp_path):
-    tensors = {f"layer.{i}.weight": torch.randn(40 + i, 25) for i in range(20)} | {"huge": torch.randn(6000)}
+    tensors = {"huge": torch.randn(6000)} | {f"layer.{i}.weight": torch.randn(40 + i, 25) for i in range(20)}
     tensors |= {f"many.small.{i}.bias": torch.randn(2) for i in range(500)}  # here the header is most of the file
     files = save_weights(tmp_path, tensors, shard_bytes=16_000)
     assert sorted(files) == sorted(os.listdir(tmp_path)) and INDEX in files and len(files) > 5
