@@ -27,7 +27,7 @@ def box_iou(function):
     low, high = torch.maximum(a[:, None, :2], b[None, :, :2]), torch.minimum(a[:, None, 2:], b[None, :, 2:])
     # `raw` is what comes out without the clamp: two negative sides make a positive area
     inter, raw = (high - low).clamp(min=0).prod(-1), (high - low).prod(-1)
-    area = lambda box: (box[:, 2:] - box[:, :2]).prod(-1)  # noqa: E731
+    area = lambda box: (box[:, 2:] - box[:, :2]).prod(-1)
     total = area(a)[:, None] + area(b)[None]
     compare(attempt(function, a, b, name="box_iou"), inter / (total - inter), "box_iou(a, b)", mistakes=[
         (raw / (total - raw), "boxes that do not touch have a negative side: clamp width and height at 0 first."),

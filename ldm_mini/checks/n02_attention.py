@@ -45,11 +45,11 @@ def multi_head(function):
     x, context, heads = noise(2, 6, 10), noise(2, 4, 7, seed=1), 3
     weights = noise(12, 10, seed=2), noise(12, 7, seed=3), noise(12, 7, seed=4), noise(10, 12, seed=5)
     q, k, v = x @ weights[0].T, context @ weights[1].T, context @ weights[2].T
-    split = lambda t: t.unflatten(2, (heads, 4)).transpose(1, 2)                # noqa: E731
-    cut = lambda t: t.reshape(2, heads, -1, 4)                                  # noqa: E731  the famous mistake
-    laced = lambda t: t.unflatten(2, (4, heads)).permute(0, 3, 1, 2)            # noqa: E731
-    mix = lambda q, k, v, d=4: (q @ k.transpose(-1, -2) / d**0.5).softmax(-1) @ v  # noqa: E731
-    merge = lambda t: t.transpose(1, 2).flatten(2)                              # noqa: E731
+    split = lambda t: t.unflatten(2, (heads, 4)).transpose(1, 2)
+    cut = lambda t: t.reshape(2, heads, -1, 4)  # the famous mistake
+    laced = lambda t: t.unflatten(2, (4, heads)).permute(0, 3, 1, 2)
+    mix = lambda q, k, v, d=4: (q @ k.transpose(-1, -2) / d**0.5).softmax(-1) @ v
+    merge = lambda t: t.transpose(1, 2).flatten(2)
     own = split(q), split(k), split(v)
     got = attempt(function, x, context, *weights, heads, name="multi_head")
     scrambled = "a reshape from (B,N,H*d) straight to (B,H,N,d) mixes tokens up: first (B,N,H,d), then transpose."
@@ -72,7 +72,7 @@ def masked_attention(function):
     q, k, v = noise(3, 2, 5, 4), noise(3, 2, 6, 4, seed=1), noise(3, 2, 6, 4, seed=2)
     mask = torch.tensor([[True] * 3 + [False] * 3, [True, False] * 3, [True] * 6])
     scores, seen = q @ k.transpose(-1, -2) / 2, mask[:, None, None, :]
-    hidden = lambda m: scores.masked_fill(~m, float("-inf")).softmax(-1)        # noqa: E731
+    hidden = lambda m: scores.masked_fill(~m, float("-inf")).softmax(-1)
     name = "masked_attention(q, k, v, mask)"
     got = attempt(function, q, k, v, mask, name="masked_attention")
     compare(got, hidden(seen) @ v, name, mistakes=[
@@ -101,8 +101,8 @@ def masked_attention(function):
 def is_order_blind(function):
     """`function(layer, x)`: layer (B,N,D) -> (B,N,D'), x (B,N,D) -> bool: shuffled tokens, outputs shuffled alike?"""
     x = noise(2, 40, 6).double()
-    blur = lambda x: (x + x.roll(1, 1) + x.roll(-1, 1)) / 3                     # noqa: E731
-    self_attention = lambda x: (x @ x.transpose(1, 2) / 6**0.5).softmax(-1) @ x  # noqa: E731
+    blur = lambda x: (x + x.roll(1, 1) + x.roll(-1, 1)) / 3
+    self_attention = lambda x: (x @ x.transpose(1, 2) / 6**0.5).softmax(-1) @ x
     # each layer catches another test that is too tame, so their order is that of the hints
     cases = [
         ("a layer that treats every token alike", lambda x: x.tanh(), True,

@@ -17,7 +17,7 @@ def ema_codebook(function):
     indices = torch.tensor([0, 1, 1, 3] * 5)                                    # code 2 gets nothing
     chosen = F.one_hot(indices, 4).float()
     number, sums = chosen.sum(0), chosen.T @ vectors
-    mean = lambda a, b, d=decay: d * a + (1 - d) * b                            # noqa: E731
+    mean = lambda a, b, d=decay: d * a + (1 - d) * b
     new_count, new_total = mean(count, number), mean(total, sums)
     out = attempt(function, count, total, vectors, indices, decay, name="ema_codebook")
     book, got_count, got_total = several(out, "ema_codebook", "three things: codebook, count, total")

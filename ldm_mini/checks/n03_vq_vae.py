@@ -27,7 +27,7 @@ def _look_up(codebook: Tensor, indices: Tensor) -> Tensor:
 def _index_mistakes(z: Tensor, codebook: Tensor) -> list:
     """Wrong indices (B,h,w) that known mistakes give."""
     norms, products = codebook.square().sum(1), _vectors(z) @ codebook.T
-    best = lambda score: score.argmin(1).view(z.shape[0], *z.shape[2:])         # noqa: E731
+    best = lambda score: score.argmin(1).view(z.shape[0], *z.shape[2:])
     directions = F.normalize(_vectors(z), dim=1) @ F.normalize(codebook, dim=1).T
     return [
         (_nearest(z, codebook, lambda z: z.reshape(-1, z.shape[1])), FLAT),
@@ -124,32 +124,27 @@ def _share(gradient, unit: Tensor, name: str) -> float:
 
 def _judge_loss_gradients(encoder: float, codes: float, weight: float, name: str):
     """The multiples of d|z-e|^2 that reach z and e; right is (weight, 1)."""
-    near = lambda a, b: abs(encoder - a) + abs(codes - b) < 1e-3                # noqa: E731
     w, head = weight, f"{name}: the value is right, the gradients are not. "
+    near = lambda a, b: abs(encoder - a) + abs(codes - b) < 1e-3
+    idle = "The codes get no gradient and never learn: in the codebook term detach z, not e."
     if near(w, 1):
         return
-    if near(1, w):
-        raise CheckFailed(head + "The weight is on the codebook term: swapped. It belongs to the term that moves the "
-                                 "*encoder*, weight * |z - sg(e)|^2. (The released code has this bug.)")
-    if near(1 + w, 1 + w):
-        raise CheckFailed(head + "Both stop-gradients are missing: each term must move one side only. Detach z in the "
-                                 "first, e in the second.")
-    if near(w - 1, 0):
-        raise CheckFailed(head + "The loss is computed *after* straight-through: there z_q carries the gradient of z, "
-                                 "so the codes get none and the encoder is pushed *away* from them. Use the codes as "
-                                 "looked up.")
-    if near(1 + w, 0) or near(w, 0):
-        raise CheckFailed(head + "The codes get no gradient and never learn: in the codebook term detach z, not e.")
-    if near(0, 1 + w):
-        raise CheckFailed(head + "Both terms move the codes and none the encoder: in the commitment term detach e, "
-                                 "not z.")
-    if near(1 + w, 1):
-        raise CheckFailed(head + "The codebook term moves the encoder too: detach z in it, |e - sg(z)|^2.")
-    if near(w, 1 + w):
-        raise CheckFailed(head + "The commitment term moves the codes too: detach e in it, |z - sg(e)|^2.")
-    if near(0, 1):
-        raise CheckFailed(head + "The commitment term moves nothing. Computed after straight-through, z and z_q move "
-                                 "together: use the code itself, detached.")
+    for a, b, message in [
+        (1, w, "The weight is on the codebook term: swapped. It belongs to the term that moves the *encoder*, "
+               "weight * |z - sg(e)|^2. (The released code has this bug.)"),
+        (1 + w, 1 + w, "Both stop-gradients are missing: each term must move one side only. Detach z in the first, e "
+                       "in the second."),
+        (w - 1, 0, "The loss is computed *after* straight-through: there z_q carries the gradient of z, so the codes "
+                   "get none and the encoder is pushed *away* from them. Use the codes as looked up."),
+        (1 + w, 0, idle), (w, 0, idle),
+        (0, 1 + w, "Both terms move the codes and none the encoder: in the commitment term detach e, not z."),
+        (1 + w, 1, "The codebook term moves the encoder too: detach z in it, |e - sg(z)|^2."),
+        (w, 1 + w, "The commitment term moves the codes too: detach e in it, |z - sg(e)|^2."),
+        (0, 1, "The commitment term moves nothing. Computed after straight-through, z and z_q move together: use the "
+               "code itself, detached."),
+    ]:
+        if near(a, b):
+            raise CheckFailed(head + message)
     raise CheckFailed(head + f"In units of the gradient of |z - e|^2 the encoder gets {encoder:.2f} (right: {w:g}) and "
                              f"the codes {codes:.2f} (right: 1).")
 
@@ -237,7 +232,7 @@ def _set_codebook(module, name: str):
 
 def _must_follow(module, z: Tensor):
     """A codebook that learns by itself must come nearer to what it is shown."""
-    distance = lambda: F.mse_loss(_look_up(_codebook(module), _nearest(z, _codebook(module))), z).item()  # noqa: E731
+    distance = lambda: F.mse_loss(_look_up(_codebook(module), _nearest(z, _codebook(module))), z).item()
     first = distance()
     module.train()
     for _ in range(200):

@@ -23,7 +23,7 @@ def best_guess(function):
         got = attempt(function, candidates, "l1", name="best_guess")
         name = 'best_guess(candidates, "l1")'
         if isinstance(got, torch.Tensor) and got.shape == median.shape:
-            cost = lambda guess: (candidates - guess).abs().mean(0)             # noqa: E731
+            cost = lambda guess: (candidates - guess).abs().mean(0)
             if torch.allclose(cost(got), cost(median), rtol=1e-4, atol=1e-5):
                 continue                                # with 4 candidates all between the middle two are equally good
         compare(got, median, name, mistakes=[
@@ -40,7 +40,7 @@ def ssim_map(function):
     x, y = noise(2, 3, 12, 12).sigmoid(), noise(2, 3, 12, 12, seed=1).sigmoid()
     # pictures that are alike: of unrelated ones the covariance is about 0, and hides its mistakes
     y = 0.6 * x + 0.4 * y
-    average = lambda t: F.avg_pool2d(F.pad(t, (1,) * 4, mode="reflect"), 3, 1)  # noqa: E731
+    average = lambda t: F.avg_pool2d(F.pad(t, (1,) * 4, mode="reflect"), 3, 1)
     m, n, xx, yy, xy = average(x), average(y), average(x * x), average(y * y), average(x * y)
     v, w, c = xx - m * m, yy - n * n, xy - m * n
 
@@ -79,7 +79,7 @@ def ssim_map(function):
 def unit_normalise(function):
     """`function(features)`: (B,C,h,w) -> the same, each position's vector of C numbers with length 1, or zero."""
     x = noise(2, 5, 3, 4)
-    length = lambda axes: x.square().sum(axes, keepdim=True).sqrt()             # noqa: E731
+    length = lambda axes: x.square().sum(axes, keepdim=True).sqrt()
     name = "unit_normalise(features)"
     got = attempt(function, x, name="unit_normalise")
     wrong_axis = "normalised over the wrong axis: the vector of a position runs over the *channels*, axis 1."
@@ -177,7 +177,7 @@ def lpips(make):
     shift, scale = torch.tensor([-0.1, 0.2, 0.3]), torch.tensor([0.4, 0.5, 0.6])
     heads = [noise(c, seed=c).abs() for c in (4, 6, 8)]
     x, y = noise(2, 3, 16, 16).tanh(), noise(2, 3, 16, 16, seed=1).tanh()
-    build = lambda: attempt(make, _Trunk(), deepcopy(heads), shift, scale, name="LPIPS(net, heads, shift, scale)")  # noqa: E731
+    build = lambda: attempt(make, _Trunk(), deepcopy(heads), shift, scale, name="LPIPS(net, heads, shift, scale)")
     # two of the same parts: random heads and dropout betray themselves by a difference
     mine, again = build(), build()
     if not isinstance(mine, nn.Module):
@@ -219,7 +219,7 @@ def _value(got, net, heads, x, y, shift, scale):
             return torch.stack([(h[:, None, None] * (unit(a) - unit(b)).square()).sum(1).mean((1, 2))
                                 for h, a, b in zip(heads, net(x), net(y))])
 
-        s = lambda t: (t - shift) / scale                                       # noqa: E731
+        s = lambda t: (t - shift) / scale
         layers = total(s(x), s(y))
         torch.manual_seed(0)
         compare(got, layers.sum(0), "LPIPS(...)(x, y)", mistakes=[

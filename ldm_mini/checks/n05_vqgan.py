@@ -13,7 +13,7 @@ def hinge_losses(function):
     got = attempt(function, real, fake, name="hinge_losses")
     got = several(got, "hinge_losses", "two things: the discriminator's loss and the generator's")
     relu = torch.relu
-    d = lambda r, f: 0.5 * (r.mean() + f.mean())  # noqa: E731
+    d = lambda r, f: 0.5 * (r.mean() + f.mean())
     compare(got[0], d(relu(1 - real), relu(1 + fake)), "the discriminator's loss", mistakes=[
         (d(relu(1 + real), relu(1 - fake)), "real and fake are swapped, or their signs: D wants real logits above "
                                             "+1, so 1 - real is what is missing."),
@@ -43,41 +43,41 @@ def hinge_losses(function):
 
 def receptive_field(function):
     """`function(kernels, strides)`: two lists of ints, first layer first -> side of the patch behind one output."""
-    def field(kernels, strides):
-        size = 1
-        for k, s in zip(reversed(kernels), reversed(strides)):
-            size = (size - 1) * s + k
-        return size
-
     for kernels, strides in (([3, 5, 2], [2, 3, 1]), ([5], [1]), ([3, 3], [1, 1]), ([4] * 4, [2, 2, 1, 1]),
                              ([4] * 5, [2, 2, 2, 1, 1]), ([3, 1, 5], [1, 2, 3])):
         got = number(attempt(function, list(kernels), list(strides), name="receptive_field"), "receptive_field").item()
-        if got != field(kernels, strides):
-            raise CheckFailed(f"receptive_field({kernels}, {strides}) gave {got:g}; it should be "
-                              f"{field(kernels, strides)}. {_field_hint(got, kernels, strides)}")
+        right = _field(kernels[::-1], strides[::-1])
+        if got != right:
+            raise CheckFailed(f"receptive_field({kernels}, {strides}) gave {got:g}; it should be {right}. "
+                              f"{_field_hint(got, kernels, strides)}")
     passed("receptive_field: 70 pixels for three strided layers, 34 for two")
+
+
+def _field(kernels, strides, minus=1) -> int:
+    """The side that one output needs, going through the layers in the given order."""
+    size = 1
+    for k, s in zip(kernels, strides):
+        size = (size - minus) * s + k
+    return size
 
 
 def _field_hint(got: float, kernels, strides) -> str:
     """What a wrong receptive field looks like."""
-    forward, jump, late = 1, 1, 1
+    jump, late = 1, 1
     for k, s in zip(kernels, strides):
         jump *= s
         late += (k - 1) * jump
-    for k, s in zip(kernels, strides):
-        forward = (forward - 1) * s + k
     known = {
         late: "A layer's own stride comes after it: it spreads *its* outputs, so it counts from the next layer.",
-        forward: "You went through the layers in the wrong direction. Begin at one logit and walk back to the image.",
+        _field(kernels, strides): "You went through the layers in the wrong direction. Begin at one logit and walk "
+                                  "back to the image.",
         sum(kernels): "Kernels do not simply add up: after a stride, neighbours lie several pixels apart.",
         1 + sum(k - 1 for k in kernels): "Without strides this would be right. After a stride, neighbours lie several "
                                          "pixels apart.",
         jump: "This is the distance of two patches (the product of the strides), not the size of one.",
+        _field(kernels[::-1], strides[::-1], minus=0): "n outputs at stride s with kernel k need (n - 1) * s + k "
+                                                       "inputs; the -1 is missing.",
     }
-    size = 1
-    for k, s in zip(reversed(kernels), reversed(strides)):
-        size = size * s + k
-    known[size] = "n outputs at stride s with kernel k need (n - 1) * s + k inputs; the -1 is missing."
     return known.get(got, "One logit needs k inputs of the last layer; n outputs of a layer need (n - 1) * stride + "
                           "kernel inputs.")
 
@@ -246,8 +246,8 @@ def discriminator_step(function):
 def gaussian_kl(function):
     """`function(mean, logvar)`: (B,C,h,w) each -> KL from N(0, 1) (): sum over a latent, mean over the batch."""
     mean, logvar = noise(4, 3, 2, 2), 0.8 * noise(4, 3, 2, 2, seed=1) - 0.5
-    kl = lambda m, v, log: 0.5 * (m.square() + v - 1 - log)  # noqa: E731
-    per = lambda k: k.sum() / len(mean)  # noqa: E731
+    kl = lambda m, v, log: 0.5 * (m.square() + v - 1 - log)
+    per = lambda k: k.sum() / len(mean)
     right, var = kl(mean, logvar.exp(), logvar), logvar.exp()
     got = attempt(function, mean, logvar, name="gaussian_kl")
     compare(got, per(right), "gaussian_kl(mean, logvar)", mistakes=[

@@ -13,7 +13,7 @@ BEFORE = torch.cat([torch.ones(1, dtype=torch.float64), ABAR[:-1]])  # the same,
 def add_noise(function):
     """`function(x0, eps, t, betas)`: x0, eps (B,D), t int64 (B,), betas (T,) -> x_t (B,D), DDPM eq. 4."""
     x0, eps, t = noise(6, 3), noise(6, 3, seed=1), torch.tensor([0, 1, 7, 20, 38, 39])
-    jump = lambda a: a.sqrt()[:, None] * x0 + (1 - a).sqrt()[:, None] * eps  # noqa: E731
+    jump = lambda a: a.sqrt()[:, None] * x0 + (1 - a).sqrt()[:, None] * eps
     a = ABAR[t]
     sums = (1 - BETAS.cumsum(0)[t]).clamp(min=0)
     forgotten = "the amplitudes are square *roots*: variances add up to 1, amplitudes do not."
@@ -75,7 +75,7 @@ def diffusion_posterior(function):
         call = f"posterior(x0, x_t, {t}, abar)"
         got = several(got, "posterior", "two things: the mean and the variance")
         a, b, beta = ABAR[t], BEFORE[t], BETAS[t]
-        mean = lambda a, b, u=x0, v=x_t: (  # noqa: E731
+        mean = lambda a, b, u=x0, v=x_t: (
             b.sqrt() * (1 - a / b) * u + (a / b).sqrt() * (1 - b) * v) / (1 - a)
         wraps = "at t = 0 index -1 took the *last* entry of abar; before the first step there is no noise: abar = 1."
         compare(got[0], mean(a, b), f"the mean of {call}", mistakes=[
@@ -138,8 +138,8 @@ def to_x0(function):
 def ideal_x0(function):
     """`function(points, x_t, alpha, sigma)`: points (N,D), x_t (B,D), alpha and sigma numbers -> E[x0 | x_t] (B,D)."""
     points, x_t = noise(7, 2), noise(4, 2, seed=1)
-    square = lambda a: (x_t[:, None] - a * points[None]).square().sum(-1)  # noqa: E731
-    mix = lambda logits, dim=1: torch.softmax(logits, dim) @ points  # noqa: E731
+    square = lambda a: (x_t[:, None] - a * points[None]).square().sum(-1)
+    mix = lambda logits, dim=1: torch.softmax(logits, dim) @ points
     for alpha, sigma in ((0.8, 0.6), (0.28, 0.96), (0.6, 0.8)):
         d = square(alpha)
         got = attempt(function, points, x_t, alpha, sigma, name="ideal_x0")

@@ -53,10 +53,10 @@ RES_MISTAKES = {
 def res_block_with(b: ResBlock, x: Tensor, time: Tensor, change: str) -> Tensor:
     """The forward of a residual block with one thing changed."""
     eps = 1e-6 if change == "eps" else b.norm1.eps
-    norm = lambda layer, h: F.group_norm(h, layer.num_groups, layer.weight, layer.bias, eps)  # noqa: E731
+    norm = lambda layer, h: F.group_norm(h, layer.num_groups, layer.weight, layer.bias, eps)
     no_silu = {"no silu": (1, 2), "no first silu": (1,), "no second silu": (2,)}.get(change, ())
     silu = F.relu if change == "relu" else F.silu
-    act = lambda h, place: h if place in no_silu else silu(h)  # noqa: E731
+    act = lambda h, place: h if place in no_silu else silu(h)
     e = b.time_proj(time if change in ("no silu on time", "silu after") else F.silu(time))[:, :, None, None]
     e = F.silu(e) if change == "silu after" else e
     if change == "post":
@@ -116,7 +116,7 @@ def unet_with(net: UNet, x: Tensor, t: Tensor, change: str = "") -> Tensor:
     t = t[:1].expand(len(t)) if change == "same t" else t / 1000 if change == "t / T" else t
     time = net.time_embedding(t)
     time = F.silu(time) if change == "silu of time" else time
-    with_time = lambda step: lambda h: step(h, time, None, None)  # noqa: E731
+    with_time = lambda step: lambda h: step(h, time, None, None)
     h = way_through(x, [*map(with_time, net.down)], with_time(net.middle), [*map(with_time, net.up)],
            "no middle" if change == "no middle" else "")
     h = h if change in ("no norm", "bare") else net.norm_out(h)

@@ -85,12 +85,12 @@ def through_the_u(function):
     x, weights = noise(2, 1, 4, 4), noise(7, 3, seed=1)
     down = [lambda h, a=a: torch.tanh(h * 1.5 + a) for a in (-0.5, 0.3, 0.8, 0.1)]
     up = [lambda h, w=w: torch.einsum("bchw,c->bhw", h, w[:h.shape[1]])[:, None] for w in weights[:4]]
-    middle = lambda h: 0.5 * h + 0.2  # noqa: E731
+    middle = lambda h: 0.5 * h + 0.2
     got = _through(function, x, down, middle, up)
     if isinstance(got, Tensor) and got.shape != x.shape:
         raise CheckFailed(f"through_the_u gave shape {tuple(got.shape)}, not {tuple(x.shape)}. h and its skip are "
                           "joined on the channels (dim=1), and *before* the output block, which makes one of both.")
-    u = lambda change: way_through(x, down, middle, up, change)  # noqa: E731
+    u = lambda change: way_through(x, down, middle, up, change)
     compare(got, u(""), "through_the_u(h, down, middle, up)", mistakes=[
         (u("before"), "you push h before an input block; its *output* is what the other side needs: push after."),
         (u("fifo"), "first in, first out: you popped the oldest skip. `hs.pop()` takes the newest."),
@@ -207,7 +207,7 @@ def ema_update(function):
         if missing := sorted(trainable.keys() - got.keys()):
             raise CheckFailed(f"ema_update: {missing} are missing from the result.")
         for name, p in trainable.items():
-            lerp = lambda d: d * averages[name] + (1 - d) * p  # noqa: B023, E731
+            lerp = lambda d: d * averages[name] + (1 - d) * p  # noqa: B023
             d, m = ema_decay(n, max_decay), max_decay
             compare(got[name], lerp(d), f"ema_update(..., n={n}, max_decay={m})", rtol=1e-5, atol=1e-7, mistakes=[
                 (lerp(1 - d), "decay is swapped: it multiplies the *average*, 1 - decay the new weight."),

@@ -27,9 +27,9 @@ def ddpm_step(function):
             mean = (root(b) * (1 - step) * x0 + root(step) * (1 - b) * x_t) / (1 - a)
             return mean + spread((1 - step) * (1 - b) / (1 - a)) * eta
 
-        nothing = lambda v: v * 0  # noqa: E731
-        plain = lambda v: v  # noqa: E731
-        forward = lambda v: (1 - step).sqrt()  # noqa: E731
+        nothing = lambda v: v * 0
+        plain = lambda v: v
+        forward = lambda v: (1 - step).sqrt()
         got = attempt(function, x_t, x0, t, s, ABAR, eta, name="ddpm_step")
         wrapped = draw(b=ABAR[s]) if s >= 0 else draw(b=ABAR[s], spread=lambda v: v.clamp(min=0).sqrt())
         compare(got, draw(), f"ddpm_step(x_t, x0, {t}, {s}, abar, noise)", rtol=1e-3, atol=1e-4, mistakes=[

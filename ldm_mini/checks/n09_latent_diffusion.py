@@ -150,8 +150,8 @@ def latent_loss(function):
 def _hold_loss(got, stage, net, x, t, eps, scale):
     """Compare with the loss, and with those of known mistakes."""
     z = stage.encode(x)
-    jump = lambda z0, t=t, eps=eps: SCHEDULE.add_noise(z0, eps, t)  # noqa: E731
-    error = lambda z0, t_net=t, t_noise=t: (net(jump(z0, t_noise), t_net) - eps).square().mean()  # noqa: E731
+    jump = lambda z0, t=t, eps=eps: SCHEDULE.add_noise(z0, eps, t)
+    error = lambda z0, t_net=t, t_noise=t: (net(jump(z0, t_noise), t_net) - eps).square().mean()
     zero, shared = (t - 1).clamp(min=0), t[:1].expand(len(t))
     compare(got, error(scale * z), "the loss", rtol=1e-4, atol=1e-6, mistakes=[
         (error(z), "no latent scale: multiply the latents by `scale` before the noise is added."),
@@ -202,7 +202,7 @@ def latent_sample(function):
         raise CheckFailed("sample put the first stage into training mode.")
     if any(net.calls[steps:]):
         raise CheckFailed("sample: the network was in training mode, so its dropout was on: call net.eval() first.")
-    images = lambda z, **options: stage.decode(z, **options).clamp(-1, 1).detach()  # noqa: E731
+    images = lambda z, **options: stage.decode(z, **options).clamp(-1, 1).detach()
     if isinstance(got, Tensor) and got.shape == right.shape and got.abs().max() > 1 and torch.allclose(
             got.clamp(-1, 1), right.clamp(-1, 1), atol=1e-4):
         raise CheckFailed("sample: the decoder's output leaves [-1, 1] a little; clamp it: images.clamp(-1, 1).")
