@@ -19,8 +19,14 @@ from .reading import fit, on_meta
 # `num_classes`, occur in no released model.)
 UNET_FIXED = {"dims": (2,), "conv_resample": (True,), "num_classes": (None,), "n_embed": (None,),
               "disable_self_attentions": (None,), "disable_middle_self_attn": (False,), "num_attention_blocks": (None,)}
+UNET_KNOWN = {"in_channels", "out_channels", "model_channels", "attention_resolutions", "num_res_blocks", "channel_mult",
+              "num_heads", "num_head_channels", "num_heads_upsample", "legacy", "use_spatial_transformer", "context_dim",
+              "transformer_depth", "use_scale_shift_norm", "resblock_updown", "use_new_attention_order", "dropout",
+              "image_size", "use_checkpoint", "use_fp16", "use_bf16", "use_linear_in_transformer", "ckpt_path", "ignore_keys"}
 STAGE_FIXED = {"resamp_with_conv": (True,), "use_linear_attn": (False,), "tanh_out": (False,),
                "give_pre_end": (False,), "attn_type": ("vanilla", "none"), "remap": (None,)}
+STAGE_KNOWN = {"ch", "ch_mult", "num_res_blocks", "attn_resolutions", "resolution", "in_channels", "z_channels",
+               "dropout"}
 
 UNET_WORDS = {
     ResBlock: {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_proj": "emb_layers.1", "norm2": "out_layers.0",
@@ -59,7 +65,7 @@ def unet_config_from_compvis(params: dict) -> UNetConfig:
     # tells how to round where the one does not divide the width, which no model needs
     count, width = params.get("num_heads", -1), params.get("num_head_channels", -1)
     same_heads = {"num_heads_upsample": (-1, count)} if width == -1 and not transformers else {}
-    require("U-Net", params, UNET_FIXED | same_heads)
+    require("U-Net", params, UNET_FIXED | same_heads, UNET_KNOWN)
     if (context is not None) != transformers or count == width == -1:
         raise FileError(f"num_heads or num_head_channels, and context_dim where use_spatial_transformer: {params}.")
     if isinstance(context, (list, tuple)):                      # Stable Diffusion 2 writes a list of one
@@ -122,7 +128,7 @@ def autoencoder_of_compvis(params: dict) -> Autoencoder:
     dd, codes, dim = params["ddconfig"], params.get("n_embed"), params["embed_dim"]
     # KL doubles z and VQ does not; pictures go in and out
     ours = {"double_z": (codes is None,), "out_ch": (dd["in_channels"],)}
-    require("first stage", dd | {"remap": params.get("remap")}, STAGE_FIXED | ours)
+    require("first stage", dd | {"remap": params.get("remap")}, STAGE_FIXED | ours, STAGE_KNOWN)
     levels, attn = len(dd["ch_mult"]), dd.get("attn_type", "vanilla") != "none"
     # attn_resolutions are true sizes, counted from `resolution`
     attended = tuple(i for i in range(levels) if dd["resolution"] // 2**i in dd["attn_resolutions"] and attn)

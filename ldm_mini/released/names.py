@@ -25,14 +25,17 @@ def betas_of(language: dict, kind: str, steps: int, start: float, end: float) ->
     return language[kind](steps, start, end)
 
 
-def require(what: str, config: dict, values: dict[str, tuple]) -> None:
+def require(what: str, config: dict, values: dict[str, tuple], known: set | None = None) -> None:
     """Refuse, by name, a config that asks for what ours does not compute. Raises FileError that lists all of it.
 
-    values: {name: the values that ours has, first the one that an absent name stands for}.
+    values: {name: the values that ours has, first the one that an absent name stands for}; known: names that may occur
+    besides, None: any.
     """
     bad = {name: config[name] for name, ours in values.items() if config.get(name, ours[0]) not in ours}
-    if bad:
-        raise FileError(f"ours is no such {what}: {bad} should be among { {name: values[name] for name in bad} }.")
+    unknown = [] if known is None else sorted(set(config) - set(values) - known)
+    if bad or unknown:
+        raise FileError(f"ours is no such {what}: {bad} should be among { {name: values[name] for name in bad} }, "
+                        f"unknown parameters: {unknown}.")
 
 
 def reworded(name: str, words: dict[str, str]) -> str:

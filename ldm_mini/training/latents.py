@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..files import load_safetensors, read_json, save_safetensors, write_json
-from ..train import to_device
+from ..cond import to_device
 
 
 class LatentCache:

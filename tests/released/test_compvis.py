@@ -69,6 +69,7 @@ def test_loading_copies_nothing():
 
 @pytest.mark.parametrize("change, message", [
     ({"num_classes": 10}, "num_classes"), ({"dims": 3}, "dims"), ({"conv_resample": False}, "conv_resample"),
+    ({"spam": 1}, r"unknown parameters: \['spam'\]"),
     ({"num_head_channels": -1}, "num_heads or num_head_channels"), ({"num_head_channels": 24}, "cannot be split"),
     ({"context_dim": 8}, "use_spatial_transformer"),
     ({"num_head_channels": -1, "num_heads": 4, "num_heads_upsample": 2}, "num_heads_upsample"),
@@ -159,7 +160,7 @@ def test_a_loaded_first_stage_is_whole():
 
 @pytest.mark.parametrize("change, message", [
     ({"attn_type": "linear"}, "attn_type"), ({"resamp_with_conv": False}, "resamp_with_conv"),
-    ({"double_z": True}, "double_z"), ({"out_ch": 1}, "out_ch"),
+    ({"double_z": True}, "double_z"), ({"out_ch": 1}, "out_ch"), ({"spam": 1}, "spam"),
 ])
 def test_first_stages_that_nobody_released_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
