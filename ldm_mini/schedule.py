@@ -42,9 +42,9 @@ class NoiseSchedule(nn.Module):
     def __init__(self, betas: Tensor):
         super().__init__()
         betas = _betas(**betas) if isinstance(betas, dict) else betas
-        if isinstance(betas, str) or betas.ndim != 1 or not ((betas > 0) & (betas < 1)).all():
-            raise ValueError(f"betas must be a vector in (0, 1), such as NoiseSchedule(cosine_betas()); got {betas}.")
-        betas = torch.as_tensor(betas, dtype=torch.float64, device="cpu")
+        betas = None if isinstance(betas, str) else torch.as_tensor(betas, dtype=torch.float64, device="cpu")
+        if betas is None or betas.ndim != 1 or not len(betas) or not ((betas > 0) & (betas < 1)).all():
+            raise ValueError("betas must be a vector of numbers in (0, 1), such as NoiseSchedule(cosine_betas()).")
         self.num_steps = len(betas)                                             # T
         self.config = _describe(betas)
         self.arguments = {"betas": self.config}                                 # for `hub`: in few words, and exact

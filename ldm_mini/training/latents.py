@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..files import load_safetensors, read_json, save_safetensors, write_json
 from ..cond import to_device
+from ..files import load_safetensors, read_json, save_safetensors, write_json
 
 
 class LatentCache:

@@ -63,7 +63,7 @@ class Squared(nn.Module):
 
 def test_autoencoder_learns():
     state = TrainState(micro_autoencoder(), lr=1e-2, seed=0)
-    logs = [log.l1 for log in train_autoencoder(state, [pictures(4)], 80, perceptual_weight=0)]
+    logs = [log.l1 for log in train_autoencoder(state, [pictures(4)], 80, perceptual_weight=0, disc_weight=0)]
     assert logs[-1] < 0.6 * logs[0]
 
 
@@ -184,7 +184,7 @@ def test_learning_rate():
     with pytest.raises(KeyError, match="linear"):
         lr_factor(0, 1, decay="linear")
     state = TrainState(micro_autoencoder(), lr=1e-3, seed=0)
-    logs = train_autoencoder(state, [pictures(2)], 4, perceptual_weight=0, decay="cosine")
+    logs = train_autoencoder(state, [pictures(2)], 4, perceptual_weight=0, disc_weight=0, decay="cosine")
     rates = [log.lr for log in logs]
     assert rates == pytest.approx([0.5e-3 * (1 + math.cos(math.pi * k / 4)) for k in range(4)])
 
@@ -261,10 +261,11 @@ def test_bad_input_is_refused():
 
 def test_batches_are_taken_one_per_step():
     state, stream = TrainState(micro_autoencoder(), lr=1e-3), iter([(pictures(2), "a label")] * 5)
-    list(train_autoencoder(state, stream, 3, perceptual_weight=0))
+    list(train_autoencoder(state, stream, 3, perceptual_weight=0, disc_weight=0))
     assert len(list(stream)) == 2
     with pytest.raises(ValueError, match="ended after step 5 of 9"):
-        list(train_autoencoder(state, iter([{"image": pictures(2)}] * 2), 9, perceptual_weight=0))
+        list(train_autoencoder(state, iter([{"image": pictures(2)}] * 2), 9, perceptual_weight=0,
+                               disc_weight=0))
 
 
 def test_bf16_computes_in_bf16_and_keeps_float32_weights():
