@@ -21,9 +21,9 @@ UNET_FIXED = {"dims": (2,), "conv_resample": (True,), "num_classes": (None,), "n
               "disable_self_attentions": (None,), "disable_middle_self_attn": (False,), "num_attention_blocks": (None,)}
 UNET_KNOWN = {"in_channels", "out_channels", "model_channels", "channel_mult", "num_res_blocks",
               "attention_resolutions", "num_heads", "num_head_channels", "num_heads_upsample", "legacy",
-              "use_new_attention_order", "context_dim", "use_spatial_transformer", "transformer_depth", "use_scale_shift_norm", "resblock_updown", "dropout",
-              "image_size", "use_checkpoint", "use_fp16", "use_bf16", "use_linear_in_transformer", "ckpt_path",
-              "ignore_keys"}
+              "use_new_attention_order", "context_dim", "use_spatial_transformer", "transformer_depth",
+              "use_scale_shift_norm", "resblock_updown", "dropout", "image_size", "use_checkpoint", "use_fp16",
+              "use_bf16", "use_linear_in_transformer", "ckpt_path", "ignore_keys"}
 STAGE_FIXED = {"resamp_with_conv": (True,), "use_linear_attn": (False,), "tanh_out": (False,),
                "give_pre_end": (False,), "attn_type": ("vanilla", "none"), "remap": (None,)}
 STAGE_KNOWN = {"ch", "ch_mult", "num_res_blocks", "attn_resolutions", "resolution", "in_channels", "z_channels",
