@@ -1,6 +1,6 @@
 """How much memory it takes to load Stable Diffusion v1 in half precision.
 
-Run `python tests/released/measure_loading.py [folder]`.
+Run `python data/measurements/loading.py [folder]`.
 Writes a folder of its exact shape with random weights (2.1 GB, deleted afterwards; or give a real one), loads it in a
 process of its own, and prints the peak of that process' resident memory. No test: it takes about a minute.
 """
