@@ -20,7 +20,7 @@ import course
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted(path for path in (ROOT / "notebooks").glob("*.ipynb") if not path.name.startswith("."))
-MAX_BYTES = 1_500_000
+MAX_BYTES = 700_000  # each version of a figure stays in the history: data/build/compress_figures.py
 TAGS = {"nbval-ignore-output", "nbval-skip", "nbval-raises-exception", "raises-exception", "hide-input", "exercise",
         "solution", "check"}
 HEADER = {  # what the first cell must say: how to recognise it
