@@ -96,6 +96,12 @@ def batch_size(batch: dict) -> int:
     return next(iter(sizes.values()))
 
 
+def together(batches: list[dict]) -> dict:
+    """Several batches as one."""
+    return {key: torch.cat([b[key] for b in batches]) if isinstance(batches[0][key], Tensor) else
+            [item for b in batches for item in b[key]] for key in batches[0]}
+
+
 def to_device(batch: dict, device) -> dict:
     """The batch with its tensors on `device`; captions stay as they are. Raises ValueError if it is no dict."""
     if not isinstance(batch, dict):

@@ -106,9 +106,6 @@ def load(name_or_folder, kind: str, device=None, **parts) -> nn.Module:
     return model.eval().to(device)
 
 
-save_autoencoder = save                                         # a first stage alone, in a folder of its own
-
-
 def load_autoencoder(name_or_folder, device=None) -> nn.Module:
     """A first stage that was saved alone."""
     return load(name_or_folder, "Autoencoder", device)

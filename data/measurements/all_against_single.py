@@ -14,12 +14,13 @@ from pathlib import Path
 
 import torch
 
+from ldm_mini.cond import together
 from ldm_mini.files import write_json
 from ldm_mini.hub import find, read_config
 from ldm_mini.latent_diffusion import LatentDiffusion
 from ldm_mini.measure import Judge
 from ldm_mini.measure.judge import after_first_stage
-from ldm_mini.scenes import scene_batches, scenes_of, scenes_to_test, together
+from ldm_mini.scenes import scene_batches, scenes_of, scenes_to_test
 from ldm_mini.tasks import TASKS, sample_task
 
 MEASURED = [task for task in TASKS if task != "unconditional"]

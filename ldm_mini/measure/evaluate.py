@@ -17,9 +17,10 @@ from torch import Tensor
 
 from .. import files, hub
 from ..concat_conditioners import damage
+from ..cond import together
 from ..latent_diffusion import LatentDiffusion
 from ..perceptual import PerceptualLoss
-from ..scenes.data import scene_batches, together
+from ..scenes.data import scene_batches
 from ..scenes.scene import SceneConfig, random_scene, scenes_of, scenes_to_test
 from ..tasks import check_possible, find_task, inputs, possible
 from . import metrics

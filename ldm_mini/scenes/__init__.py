@@ -3,7 +3,7 @@ vocabulary, draws; captions, sprites, backgrounds, masks; layout; scene; data, o
 """
 
 from .captions import Description, parse_caption
-from .data import EmojiScenes, collate, scene_batches, scene_stream, to_tensor, together
+from .data import EmojiScenes, collate, scene_batches, scene_stream, to_tensor
 from .own_pictures import ImageFolderDataset
 from .scene import (
     CENTRED_SCENES,
@@ -36,5 +36,5 @@ __all__ = [
     "BACKGROUNDS", "CENTRED_SCENES", "COLORS", "Description", "EmojiScenes", "HELDOUT_COLORS", "ImageFolderDataset",
     "LOWRES_FACTOR", "MICRO_SCENES", "NOUNS", "NOUN_INDEX", "PLAIN", "RECOLORABLE", "SEMANTIC", "STUFF", "STYLES",
     "SceneConfig", "TINY_NOUNS", "TINY_SCENES", "collate", "compose", "is_heldout", "parse_caption", "random_scene",
-    "render", "scene_batches", "scene_stream", "scenes_of", "scenes_to_test", "to_tensor", "together",
+    "render", "scene_batches", "scene_stream", "scenes_of", "scenes_to_test", "to_tensor",
 ]

@@ -62,12 +62,6 @@ def scene_batches(config: SceneConfig, num: int, start: int = 0, batch_size: int
         yield collate([data[i] for i in range(first, min(first + batch_size, num))])
 
 
-def together(batches: list[dict]) -> dict:
-    """Several batches as one."""
-    return {key: torch.cat([b[key] for b in batches]) if isinstance(batches[0][key], torch.Tensor) else
-            [item for b in batches for item in b[key]] for key in batches[0]}
-
-
 def scene_stream(config: SceneConfig, batch_size: int, start_step: int = 0, num_workers: int = 0, rank: int = 0,
                  world_size: int = 1, seed: int = 0):
     """Endless iterator over batches to train on, which can be entered at any step: step k always has the same scenes.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..cond import to_device
+from ..cond import to_device, together
 from ..files import load_safetensors, read_json, save_safetensors, write_json
 
 
@@ -38,15 +38,15 @@ class LatentCache:
     def batches(self, batch_size: int, start_step: int = 0, seed: int = 0, rank: int = 0, world_size: int = 1):
         """Endless batches from step `start_step` on. Every epoch is a new order of all N; batch k depends on
         (seed, k, rank) only, and the processes of one step share no scene."""
-        together = batch_size * world_size
-        per_epoch = len(self) // together
+        step_size = batch_size * world_size
+        per_epoch = len(self) // step_size
         if per_epoch < 1:
-            raise ValueError(f"LatentCache: {len(self)} latents do not fill one batch of {together}.")
+            raise ValueError(f"LatentCache: {len(self)} latents do not fill one batch of {step_size}.")
         for step in itertools.count(start_step):
             epoch, place = divmod(step, per_epoch)
             if step == start_step or place == 0:
                 order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-            first = place * together + rank * batch_size
+            first = place * step_size + rank * batch_size
             yield self[order[first:first + batch_size]]
 
     def save(self, folder, made_from: str = "") -> None:
@@ -97,7 +97,7 @@ def cache_latents(autoencoder, batches, n: int, keys=("caption", "class"), path=
     autoencoder.train(training)
     if count < n:
         raise ValueError(f"cache_latents: the batches held {count} images, {n} were asked for.")
-    columns = {key: _join([part[key] for part in parts]) for key in parts[0]}
+    columns = together(parts)
     cache = LatentCache(columns.pop("latent"), columns)
     if path is not None:
         cache.save(path, made_from)
@@ -112,7 +112,3 @@ def _small(key: str, v):
     if key == "semantic" and v.max() < 256:
         return v.to(torch.uint8)
     return v.half() if v.ndim == 4 and v.is_floating_point() else v
-
-
-def _join(values: list):
-    return torch.cat(values) if isinstance(values[0], Tensor) else [item for value in values for item in value]

@@ -126,7 +126,7 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     card = {"recipe": {"scenes": {"max_objects": 1, "nouns": ["cat", "dog"], "size": 64, "unknown_to_us": 1}}}
     ldm.save_pretrained(folder / "ldm", card=card)
-    hub.save_autoencoder(folder / "first", first, card=card)
+    hub.save(folder / "first", first, card=card)
     return folder
 
 

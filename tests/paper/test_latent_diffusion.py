@@ -14,7 +14,7 @@ from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_mini.cond import Cond, Conditioner
 from ldm_mini.conditioners import ClassConditioner
 from ldm_mini.files import FileError
-from ldm_mini.hub import INDEX, load_autoencoder, save_autoencoder
+from ldm_mini.hub import INDEX, load_autoencoder, save
 from ldm_mini.kl import KLBottleneck
 from ldm_mini.latent_diffusion import LatentDiffusion, latent_scale
 from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
@@ -351,7 +351,7 @@ def test_parts_of_ones_own_are_passed(tmp_path):
 def test_a_first_stage_lives_alone(tmp_path):
     for kind in ("vq", "kl"):
         ae = autoencoder(kind).eval()
-        again = load_autoencoder(save_autoencoder(tmp_path / kind, ae, card={"psnr": 30}))
+        again = load_autoencoder(save(tmp_path / kind, ae, card={"psnr": 30}))
         images = batch()["image"]
         assert not again.training and torch.equal(ae.encode(images), again.encode(images))
         assert torch.equal(ae.decode(ae.encode(images)), again.decode(again.encode(images)))

@@ -9,7 +9,7 @@ from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_mini.cond import Cond
 from ldm_mini.conditioners import ClassConditioner
 from ldm_mini.dit import DiT, DiTConfig
-from ldm_mini.hub import save_autoencoder
+from ldm_mini.hub import save
 from ldm_mini.kl import KLBottleneck
 from ldm_mini.latent_diffusion import LatentDiffusion
 from ldm_mini.released.diffusers_pipeline import to_diffusers
@@ -66,7 +66,7 @@ def trained():
 
 def test_folders_of_ours_without_their_weights(trained, tmp_path):
     trained.save_pretrained(tmp_path / "run" / "model")
-    save_autoencoder(tmp_path / "stage", trained.autoencoder)
+    save(tmp_path / "stage", trained.autoencoder)
     for file in tmp_path.rglob("*.safetensors"):
         file.unlink()
     for folder in ("run", "run/model"):                         # the folder of a training, and the model in it

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
+from ldm_mini.cond import together
 from ldm_mini.scenes import vocabulary as v
-from ldm_mini.scenes.data import EmojiScenes, collate, scene_batches, scene_stream, to_tensor, together
+from ldm_mini.scenes.data import EmojiScenes, collate, scene_batches, scene_stream, to_tensor
 from ldm_mini.scenes.own_pictures import ImageFolderDataset
 from ldm_mini.scenes.scene import SceneConfig, compose
 from ldm_mini.show.plotting import to_uint8
