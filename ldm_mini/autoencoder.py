@@ -34,6 +34,9 @@ class AutoencoderConfig:
     groups: int = 32                            # of every GroupNorm; small nets: about 16 channels per group
     patch_size: int = 1                         # > 1 folds patches into channels first (TAESD-like): cheap on a CPU
     dropout: float = 0.0                        # inside residual blocks
+    decoder_channels: tuple[int, ...] | None = None  # widths of the decoder's levels where it is not the encoder's
+                                                # mirror; then its level 0 is the whole picture, nothing is folded
+    decoder_blocks: tuple[int, ...] | None = None  # residual blocks of each of them; None: num_res_blocks + 1
     z_channels: int | None = None               # between encoder or decoder and the 1x1 convolutions beside the
                                                 # bottleneck; None: latent_channels, as in all of the paper's models
 
@@ -47,7 +50,15 @@ class AutoencoderConfig:
                              f"channel_mults={mults} has {len(mults)} levels.")
         if not set(self.attn_levels) <= set(range(len(mults))):
             raise ValueError(f"attn_levels={self.attn_levels} must be level indices below {len(mults)}, not sizes.")
-        if (fits := gcd(self.groups, self.channels, *self.widths)) < self.groups:
+        if self.decoder_channels is None and self.decoder_blocks is not None:
+            raise ValueError("decoder_blocks are those of decoder_channels: give both.")
+        if self.decoder_channels is not None:
+            object.__setattr__(self, "decoder_blocks", self.decoder_blocks
+                               or (self.num_res_blocks + 1,) * len(self.decoder_channels))
+            if not f == 2 ** (len(self.decoder_channels) - 1) == 2 ** (len(self.decoder_blocks) - 1):
+                raise ValueError(f"downsample_factor={f} is 2 for each level of the decoder after the first, but "
+                                 f"decoder_channels={self.decoder_channels}, decoder_blocks={self.decoder_blocks}.")
+        if (fits := gcd(self.groups, self.channels, *self.widths, *(self.decoder_channels or ()))) < self.groups:
             raise ValueError(f"groups={self.groups} does not divide {self.channels} times {mults}; groups={fits} does.")
 
     @property
@@ -114,12 +125,18 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent to image, the encoder's mirror with one more residual block per level. No tanh at the end."""
+    """Latent to image. No tanh at the end.
+
+    The encoder's mirror with one more residual block per level, or levels of its own: those begin where the encoder
+    ends and paint every pixel themselves, where unfolded patches would leave a dotted texture.
+    """
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
-        c, widths = config, config.widths
-        self.patch_size = c.patch_size
+        c, mirror = config, config.decoder_channels is None
+        widths = c.widths if mirror else c.decoder_channels
+        blocks = (c.num_res_blocks + 1,) * len(widths) if mirror else c.decoder_blocks
+        self.patch_size = c.patch_size if mirror else 1
         self.conv_in = nn.Conv2d(c.z_channels or c.latent_channels, widths[-1], 3, padding=1)
         self.middle = _middle(widths[-1], c)
         # in the order they run: deepest first, each but the last ends with twice the size
@@ -127,9 +144,9 @@ class Decoder(nn.Module):
         for i in reversed(range(len(widths))):
             width_in = widths[min(i + 1, len(widths) - 1)]
             resize = Upsample(widths[i]) if i > 0 else nn.Identity()
-            self.levels.append(Level(width_in, widths[i], c.num_res_blocks + 1, i in c.attn_levels, resize, c))
+            self.levels.append(Level(width_in, widths[i], blocks[i], mirror and i in c.attn_levels, resize, c))
         self.norm_out = group_norm(widths[0], c.groups, EPS)
-        self.conv_out = nn.Conv2d(widths[0], c.in_channels * c.patch_size**2, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[0], c.in_channels * self.patch_size**2, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         """z (B,z_channels,h,w) -> image (B,C,f*h,f*w)"""

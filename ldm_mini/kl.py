@@ -90,3 +90,24 @@ def weight_for_means(weight_for_sums: float, latent_shape, image_shape) -> float
     2.08e-08
     """
     return weight_for_sums * prod(latent_shape) / prod(image_shape)
+
+
+@torch.no_grad()
+def standardize_latents(autoencoder, images) -> None:
+    """Make each latent channel's mode have mean 0 and variance 1 over `images`, an iterable of (B,C,H,W); in place.
+
+    One scale factor for all channels (LDM app. G) leaves some of them quiet and others loud. Here the 1x1 convolutions
+    beside the bottleneck take up a shift and a scale per channel, one the reverse of the other: reconstructions stay
+    as they were.
+    """
+    modes = torch.cat([autoencoder.encode(x).transpose(0, 1).flatten(1) for x in images], dim=1)    # (c, values)
+    mean, std = modes.mean(dim=1), modes.std(dim=1)
+    before, after, c = autoencoder.quant_conv, autoencoder.post_quant_conv, len(mean)
+    # the first half of the moments are means, which move and shrink; of the log variances, only the size changes
+    before.bias[:c] -= mean
+    before.bias[c:] -= 2 * std.log()
+    before.weight[:c] /= std[:, None, None, None]
+    before.bias[:c] /= std
+    # the other way round for the decoder
+    after.bias += after.weight[:, :, 0, 0] @ mean
+    after.weight *= std[None, :, None, None]

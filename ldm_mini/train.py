@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from .discriminator import PatchDiscriminator, adaptive_weight, hinge_d_loss, hinge_g_loss
 from .ema import EMA
 from .files import FileError
+from .muon import Muon, hidden_weights
 from .perceptual import PerceptualLoss
+
+MUON_BETAS = (0.95, 0.0)        # its momentum; there is no second average
 
 
 class Log:
@@ -51,18 +54,22 @@ class TrainState:
     bf16:        compute the forward pass in bfloat16 where that is safe (autocast); weights stay float32.
     accelerator: an `accelerate.Accelerator`, for several processes; it moves the model to its device.
     adversary:   of a first stage: the TrainState of its critic, which has a learning rate and an optimizer of its own.
+    muon_lr:     the peak learning rate of hidden weights, which then are Muon's (`muon`); None = AdamW for all.
+    slower:      {beginning of parameter names: factor}: what learns at a part of both rates, say a trained text encoder.
     """
 
     def __init__(self, model: nn.Module, lr: float = 1e-3, *, betas=(0.9, 0.999), weight_decay: float = 0.01,
                  grad_clip: float | None = 1.0, ema_decay: float | None = None, seed: int | None = None,
-                 bf16: bool = False, accelerator=None, adversary: "TrainState | None" = None):
+                 bf16: bool = False, accelerator=None, adversary: "TrainState | None" = None,
+                 muon_lr: float | None = None, slower: dict | None = None):
         self.model = model if accelerator is None else model.to(accelerator.device)
         self.device = next(model.parameters()).device
         self.rank = 0 if accelerator is None else accelerator.process_index
         self.lr, self.grad_clip, self.seed, self.bf16, self.accelerator = lr, grad_clip, seed, bf16, accelerator
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=betas, weight_decay=weight_decay,
-                                           fused=self.device.type == "cuda")
+        kind = torch.optim.AdamW if muon_lr is None else Muon
+        self.optimizer = kind(_groups(model, lr, muon_lr, slower or {}), betas=betas, weight_decay=weight_decay,
+                              fused=self.device.type == "cuda")
         self.ema = None if ema_decay is None else EMA(model, ema_decay)
         self.adversary, self.step = adversary, 0
 
@@ -79,7 +86,7 @@ class TrainState:
     def update(self, loss: Tensor, factor: float = 1.0) -> dict:
         """One optimizer step at learning rate lr * factor, then one EMA step. Returns lr and grad_norm for the log."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * factor
+            group["lr"] = group["peak"] * factor
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         # measured always: a norm that grows is the first sign of a run that will fail
@@ -112,6 +119,18 @@ class TrainState:
         """Before step k: random numbers from (seed, k, rank), whatever was drawn before."""
         if self.seed is not None:
             torch.manual_seed((self.seed * 1_000_003 + self.step) * 4099 + self.rank)
+
+
+def _groups(model: nn.Module, lr: float, muon_lr: float | None, slower: dict) -> list[dict]:
+    """The optimizer's parameter groups, by who updates them and how fast; "peak" is a group's highest rate."""
+    hidden = set() if muon_lr is None else {id(p) for p in hidden_weights(model)}
+    groups = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            factor = next((f for start, f in slower.items() if name.startswith(start)), 1.0)
+            groups.setdefault((id(p) in hidden, factor), []).append(p)
+    return [{"params": params, "lr": (muon_lr if muon else lr) * factor, "peak": (muon_lr if muon else lr) * factor,
+             **({"muon": True, "betas": MUON_BETAS} if muon else {})} for (muon, factor), params in groups.items()]
 
 
 @contextmanager

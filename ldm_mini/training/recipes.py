@@ -27,6 +27,7 @@ class AutoencoderRecipe:
     lr: float = 2e-3
     warmup: int = 100
     decay: str = "cosine"
+    muon_lr: float | None = None                # of hidden weights; None: AdamW for all
     betas: tuple[float, float] = (0.5, 0.9)     # as the released first stages: a GAN wants little momentum
     weight_decay: float = 0.0
     grad_clip: float | None = 1.0
@@ -66,6 +67,7 @@ class DiffusionRecipe:
     latents: int = 30_000                       # scenes encoded once, before training
     steps: int = 8_000
     batch_size: int = 32
+    muon_lr: float | None = None                # of hidden weights; None: AdamW for all
     lr: float = 4e-4                            # at 1e-3 the text transformer collapsed: all tokens of a caption alike
     warmup: int = 200
     decay: str = "cosine"
@@ -123,6 +125,18 @@ TINY_AUTOENCODER = AutoencoderRecipe(
 TINY_L1_AUTOENCODER = replace(TINY_AUTOENCODER, name="tiny_l1",
                               loss=replace(TINY_AUTOENCODER.loss, perceptual_weight=0.0, disc_weight=0.0))
 
+# What ships: 128 pixels in 8 x 8 tokens. The encoder folds patches of 8 and halves once; the decoder paints each pixel.
+# python -m ldm_mini train autoencoder --recipe small
+SMALL_SCENES = SceneConfig(size=128, styles=("fluent_flat",))
+SMALL_AUTOENCODER = AutoencoderRecipe(
+    name="small", scenes=SMALL_SCENES,
+    model=AutoencoderConfig(downsample_factor=16, latent_channels=12, channels=96, channel_mults=(1, 2),
+                            num_res_blocks=1, groups=1, patch_size=8,
+                            decoder_channels=(24, 24, 48, 96, 192), decoder_blocks=(0, 1, 1, 2, 2)),
+    codebook_size=None, kl_weight=1.25e-2,      # a weight that means something: the decoder forgives noisy latents
+    steps=2_800, batch_size=16, lr=2e-3, muon_lr=5e-3, warmup=80, betas=(0.9, 0.99),
+    loss=FirstStageLoss(mse_weight=1.0, perceptual_start=1_700, disc_weight=0.0))
+
 # For one H200: the paper's layout, 10M parameters, all sprites. Not yet run on a GPU; two steps on a CPU.
 BASE_AUTOENCODER = AutoencoderRecipe(
     name="base", scenes=SceneConfig(),
@@ -137,7 +151,7 @@ MICRO_AUTOENCODER = AutoencoderRecipe(
     codebook_size=32, restart_after=5, steps=40, batch_size=2, warmup=5,
     loss=FirstStageLoss(perceptual_start=10, disc_start=12), disc_channels=4, disc_layers=1)
 
-AUTOENCODERS = {r.name: r for r in (TINY_AUTOENCODER, TINY_L1_AUTOENCODER, BASE_AUTOENCODER, MICRO_AUTOENCODER)}
+AUTOENCODERS = {r.name: r for r in (TINY_AUTOENCODER, TINY_L1_AUTOENCODER, SMALL_AUTOENCODER, BASE_AUTOENCODER, MICRO_AUTOENCODER)}
 
 # For a CPU, on the latents of the tiny autoencoder.
 # python -m ldm_mini train diffusion --recipe tiny --autoencoder runs/autoencoder-tiny/model

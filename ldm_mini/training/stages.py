@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from .. import hub, tasks
 from ..cond import to_device
 from ..discriminator import PatchDiscriminator
+from ..kl import standardize_latents
 from ..latent_diffusion import LatentDiffusion, latent_scale
 from ..measure.metrics import psnr
 from ..perceptual import PerceptualLoss
@@ -47,7 +49,8 @@ class Run:
     def train_state(self, model, **other) -> TrainState:
         """The recipe's TrainState; `other` arguments stand in place of the recipe's."""
         r, accelerator = self.recipe, self.accelerator
-        same = {name: getattr(r, name) for name in ("lr", "betas", "weight_decay", "grad_clip", "ema_decay")}
+        same = {name: getattr(r, name) for name in ("lr", "betas", "weight_decay", "grad_clip", "ema_decay",
+                                                     "muon_lr")}
         bf16 = accelerator.mixed_precision == "bf16" or (r.bf16 and accelerator.device.type == "cuda")
         return TrainState(model, **{**same, "seed": self.seed, **other}, bf16=bf16, accelerator=accelerator)
 
@@ -84,7 +87,7 @@ class FirstStageRun(Run):
         if r.loss.disc_weight:
             critic = _channels_last(PatchDiscriminator(r.model.in_channels, r.disc_channels, r.disc_layers))
             adversary = self.train_state(critic, lr=r.disc_lr or r.lr, betas=(0.5, 0.9), weight_decay=0.0,
-                                         ema_decay=None)
+                                         ema_decay=None, muon_lr=None)
         self.state = self.train_state(self.model, adversary=adversary)
         self.images = self.validation(32)["image"]
 
@@ -110,6 +113,16 @@ class FirstStageRun(Run):
                 measured["val_codes_used"] = codes.unique().numel() / self.recipe.codebook_size
         self.show([self.images[:16], x_rec[:16]])
         return measured
+
+    def export(self, card: dict) -> None:
+        """As always; a KL first stage leaves with latents of mean 0 and variance 1 in each channel."""
+        if self.recipe.codebook_size is None:
+            with self.averaged():
+                scenes = scene_stream(self.recipe.scenes, 32, 0, 0, 0, 1, seed=self.seed)
+                standardize_latents(self.model, (batch["image"].to(self.state.device) for batch in islice(scenes, 16)))
+                hub.save(self.out / "model", self.model, card=card)
+            return
+        super().export(card)
 
 
 class SecondStageRun(Run):
