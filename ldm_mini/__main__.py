@@ -41,13 +41,14 @@ Device = Annotated[str, arg(help="auto, cpu, cuda or mps.")]
 Threads = Annotated[int | None, arg(help="CPU threads for torch; its own choice unless given.")]
 
 
-def train(stage: Positional[Literal["autoencoder", "diffusion"]], recipe: str = "tiny", out: Path | None = None,
+def train(stage: Positional[Literal["autoencoder", "text", "diffusion"]], recipe: str = "tiny", out: Path | None = None,
           task: TaskName | Literal["all"] | None = None, language: bool = False, autoencoder: str | None = None,
-          start_from: str | None = None, resume: bool = False, minutes: float | None = None, steps: int | None = None,
+          start_from: str | None = None, text: str | None = None, resume: bool = False, minutes: float | None = None,
+          steps: int | None = None,
           batch_size: int | None = None, lr: float | None = None, latents: int | None = None, device: Device = "auto",
           compile: Literal["recipe", "on", "off"] = "recipe", workers: int | None = None, threads: Threads = None,
           seed: int = 0, log_every: int = 20, sample_every: int = 500, save_every: int = 500) -> None:
-    """Train one of the two stages; everything about the run is written to its folder while it runs.
+    """Train one of the two stages, or the text transformer; the run's folder holds everything, while it runs.
 
     Args:
         stage: the first stage (autoencoder) or the second (diffusion on its latents).
@@ -59,6 +60,7 @@ def train(stage: Positional[Literal["autoencoder", "diffusion"]], recipe: str = 
         autoencoder: for diffusion: the trained first stage, for example runs/autoencoder-tiny/model.
         start_from: for diffusion: a trained model of the same shape to train further, on other scenes or with
             conditions that are new to it.
+        text: for diffusion: a text transformer that has learned to read, for example runs/text-small/model.
         resume: continue the run in this folder from its newest checkpoint, as if it had never stopped.
         minutes: stop after so long, with a checkpoint.
         steps: in place of the recipe's; the learning rate reaches zero at the last.
@@ -79,8 +81,9 @@ def train(stage: Positional[Literal["autoencoder", "diffusion"]], recipe: str = 
                         "sample-every": sample_every, "save-every": save_every}.items():
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}.")
-    for name, value in {"task": task, "language": language, "latents": latents, "start-from": start_from}.items():
-        if value and stage == "autoencoder":
+    for name, value in {"task": task, "language": language, "latents": latents, "start-from": start_from,
+                        "text": text}.items():
+        if value and stage != "diffusion":
             raise ValueError(f"--{name} is for diffusion; one first stage serves all tasks, with captions or without.")
     chosen = find_recipe(stage, recipe)
     if task is not None:
@@ -92,7 +95,8 @@ def train(stage: Positional[Literal["autoencoder", "diffusion"]], recipe: str = 
     given = {"steps": steps, "batch_size": batch_size, "lr": lr, "latents": latents}
     chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
     out = out or Path("runs") / "-".join(filter(None, (stage, recipe, task)))
-    train_stage(stage, chosen, out, autoencoder=autoencoder, start_from=start_from, resume=resume, minutes=minutes,
+    train_stage(stage, chosen, out, autoencoder=autoencoder, start_from=start_from, text=text, resume=resume,
+                minutes=minutes,
                 device=_ready(device, threads), compile={"recipe": None, "on": True, "off": False}[compile],
                 workers=workers, seed=seed, log_every=log_every, sample_every=sample_every, save_every=save_every)
 

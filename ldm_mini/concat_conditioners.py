@@ -39,8 +39,10 @@ class ConcatConditioner(Conditioner):
 
 
 class LowResConditioner(ConcatConditioner):
-    """Super-resolution: the small picture as it is, tau = identity (LDM sec. 4.4), brought to the latent's size.
+    """Super-resolution: the small picture as it is, tau = identity (LDM sec. 4.4).
 
+    Where the latent's grid is coarser, each cell's pixels are folded into channels, so that nothing is lost: 3 r^2 of
+    them for a grid coarser by r. Where it is finer, the picture is enlarged.
     lowres_factor: how much smaller than the wanted picture it is. p_degrade: share of the training inputs that are
     blurred, resampled, coarsely rounded or noisy besides, so that real small pictures work (after BSR, LDM app. D.6.1).
     """
@@ -48,11 +50,12 @@ class LowResConditioner(ConcatConditioner):
     keys = ("lowres",)
 
     def __init__(self, downsample_factor: int, presence: bool = False, lowres_factor: int = 4, p_degrade: float = 0.5):
-        super().__init__(3, downsample_factor, presence)
+        self.fold = max(1, downsample_factor // lowres_factor)
+        super().__init__(3 * self.fold ** 2, downsample_factor, presence)
         self.lowres_factor, self.p_degrade = lowres_factor, p_degrade
 
     def maps(self, batch: dict) -> Tensor:
-        """batch["lowres"] (B,3,H/4,W/4) in [-1,1] -> (B,3,h,w)"""
+        """batch["lowres"] (B,3,H/4,W/4) in [-1,1] -> (B,channels,h,w)"""
         lowres = self._read(batch, "lowres").float()
         # what only ever saw clean inputs sharpens the flaws of others
         if self.training and self.p_degrade:
@@ -60,8 +63,10 @@ class LowResConditioner(ConcatConditioner):
             if len(chosen):
                 lowres = lowres.index_copy(0, chosen, damage(lowres[chosen]))
         # as large as the latent: nothing to do where both are smaller than the picture by the same factor
-        size = tuple(side * self.lowres_factor // self.downsample_factor for side in lowres.shape[-2:])
-        return lowres if size == lowres.shape[-2:] else F.interpolate(lowres, size, mode="bilinear", antialias=True)
+        size = tuple(side * self.lowres_factor * self.fold // self.downsample_factor for side in lowres.shape[-2:])
+        if size != lowres.shape[-2:]:
+            lowres = F.interpolate(lowres, size, mode="bilinear", antialias=True)
+        return F.pixel_unshuffle(lowres, self.fold)
 
     def image_size(self, batch: dict) -> tuple[int, int]:
         """`lowres_factor` times the input's."""
@@ -102,16 +107,17 @@ class SemanticConditioner(ConcatConditioner):
 class InpaintConditioner(ConcatConditioner):
     """Inpainting: [latent of the masked picture, not scaled; mask], in that order (LDM sec. 4.5, app. D.4).
 
-    The hole is -1 (black) in the picture, +1 in the mask, which is -1 outside and resized to the nearest pixel.
+    The hole is -1 (black) in the picture, +1 in the mask, which is -1 outside and resized to the nearest pixel: of the
+    latent's grid, as in the paper, or of one finer by `mask_fold`, folded into mask_fold^2 channels.
     Reads "image" and "mask" (1 = hole), or what `prepare` made of them. The picture's own pixels outside the hole come
     back exactly: `finish` pastes them over the sample.
     """
 
     keys = ("image", "mask")
 
-    def __init__(self, latent_channels: int, downsample_factor: int, presence: bool = False):
-        super().__init__(latent_channels + 1, downsample_factor, presence)
-        self.latent_channels = latent_channels
+    def __init__(self, latent_channels: int, downsample_factor: int, presence: bool = False, mask_fold: int = 1):
+        super().__init__(latent_channels + mask_fold ** 2, downsample_factor, presence)
+        self.latent_channels, self.mask_fold = latent_channels, mask_fold
         self.use_first_stage(None)
 
     def use_first_stage(self, autoencoder) -> None:
@@ -124,21 +130,26 @@ class InpaintConditioner(ConcatConditioner):
 
     @torch.no_grad()
     def prepare(self, batch: dict) -> dict:
-        """image (B,3,H,W) in [-1,1], mask (B,1,H,W) -> masked_latent (B,c,h,w), mask (B,1,h,w) bool: once, to keep."""
+        """image (B,3,H,W) in [-1,1], mask (B,1,H,W) -> masked_latent (B,c,h,w), mask (B,1,h,w) bool: once, to keep.
+
+        The mask's sides are mask_fold times the latent's.
+        """
         image, mask = self._read(batch, "image"), self._read(batch, "mask") > 0.5
         if mask.shape != (len(image), 1, *image.shape[-2:]):
             raise ValueError(f"the mask of a picture {tuple(image.shape)} must be (B,1,H,W); got {tuple(mask.shape)}.")
         # the first stage is shown black where the hole is; the mask goes to the nearest pixel, so it is never soft
         masked = image.masked_fill(mask, -1.0)
         latent = masked if self.first_stage is None else self.first_stage.encode(masked).float()
-        return {"masked_latent": latent, "mask": F.interpolate(mask.float(), latent.shape[-2:], mode="nearest") > 0.5}
+        size = tuple(side * self.mask_fold for side in latent.shape[-2:])
+        return {"masked_latent": latent, "mask": F.interpolate(mask.float(), size, mode="nearest") > 0.5}
 
     def maps(self, batch: dict) -> Tensor:
-        """-> (B, latent_channels + 1, h, w)"""
+        """-> (B, latent_channels + mask_fold^2, h, w)"""
         if "masked_latent" not in batch:
             batch = self.prepare(batch)
         # from {0, 1} to {-1, 1}, the range of pictures
-        return torch.cat([batch["masked_latent"].float(), batch["mask"].float() * 2 - 1], dim=1)
+        mask = F.pixel_unshuffle(batch["mask"].float() * 2 - 1, self.mask_fold)
+        return torch.cat([batch["masked_latent"].float(), mask], dim=1)
 
     def image_size(self, batch: dict) -> tuple[int, int]:
         """The picture's."""

@@ -78,15 +78,16 @@ class LayoutConditioner(Conditioner):
 
     The order of objects means nothing, so it is shuffled in training. No objects = no condition: every token is masked.
     num_classes, grid: labels are 0 .. num_classes - 1; corners are rounded to grid x grid points (the paper: 90 x 90).
+    vector: also give the mean of the tokens, for the time embedding.
     """
 
     keys = ("labels", "boxes")
 
     def __init__(self, num_classes: int, dim: int, max_objects: int = 3, grid: int = 16, layers: int = 2,
-                 heads: int = 4):
+                 heads: int = 4, vector: bool = True):
         super().__init__()
         self.num_classes, self.dim, self.max_objects, self.grid = num_classes, dim, max_objects, grid
-        self.layers, self.heads = layers, heads
+        self.layers, self.heads, self.vector = layers, heads, vector
         self.pad = max(num_classes, grid * grid)                                # the vocabulary's last word
         self.token = nn.Embedding(self.pad + 1, dim)
         self.position = nn.Parameter(torch.empty(max_objects * 3, dim))
@@ -130,7 +131,7 @@ class LayoutConditioner(Conditioner):
     def _embed(self, words: Tensor) -> Cond:
         # here padding may be read, so that there is always something to read
         context, mask = self.transformer(self.token(words) + self.position), words != self.pad
-        return Cond(context=context, mask=mask, vector=pool(context, mask))
+        return Cond(context=context, mask=mask, vector=pool(context, mask) if self.vector else None)
 
 
 def point_codes(grid: int, frequencies: int) -> Tensor:

@@ -8,8 +8,8 @@ Built in notebook 09, where its paragraph stands.
 import torch
 from torch import Tensor, nn
 
-# A step is X <- a X + (b A + c A A) X with A = X X^T: each singular value s becomes a s + b s^3 + c s^5. These four sets,
-# one per step, bring any s in (0.01, 1] near 1 as fast as such steps can (Polar Express, arXiv 2505.16932, alg. 1).
+# A step is X <- a X + (b A + c A A) X with A = X X^T: each singular value s becomes a s + b s^3 + c s^5. These four
+# sets, one per step, bring any s in (0.01, 1] near 1, as fast as such steps can (Polar Express, arXiv 2505.16932).
 STEPS = ((8.2051, -22.9019, 16.4607), (4.0664, -2.8612, 0.5184), (3.9096, -2.8234, 0.5250), (3.2856, -2.4153, 0.4853))
 
 
@@ -62,7 +62,8 @@ class Muon(torch.optim.AdamW):
         params = [p for p in group["params"] if p.grad is not None]
         for p in params:
             if not self.state[p]:
-                self.state[p]["momentum"] = torch.zeros_like(p)
+                # the count is not used here; loading a saved state looks for it
+                self.state[p].update(momentum=torch.zeros_like(p), step=torch.zeros(()))
         if not params:
             return
         momenta, grads = [self.state[p]["momentum"] for p in params], [p.grad for p in params]

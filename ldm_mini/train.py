@@ -55,7 +55,7 @@ class TrainState:
     accelerator: an `accelerate.Accelerator`, for several processes; it moves the model to its device.
     adversary:   of a first stage: the TrainState of its critic, which has a learning rate and an optimizer of its own.
     muon_lr:     the peak learning rate of hidden weights, which then are Muon's (`muon`); None = AdamW for all.
-    slower:      {beginning of parameter names: factor}: what learns at a part of both rates, say a trained text encoder.
+    slower:      {beginning of parameter names: factor}: what learns at a part of both rates, say trained words.
     """
 
     def __init__(self, model: nn.Module, lr: float = 1e-3, *, betas=(0.9, 0.999), weight_decay: float = 0.01,

@@ -32,12 +32,13 @@ def build_autoencoder(recipe) -> Autoencoder:
 def build_diffusion(recipe, autoencoder: Autoencoder, scale_factor: float = 1.0) -> LatentDiffusion:
     """The second stage of a DiffusionRecipe on a trained first stage, with fresh weights."""
     r, conditioner = recipe, build_conditioner(recipe, autoencoder.config)
-    # pictures are joined to the latent; all else comes as tokens and a vector, both of the text's width
+    # pictures are joined to the latent; all else comes as tokens, and maybe a vector, both of the text's width
     joined = [getattr(part, "concat_channels", 0) for part in _parts(conditioner)]
     width = r.text_width if 0 in joined else None
+    vector = width if r.vector else None
     net = UNet(UNetConfig(autoencoder.config.latent_channels, channels=r.channels, channel_mults=r.channel_mults,
                           num_res_blocks=r.num_res_blocks, attn_levels=r.attn_levels, head_dim=r.head_dim,
-                          groups=r.groups, context_dim=width, vector_dim=width, concat_channels=sum(joined)))
+                          groups=r.groups, context_dim=width, vector_dim=vector, concat_channels=sum(joined)))
     return LatentDiffusion(autoencoder, net, NoiseSchedule(BETAS[r.schedule]()), conditioner, prediction=r.prediction,
                            p_uncond=r.p_uncond, scale_factor=scale_factor, image_size=r.scenes.size)
 
@@ -53,22 +54,29 @@ def build_conditioner(recipe, first_stage) -> Conditioner | None:
         raise ValueError(f"the recipe: there are no parts {unknown}; there are {', '.join(PRACTICE)}.")
     if {"text", "language"} <= set(names):
         raise ValueError('the recipe: "language" is another reader of captions: take it in place of "text".')
-    factor, channels = first_stage.downsample_factor, first_stage.latent_channels
+    factor = first_stage.downsample_factor
     width, words = r.text_width, (r.text_width, r.text_layers, r.text_heads, r.max_length)
     build = {
-        "text": lambda: TextConditioner(TextTransformer(*words)),
+        "text": lambda: TextConditioner(TextTransformer(*words), r.vector),
         "language": lambda: _language(*words),
-        "class": lambda: ClassConditioner(len(NOUNS), width, width),
-        "layout": lambda: LayoutConditioner(len(NOUNS), width, heads=r.text_heads),
+        "class": lambda: ClassConditioner(len(NOUNS), width, width if r.vector else None),
+        "layout": lambda: LayoutConditioner(len(NOUNS), width, heads=r.text_heads, vector=r.vector),
         "lowres": lambda: LowResConditioner(factor, several),
-        "semantic": lambda: SemanticConditioner(len(SEMANTIC), factor, several),
-        "inpaint": lambda: InpaintConditioner(channels, factor, several)}
+        # the coarser the grid, the more a cell of it has to tell
+        "semantic": lambda: SemanticConditioner(len(SEMANTIC), factor, several, max(8, factor ** 2 // 4)),
+        "inpaint": lambda: _inpaint(first_stage, several)}
     parts = [build[name]() for name in names]
     if not several:
         return parts[0] if parts else None
     if r.alone is None:
         return CombinedConditioner(parts, r.p_drop_each, r.p_single, [PRACTICE[name] for name in names])
     return CombinedConditioner(parts, r.p_drop_each, 1.0, [name == r.alone for name in names])
+
+
+def _inpaint(first_stage, several: bool = False) -> InpaintConditioner:
+    """On a coarse grid the mask keeps its edges to 4 pixels, as on that of f = 4."""
+    factor = first_stage.downsample_factor
+    return InpaintConditioner(first_stage.latent_channels, factor, several, max(1, factor // 4))
 
 
 def _language(*sizes: int) -> Conditioner:
@@ -88,7 +96,7 @@ def cached_inputs(names, autoencoder):
     kept = tuple(key for name in PRACTICE if name in names for key in keys[name])
     if "inpaint" not in names:
         return kept, None
-    part = InpaintConditioner(autoencoder.config.latent_channels, autoencoder.config.downsample_factor)
+    part = _inpaint(autoencoder.config)
     part.use_first_stage(autoencoder)
     return kept, part.prepare
 
@@ -122,6 +130,18 @@ def start_from(source, target) -> None:
                 part.load_state_dict(theirs[type(part)].state_dict())
     except RuntimeError as error:
         raise ValueError(f"--start-from: that model has another shape than the recipe's. {error}") from None
+
+
+def give_text(transformer: TextTransformer, target) -> None:
+    """Give a LatentDiffusion's text transformer the weights of one that can read. Raises ValueError if it has another
+    shape, or if there is none."""
+    mine = [part for part in target.conditioner.modules() if isinstance(part, TextTransformer)]
+    if not mine:
+        raise ValueError("--text: this recipe or task reads no captions.")
+    try:
+        mine[0].load_state_dict(transformer.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"--text: that transformer has another shape than the recipe's. {error!s:.1000}") from None
 
 
 def _alike(*stages) -> bool:

@@ -31,6 +31,13 @@ class LatentCache:
                 **{key: values[chosen] if isinstance(values, Tensor) else [values[i] for i in chosen.tolist()]
                    for key, values in self.conditions.items()}}
 
+    @classmethod
+    def join(cls, caches: list["LatentCache"]) -> "LatentCache":
+        """Several caches of the same conditions as one."""
+        if len(caches) == 1:
+            return caches[0]
+        return cls(torch.cat([cache.latents for cache in caches]), together([cache.conditions for cache in caches]))
+
     def to(self, device) -> "LatentCache":
         """The same with its latents on `device`; conditions stay where they are."""
         return LatentCache(self.latents.to(device), self.conditions)
@@ -68,8 +75,10 @@ class LatentCache:
 
 @torch.no_grad()
 def cache_latents(autoencoder, batches, n: int, keys=("caption", "class"), path=None, made_from: str = "",
-                  progress: bool = False, prepare=None) -> LatentCache:
-    """Encode the first `n` images of `batches` and keep their conditions `keys`; a KL posterior is sampled once.
+                  progress: bool = False, prepare=None, sample: bool = True) -> LatentCache:
+    """Encode the first `n` images of `batches` and keep their conditions `keys`.
+
+    sample: a KL posterior is sampled, once; else its mode is taken.
 
     batches: dicts with "image" (B,C,H,W). path: a folder to keep the cache in; the one that is already there is loaded
     instead if it has n latents and was `made_from` the same (say, first stage and scenes), and replaced if not.
@@ -86,7 +95,7 @@ def cache_latents(autoencoder, batches, n: int, keys=("caption", "class"), path=
     with tqdm(total=n, desc="encoding", unit="image", disable=not progress, mininterval=1) as bar:
         for batch in batches:
             batch = to_device({key: v[:n - count] for key, v in batch.items()}, device)
-            z = autoencoder.encode(batch["image"], sample=True)
+            z = autoencoder.encode(batch["image"], sample=sample)
             made = {} if prepare is None else prepare(batch)
             kept = {"latent": z, **{key: batch[key] for key in keys if key in batch}, **made}
             parts.append({key: _small(key, v) for key, v in kept.items()})

@@ -10,6 +10,7 @@ import torch
 
 from .. import hub, tasks
 from ..cond import to_device
+from ..diffusion import diffusion_loss, draw_noise
 from ..discriminator import PatchDiscriminator
 from ..kl import standardize_latents
 from ..latent_diffusion import LatentDiffusion, latent_scale
@@ -17,9 +18,11 @@ from ..measure.metrics import psnr
 from ..perceptual import PerceptualLoss
 from ..scenes.data import scene_stream
 from ..show.plotting import save_grid
+from ..text import TextTransformer
 from ..train import TrainState, seeded, train_autoencoder, train_diffusion
 from . import build, runs
-from .latents import cache_latents
+from .latents import LatentCache, cache_latents
+from .reading import SceneReader, facts_stream, train_reader
 
 VALIDATION_SEED = 1_000_000_007                                 # of noise and dropped conditions, the same every time
 
@@ -40,6 +43,8 @@ class Run:
     checkpoint: Path | None
     autoencoder: str | None
     start_from: str | None
+    text: str | None
+    bf16: bool
 
     def __post_init__(self):
         self.prepare()
@@ -48,11 +53,10 @@ class Run:
 
     def train_state(self, model, **other) -> TrainState:
         """The recipe's TrainState; `other` arguments stand in place of the recipe's."""
-        r, accelerator = self.recipe, self.accelerator
+        r = self.recipe
         same = {name: getattr(r, name) for name in ("lr", "betas", "weight_decay", "grad_clip", "ema_decay",
                                                      "muon_lr")}
-        bf16 = accelerator.mixed_precision == "bf16" or (r.bf16 and accelerator.device.type == "cuda")
-        return TrainState(model, **{**same, "seed": self.seed, **other}, bf16=bf16, accelerator=accelerator)
+        return TrainState(model, **{**same, "seed": self.seed, **other}, bf16=self.bf16, accelerator=self.accelerator)
 
     def validation(self, n: int) -> dict:
         """One batch of n scenes that no training sees, on the device."""
@@ -136,18 +140,28 @@ class SecondStageRun(Run):
         self.model = build.build_diffusion(self.recipe, first, latent_scale(first, some))
         if self.start_from is not None and self.checkpoint is None:
             build.start_from(LatentDiffusion.from_pretrained(self.start_from), self.model)
+        if self.text is not None and self.checkpoint is None:
+            build.give_text(hub.load(self.text, "TextTransformer"), self.model)
         _channels_last(self.model.net)
-        self.state = self.train_state(self.model)
+        slower = {f"{name}.": self.recipe.text_lr for name, part in self.model.named_modules()
+                  if isinstance(part, TextTransformer)}
+        self.state = self.train_state(self.model, slower=slower)
         self.held_out = self.validation(256)
+        # as the latents that it learns from: a KL posterior's samples, or its modes
+        with torch.no_grad(), seeded(VALIDATION_SEED):
+            self.held_out["latent"] = first.encode(self.held_out["image"], sample=self.recipe.posterior)
 
     def encode(self, first):
         """The latents of the recipe's scenes, kept in the run's folder; encoded by one process, read by the others."""
         r, accelerator = self.recipe, self.accelerator
         keys, make = build.cached_inputs(r.parts, first)
-        scenes = scene_stream(r.scenes, 64, 0, self.workers, 0, 1, seed=self.seed)
+        easy = 0 if r.easy is None else round(r.p_easy * r.latents)
         with accelerator.main_process_first():
-            return cache_latents(first, scenes, r.latents, keys, self.out / "latents",
-                                 _fingerprint(first, r.scenes, self.seed, r.parts), accelerator.is_main_process, make)
+            caches = [cache_latents(first, scene_stream(scenes, 64, 0, self.workers, 0, 1, seed=self.seed), n, keys,
+                                    self.out / folder, _fingerprint(first, scenes, self.seed, r.parts, r.posterior),
+                                    accelerator.is_main_process, make, r.posterior)
+                      for scenes, n, folder in ((r.scenes, r.latents - easy, "latents"), (r.easy, easy, "easy")) if n]
+        return LatentCache.join(caches)
 
     def logs(self):
         """The loop: the cached latents, from the step on that is reached."""
@@ -174,17 +188,74 @@ class SecondStageRun(Run):
         return torch.cat([scenes["image"], *rows])
 
     def losses(self) -> dict:
-        """On scenes that no training sees: with all conditions; of many, with each alone and their mean."""
-        def loss(batch):
-            with seeded(VALIDATION_SEED):
-                return self.model.loss(batch).item()
-
+        """On scenes that no training sees: by noise level, and how much a caption helps; of many tasks, each alone."""
+        measured, some = {}, {key: values[:64] for key, values in self.held_out.items()}    # a task: time is short
+        if set(self.recipe.parts) & {"text", "language"}:
+            measured = self.heard()
         if len(self.recipe.parts) <= 2:
-            return {"val_loss": loss(self.held_out)}
-        some = {key: values[:64] for key, values in self.held_out.items()}      # of each task: time is short
-        losses = {f"val_{task}": loss({"image": some["image"], **tasks.inputs(task, some, self.model)})
+            return {"val_loss": self.loss_of(self.held_out), **measured}
+        scenes = {key: some[key] for key in ("image", "latent")}
+        losses = {f"val_{task}": self.loss_of({**scenes, **tasks.inputs(task, some, self.model)})
                   for task in tasks.possible(self.model)}
-        return {"val_loss": sum(losses.values()) / len(losses), **losses}
+        return {"val_loss": sum(losses.values()) / len(losses), **losses, **measured}
+
+    def loss_of(self, batch: dict) -> float:
+        """The loss of a batch, with the same noise every time."""
+        with seeded(VALIDATION_SEED):
+            return self.model.loss(batch).item()
+
+    def heard(self) -> dict:
+        """With captions alone: the loss by quarters of the noise levels, the low first; and the caption gap, the loss
+        with another scene's caption minus that with the right one. It tells first whether a model listens."""
+        model, captions = self.model, self.held_out["caption"]
+        z0 = self.held_out["latent"] * model.scale_factor
+        # every level once, and the same noise every time
+        places = torch.randperm(len(z0), generator=torch.Generator().manual_seed(0))
+        t = ((places + 0.5) / len(z0) * model.schedule.num_steps).long().to(z0.device)
+        eps = draw_noise(z0, torch.Generator().manual_seed(1))
+
+        def losses(captions):
+            parts = []
+            for i in range(0, len(captions), 64):
+                some = slice(i, i + 64)
+                cond = model.conditioner.encode({"caption": captions[some], "image": self.held_out["image"][some]})
+                parts.append(diffusion_loss(model.net, model.schedule, z0[some], cond, model.prediction, t[some],
+                                            eps[some], reduce=False))
+            return torch.cat(parts)
+
+        right, wrong = losses(captions), losses(captions[1:] + captions[:1])
+        quarter = t * 4 // model.schedule.num_steps
+        return {**{f"val_level{i + 1}": right[quarter == i].mean().item() for i in range(4)},
+                "val_caption_gap": (wrong - right).mean().item()}
+
+
+class TextRun(Run):
+    """A run in which a text transformer learns to read; its `model` is the transformer alone."""
+
+    def prepare(self) -> None:
+        """The transformer, its questions, and new scenes."""
+        r = self.recipe
+        self.model = SceneReader(TextTransformer(r.text_width, r.text_layers, r.text_heads, r.max_length))
+        self.state = self.train_state(self.model)
+        self.held_out = next(facts_stream(replace(r.scenes, split="val"), 256))
+
+    def logs(self):
+        """The loop: endless new captions, from the step on that is reached."""
+        r = self.recipe
+        facts = facts_stream(r.scenes, r.batch_size, self.state.step, self.seed)
+        return train_reader(self.state, facts, r.steps, warmup=r.warmup, decay=r.decay)
+
+    @torch.no_grad()
+    def sample(self) -> dict:
+        """How often it reads a new caption rightly."""
+        with self.averaged():
+            loss, right = self.model.loss(self.held_out)
+        return {"val_loss": loss.item(), **{f"val_{name}": value.item() for name, value in right.items()}}
+
+    def export(self, card: dict) -> None:
+        """Leave the transformer behind; its questions have done their work."""
+        with self.averaged():
+            hub.save(self.out / "model", self.model.text_transformer, card=card)
 
 
 def _fingerprint(model, *settings) -> str:

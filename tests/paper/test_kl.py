@@ -5,7 +5,8 @@ import torch
 from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
-from ldm_mini.kl import DiagonalGaussian, KLBottleneck, weight_for_means
+from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_mini.kl import DiagonalGaussian, KLBottleneck, standardize_latents, weight_for_means
 
 
 def moments(b=2, c=3, size=4, seed=0):
@@ -84,3 +85,24 @@ def test_errors():
         DiagonalGaussian(torch.zeros(1, 3, 2, 2))
     with pytest.raises(ValueError, match="mean"):
         KLBottleneck(4, reduction="none")
+
+
+def test_standardized_latents_have_unit_channels_and_the_same_reconstructions():
+    torch.manual_seed(0)
+    config = AutoencoderConfig(downsample_factor=4, latent_channels=3, channels=8, num_res_blocks=1, groups=2,
+                               patch_size=4)
+    ae = Autoencoder(config, KLBottleneck(3)).eval()
+    images = [torch.rand(4, 3, 16, 24, generator=torch.Generator().manual_seed(i)) * 2 - 1 for i in range(3)]
+    with torch.no_grad():
+        before = [ae.decode(ae.encode(x)) for x in images]
+        std = torch.cat([ae.encode(x) for x in images]).std((0, 2, 3))
+        spread = ae.bottleneck.distribution(ae.moments(images[0])).std
+    standardize_latents(ae, images)
+    with torch.no_grad():
+        z = torch.cat([ae.encode(x) for x in images])
+        assert_close(z.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+        assert_close(z.std((0, 2, 3)), torch.ones(3), atol=1e-4, rtol=0)
+        for x, old in zip(images, before, strict=True):
+            assert_close(ae.decode(ae.encode(x)), old, atol=1e-5, rtol=1e-4)
+        # the noise that the decoder learned to forgive is scaled with its channel
+        assert_close(ae.bottleneck.distribution(ae.moments(images[0])).std, spread / std[:, None, None])

@@ -98,9 +98,9 @@ def test_kl_first_stage():
 
 
 def test_unknown_names_are_answered_with_names():
-    with pytest.raises(ValueError, match="tiny, tiny_l1, base"):
+    with pytest.raises(ValueError, match="tiny, tiny_l1, small, base"):
         find_recipe("autoencoder", "huge")
-    with pytest.raises(ValueError, match="autoencoder, diffusion"):
+    with pytest.raises(ValueError, match="autoencoder, text, diffusion"):
         find_recipe("vae", "tiny")
     assert find_recipe("diffusion", "base") is DIFFUSIONS["base"]
     with pytest.raises(ValueError, match=r"no parts \['txt'\].*text, language, class"):

@@ -17,7 +17,7 @@ from ldm_mini.files import load_safetensors
 from ldm_mini.train import FirstStageLoss, Log
 from ldm_mini.training import runs
 from ldm_mini.training.launch import train_stage
-from ldm_mini.training.recipes import AUTOENCODERS, DIFFUSIONS
+from ldm_mini.training.recipes import AUTOENCODERS, DIFFUSIONS, TEXTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = FirstStageLoss(perceptual_weight=0.0, disc_weight=0.0)
@@ -34,7 +34,7 @@ def one_thread():
 
 
 def recipe_of(stage):
-    return {"autoencoder": AUTOENCODERS, "diffusion": DIFFUSIONS}[stage]["micro"]
+    return {"autoencoder": AUTOENCODERS, "diffusion": DIFFUSIONS, "text": TEXTS}[stage]["micro"]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def timeless(out):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
-@pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
+@pytest.mark.parametrize("stage", ["autoencoder", "text", "diffusion"])
 def test_killed_run_continues_bit_by_bit(stage, tmp_path, first_stage):
     recipe, first = recipe_of(stage), first_stage if stage == "diffusion" else None
     train_stage(stage, recipe, tmp_path / "straight", autoencoder=first, **EVERY)
