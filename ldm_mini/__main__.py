@@ -27,6 +27,7 @@ Train your own, in two stages (Ctrl-C stops cleanly; the same line with --resume
 Measure:
   python -m ldm_mini evaluate                      does the model draw what it is told? how sharp is the first stage?
   python -m ldm_mini evaluate --task all           every task that it was trained for
+  python -m ldm_mini speedrun                      from nothing to captions drawn rightly: how many CPU-seconds?
   python -m ldm_mini info sd-v1                    parts, shapes, parameters, FLOPs of the paper's models, or of yours
 
 Every command explains its options with --help. Names of recipes: ldm_mini/training/recipes.py.
@@ -174,6 +175,21 @@ def evaluate(model: Model = "emoji-scenes", task: TaskName | Literal["all"] | No
                  device=_ready(device, threads), out=out)
 
 
+def speedrun(*, seed: int = 0, out: Path = Path("runs/speedrun")) -> None:
+    """Train from nothing until simple captions are drawn rightly, and count the CPU-seconds: a race, with rules.
+
+    The rules stand at the top of ldm_mini/training/speedrun.py, the entries in data/measurements/speedrun.json. To take
+    part, change recipes or code; to reproduce the first entry, change nothing.
+
+    Args:
+        seed: of the weights, the data and the noise.
+        out: folder for speedrun.json.
+    """
+    from .training import speedrun as run
+
+    run.speedrun(out=out, seed=seed)
+
+
 def info(model: Positional[str], *, size: int | None = None) -> None:
     """Parts, shapes, parameters and FLOPs per step of a model. Its weights are neither needed nor read.
 
@@ -236,7 +252,7 @@ def main(argv: list[str] | None = None) -> int:
     import tyro
 
     try:
-        commands = {"train": train, "sample": sample, "evaluate": evaluate, "info": info}
+        commands = {"train": train, "sample": sample, "evaluate": evaluate, "info": info, "speedrun": speedrun}
         tyro.extras.subcommand_cli_from_dict(commands, prog="python -m ldm_mini", args=argv)
     except (ValueError, OSError) as error:                      # a files.FileError is a ValueError
         print(f"error: {error}", file=sys.stderr)

@@ -166,6 +166,14 @@ SMALL_AUTOENCODER = AutoencoderRecipe(
     steps=2_800, batch_size=16, lr=2e-3, muon_lr=5e-3, warmup=80, betas=(0.9, 0.99),
     loss=FirstStageLoss(mse_weight=1.0, perceptual_start=1_700, disc_weight=0.0), bf16=True)
 
+# The first leg of `python -m ldm_mini speedrun`: simple scenes at 64 pixels, f = 8.
+SPEEDRUN_AUTOENCODER = replace(
+    SMALL_AUTOENCODER, name="speedrun", scenes=TINY_SCENES,
+    model=AutoencoderConfig(downsample_factor=8, latent_channels=8, channels=96, channel_mults=(1, 2),
+                            num_res_blocks=1, groups=1, patch_size=4,
+                            decoder_channels=(24, 48, 96, 192), decoder_blocks=(0, 1, 2, 2)),
+    steps=1_200, warmup=40, loss=replace(SMALL_AUTOENCODER.loss, perceptual_start=750))
+
 # For one H200: the paper's layout, 10M parameters, all sprites. Not yet run on a GPU; two steps on a CPU.
 BASE_AUTOENCODER = AutoencoderRecipe(
     name="base", scenes=SceneConfig(),
@@ -180,8 +188,8 @@ MICRO_AUTOENCODER = AutoencoderRecipe(
     codebook_size=32, restart_after=5, steps=40, batch_size=2, warmup=5,
     loss=FirstStageLoss(perceptual_start=10, disc_start=12), disc_channels=4, disc_layers=1)
 
-AUTOENCODERS = {r.name: r for r in (TINY_AUTOENCODER, TINY_L1_AUTOENCODER, SMALL_AUTOENCODER, BASE_AUTOENCODER,
-                                    MICRO_AUTOENCODER)}
+AUTOENCODERS = {r.name: r for r in (TINY_AUTOENCODER, TINY_L1_AUTOENCODER, SMALL_AUTOENCODER, SPEEDRUN_AUTOENCODER,
+                                    BASE_AUTOENCODER, MICRO_AUTOENCODER)}
 
 # For a CPU, on the latents of the tiny autoencoder.
 # python -m ldm_mini train diffusion --recipe tiny --autoencoder runs/autoencoder-tiny/model
@@ -215,6 +223,9 @@ SMALL_DIFFUSION = DiffusionRecipe(
     text_width=192, text_layers=2, text_heads=6, text_lr=0.2, vector=False, t_power=1.6, posterior=False,
     latents=60_000, steps=10_000, batch_size=32, lr=2e-3, muon_lr=5e-3, warmup=100, ema_decay=0.998, bf16=True)
 
+SPEEDRUN_DIFFUSION = replace(SMALL_DIFFUSION, name="speedrun", scenes=TINY_SCENES, easy=None, parts=("text",),
+                             latents=36_000, steps=2_600, warmup=60)
+
 # For one H200: the whole vocabulary, styles and grammar. Not yet run on a GPU; two steps on a CPU.
 BASE_DIFFUSION = DiffusionRecipe(
     name="base", scenes=SceneConfig(),
@@ -229,9 +240,10 @@ MICRO_DIFFUSION = DiffusionRecipe(
     latents=32, steps=40, batch_size=4, warmup=5, sample_captions=("an apple", "a red star"))
 
 DIFFUSIONS = {r.name: r for r in (TINY_DIFFUSION, TINY_ALL_DIFFUSION, TINY_LAYOUTS_DIFFUSION, BASE_DIFFUSION,
-                                  BASE_ALL_DIFFUSION, SMALL_DIFFUSION, MICRO_DIFFUSION)}
+                                  BASE_ALL_DIFFUSION, SMALL_DIFFUSION, SPEEDRUN_DIFFUSION,
+                                  MICRO_DIFFUSION)}
 
 # python -m ldm_mini train text --recipe small
 # Expect on new captions: all things named 1.00, colours .99, backgrounds .97 after 400 steps, 100 CPU-seconds.
-TEXTS = {r.name: r for r in (TextRecipe("small", SMALL_SCENES),
+TEXTS = {r.name: r for r in (TextRecipe("small", SMALL_SCENES), TextRecipe("speedrun", TINY_SCENES, steps=300),
                              TextRecipe("micro", MICRO_SCENES, 16, 1, 2, steps=20, batch_size=8, warmup=5))}
