@@ -13,6 +13,11 @@ from dataclasses import dataclass
 
 from .vocabulary import COLORS, NOUNS, PLAIN
 
+
+def _article(words: str) -> str:
+    return ("an " if words[0] in "aeiou" else "a ") + words
+
+
 LEADS = ("", "there is", "a picture of", "we see")
 RELATIONS = {
     "left": ("to the left of", "left of", "on the left of"),
@@ -45,7 +50,8 @@ CASUAL = {  # slot: {meaning: what people write besides, the shortest way first}
     "background": {"meadow": ("meadow", "in meadow", "on grass"), "beach": ("beach", "on beach"),
                    "snow": ("snow", "in snow"), "desert": ("desert", "in desert"), "night": ("night",),
                    **{name: tuple(form for word in (name, "grey")[:1 + (name == "gray")] for form in
-                                  (f"{word} background", f"on {word} background", f"with {word} background"))
+                                  (f"{word} background", f"on {word} background", f"with {word} background",
+                                   f"with {_article(word)} background"))
                       for name in PLAIN}},
     "style": {style: (f"{word} style",) for style, word in STYLE_WORDS.items()},
 }
@@ -81,10 +87,6 @@ def plural(noun: str) -> str:
     return PLURALS.get(noun, noun + "s")
 
 
-def _article(words: str) -> str:
-    return ("an " if words[0] in "aeiou" else "a ") + words
-
-
 def background_phrases(background: str) -> tuple:
     """All ways to say it, the usual one first."""
     if background not in PLAIN:
@@ -103,7 +105,7 @@ def _noun_phrase(noun, color, count, pick, size=None, casual=False) -> str:
     if count > 1:
         ways = [[*table][count - 2] for table in ((DIGITS, NUMBERS) if casual else (NUMBERS,))]
         return f"{ways[0] if len(ways) == 1 else pick(ways)} {words}"
-    article = pick(ONE) if casual else "a"
+    article = pick(("",) * 3 + ONE) if casual else "a"
     return _article(words) if article == "a" else f"{article} {words}".strip()
 
 
@@ -138,7 +140,8 @@ def write(description: Description, pick=lambda options: options[0], casual: boo
 
 
 def _write_casually(d: Description, pick) -> str:
-    count, gaps = len(d.objects), (", ", " ") if len(d.objects) < 3 else (" ",)  # 24 tokens, again
+    count = len(d.objects)
+    gaps = (" ",) if len(set(d.objects)) == 3 else (", ", " ")  # 24 tokens, again
 
     def say(slot, meaning):
         return pick(WAYS[slot][meaning])
@@ -148,16 +151,16 @@ def _write_casually(d: Description, pick) -> str:
     else:
         phrases = [_noun_phrase(noun, color, 1, pick, d.size, casual=True) for noun, color in d.objects]
         related = d.relation in RELATIONS
-        joint = f" {say('relation', d.relation)} " if related else pick((" and ", " with ", ", "))
+        joint = f" {say('relation', d.relation)} " if related else pick((" and ", ", ", " and ", ", ", " with "))
         body = ", ".join(phrases[:-2] + [joint.join(phrases[-2:])])
     if count < 3 and not d.style:
-        body = f"{pick(CASUAL_LEADS)} {body}".strip()
+        body = f"{pick(('',) * 6 + CASUAL_LEADS)} {body}".strip()
     for slot, meaning in (("arrangement", d.relation in ARRANGEMENTS and d.relation), ("position", d.position)):
         body += pick(gaps) + say(slot, meaning) if meaning else ""
     if d.background:
         phrase = say("background", d.background)
         first = count < 3 and pick((False, False, False, True))
-        body = f"{phrase}, {body}" if first else f"{body}{pick((', ', ' '))}{phrase}"
+        body = f"{phrase}, {body}" if first else body + pick(gaps) + phrase
     return body + (pick(gaps) + say("style", d.style) if d.style else "")
 
 

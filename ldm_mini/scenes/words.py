@@ -16,8 +16,7 @@ def words_of(config: SceneConfig) -> tuple[str, ...]:
             *_ways("background", _backgrounds(config), casual, varied)]
     if len(counts) > 1 or 1 not in counts:
         said += [*map(c.plural, names), "and", ","]
-    for number in set(counts) & {2, 3}:
-        said += [word for table in (c.NUMBERS, *[c.DIGITS] * casual) for word, count in table.items() if count == number]
+    said += [word for word, number in (c.NUMBERS | (c.DIGITS if casual else {})).items() if number in counts]
     if 1 in counts:
         said += _ways("position", ["middle"] if config.centred else c.POSITIONS, casual, varied)
         said += [way for ways in c.SIZES.values() for way in ways] if casual and not config.centred else []

@@ -203,7 +203,7 @@ def test_agreement_sees_every_kind_of_mistake():
     ("a dog at the top left on grey", Description((("dog", None),), None, "gray", "top left")),
     ("APPLE", Description((("apple", None),))),
     ("Red apple left of dog, blue background.", Description((("apple", "red"), ("dog", None)), "left", "blue")),
-    ("blue background, flat style: 3 stars!", Description((("star", None),) * 3, None, "blue", None, "fluent_flat")),
+    ("blue background, flat style, 3 stars!", Description((("star", None),) * 3, None, "blue", None, "fluent_flat")),
     ("the dog with a cat, flat style, night", Description((("dog", None), ("cat", None)), None, "night", None,
                                                           "fluent_flat")),
     ("two owls with a blue background", Description((("owl", None),) * 2, None, "blue")),
