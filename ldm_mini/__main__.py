@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -132,16 +133,18 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: TaskName | None 
         raise ValueError(f"--num {num} pictures are too few for {len(captions)} captions.")
     device, words = _ready(device, threads), _conditions(captions, class_name, num)
     ldm = LatentDiffusion.from_pretrained(model, device=device)
-    _warn_unknown_words(ldm, captions)
     loaded = time.monotonic()
     options = {"steps": steps, "sampler": _with_bar(sampler, steps), "seed": seed, "negative": negative}
     if guidance_scale is not None:
         options["guidance_scale"] = guidance_scale
-    if (task, image, mask) == (None, None, None):
-        batch = None if ldm.conditioner is None else words or {"caption": [""] * num}
-        images = ldm.sample(batch, num=num, size=size, **options)
-    else:
-        images = run_task(ldm, task, model, num, size, image, mask, words or None, **options)
+    with warnings.catch_warnings():
+        # such as a word that the model does not know: in one line, without the place in the code
+        warnings.showwarning = lambda message, *place, **more: print(f"note: {message}", file=sys.stderr)
+        if (task, image, mask) == (None, None, None):
+            batch = None if ldm.conditioner is None else words or {"caption": [""] * num}
+            images = ldm.sample(batch, num=num, size=size, **options)
+        else:
+            images = run_task(ldm, task, model, num, size, image, mask, words or None, **options)
     save_grid(images, out, columns=min(num, 8))
     print(f"{num} pictures in {out} ({loaded - began:.1f} s to load, {time.monotonic() - loaded:.1f} s to draw)")
 
@@ -229,14 +232,6 @@ def _conditions(captions, class_name, num: int) -> dict:
             raise ValueError(f"--class {class_name!r} is no noun of the scenes; they are {', '.join(NOUN_INDEX)}.")
         batch["class"] = torch.full((num,), NOUN_INDEX[class_name])
     return batch
-
-
-def _warn_unknown_words(ldm, captions) -> None:
-    """The tokenizer maps a word it never saw to "unknown", and the picture then ignores it: say so."""
-    for part in [] if ldm.conditioner is None else ldm.conditioner.modules():
-        if hasattr(part, "unknown_words"):
-            if unknown := sorted({word for caption in captions for word in part.unknown_words(caption)}):
-                print(f"note: the model knows no word {', '.join(unknown)}", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,11 +3,19 @@
 Built in notebooks 10 (dropping) and 12 (joining).
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
+
+
+class NotRead(UserWarning):
+    """A model was asked for something that it cannot read, such as a word it was never trained on."""
+
+
+warnings.filterwarnings("always", category=NotRead, append=True)  # each time, not once; whoever minds may filter it
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +156,10 @@ class Conditioner(nn.Module):
     def finish(self, images: Tensor, batch: dict) -> Tensor:
         """Finished samples (B,3,H,W) -> the same, with what the condition knows for certain put in."""
         return images
+
+    def remarks(self, batch: dict) -> list[str]:
+        """Sentences about what of the batch it cannot read, for `sample` to say. Training does not ask."""
+        return []
 
     def _read(self, batch: dict, key: str):
         if key not in batch:

@@ -68,6 +68,11 @@ class TextConditioner(Conditioner):
         """The same shapes from the empty caption, computed once."""
         return self._embed([""])[[0] * batch_size(batch)]
 
+    def remarks(self, batch: dict) -> list[str]:
+        """Of captions: words that it does not know, and what is too long."""
+        told = getattr(self.text_transformer, "remarks", lambda captions: [])  # one of your own need not have it
+        return told(self._read(batch, "caption"))
+
     def _embed(self, captions: list[str]) -> Cond:
         context, mask = self.text_transformer(captions)
         return Cond(context=context, mask=mask, vector=pool(context, mask) if self.vector else None)

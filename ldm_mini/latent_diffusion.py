@@ -2,6 +2,7 @@
 `loss`, used by `sample`, kept by `save_pretrained` and `from_pretrained`. Built in notebook 09."""
 
 import math
+import warnings
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import hub
-from .cond import Cond, batch_size, to_device
+from .cond import Cond, NotRead, batch_size, to_device
 from .diffusion import PREDICTIONS, diffusion_loss, draw_noise, draw_timesteps, make_denoiser
 from .hub import SHARD_BYTES
 from .samplers import SAMPLERS
@@ -129,10 +130,19 @@ class LatentDiffusion(nn.Module):
         if size is not None:
             batch = {**batch, "latent": torch.zeros(batch_size(batch), *self.latent_shape(size))}
         batch = to_device(batch, self.device)
+        if isinstance(negative, str):
+            negative = {"caption": [negative] * batch_size(batch)}
+        self._say_what_is_not_read(batch, negative or {})
         # the condition, and what guidance steers away from, once for all steps
         cond = self.conditioner.encode(batch)
         null = self._null(batch, negative) if guidance_scale != 1 else None
         return make_denoiser(self.net, self.schedule, cond, null, guidance_scale, self.prediction, clip_x0)
+
+    def _say_what_is_not_read(self, *batches) -> None:
+        said = [remark for batch in batches for part in getattr(self.conditioner, "parts", ())
+                if hasattr(part, "remarks") and part.keys and part.present(batch) for remark in part.remarks(batch)]
+        for remark in dict.fromkeys(said):
+            warnings.warn(remark, NotRead, stacklevel=4)
 
     def _null(self, batch: dict, negative) -> Cond:
         """No condition; or the negative's parts, and of the other parts none, so that guidance reaches them."""
@@ -140,8 +150,6 @@ class LatentDiffusion(nn.Module):
             if self.p_uncond == 0:
                 raise ValueError("p_uncond=0: this model never learned the null condition; use guidance_scale=1.")
             return self.conditioner.null(batch)
-        if isinstance(negative, str):
-            negative = {"caption": [negative] * batch_size(batch)}
         instead = {**batch, **to_device(negative, self.device)}
         return Cond.join([part.encode(instead) if not part.keys or negative.keys() & set(part.keys)
                           else part.null(batch) for part in self.conditioner.parts])

@@ -3,6 +3,7 @@
 Built in notebook 10.
 """
 
+import difflib
 from functools import lru_cache
 
 import torch
@@ -30,12 +31,14 @@ class TextTransformer(nn.Module):
 
     Always max_length tokens, so that a caption and the empty caption stack for guidance; longer captions are cut.
     tokenizer: one of `tokenizers` with an [UNK], whose token 0 stands for padding; None = the shipped one.
+    known: the words that it was trained on, nouns first; None = all that the tokenizer has.
     """
 
     def __init__(self, width: int = 256, layers: int = 4, heads: int = 4, max_length: int = 24,
-                 tokenizer: Tokenizer | None = None):
+                 tokenizer: Tokenizer | None = None, known: tuple[str, ...] | None = None):
         super().__init__()
         self.width, self.layers, self.heads, self.max_length = width, layers, heads, max_length
+        self.known = None if known is None else tuple(known)
         # a copy, since the one that was given need not pad and cut as this one must
         self.tokenizer = Tokenizer.from_str((tokenizer or load_tokenizer()).to_str())
         self.tokenizer.enable_padding(length=max_length)
@@ -62,9 +65,29 @@ class TextTransformer(nn.Module):
         return self.encoder(h, src_key_padding_mask=~mask), mask
 
     def unknown_words(self, caption: str) -> list[str]:
-        """The words of a caption that the tokenizer does not know: the model cannot tell one from another."""
+        """The words of a caption, as the tokenizer divides it, that this model was never trained on."""
+        normalizer, divide = self.tokenizer.normalizer, self.tokenizer.pre_tokenizer
+        text = caption if normalizer is None else normalizer.normalize_str(caption)
+        words = text.split() if divide is None else [word for word, _ in divide.pre_tokenize_str(text)]
         unknown = self.tokenizer.token_to_id("[UNK]")
-        return [word for word in caption.split() if unknown in self.tokenizer.encode(word).ids]
+        return [word for word in words if (self.known is not None and word not in self.known)
+                or unknown in self.tokenizer.encode(word).ids]
+
+    def remarks(self, captions: list[str]) -> list[str]:
+        """Sentences about what of these captions is not read: unknown words, and what is beyond max_length."""
+        captions = dict.fromkeys(captions)
+        said = [self._unknown(word) for word in dict.fromkeys(w for c in captions for w in self.unknown_words(c))]
+        for caption in captions:
+            if (coded := self.tokenizer.encode(caption)).overflowing:
+                rest = caption[max(end for _, end in coded.offsets):].strip(" ,")
+                said.append(f'A caption may have {self.max_length - 2} words and commas; I do not read "{rest}".')
+        return said
+
+    def _unknown(self, word: str) -> str:
+        words = self.known or [w for w in self.tokenizer.get_vocab() if w.isalnum()]
+        if near := difflib.get_close_matches(word, words, n=1, cutoff=0.7):
+            return f'I do not know "{word}"; did you mean "{near[0]}"?'
+        return f'I do not know "{word}".' + (f" I know: {', '.join(self.known[:8])} ..." if self.known else "")
 
 
 def pool(context: Tensor, mask: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ from ..scenes.vocabulary import BACKGROUNDS, COLORS, NOUNS, STYLES
 from .metrics import first_come, mean_box_iou
 
 CLAIMS = {"count": "count_accuracy", "colors": "color_accuracy", "relation": "relation_accuracy",
-          "position": "position_accuracy", "background": "background_accuracy", "style": "style_accuracy"}
+          "position": "position_accuracy", "size": "size_accuracy", "background": "background_accuracy",
+          "style": "style_accuracy"}
+SIZES = {"small": (0, 136 / 256), "big": (144 / 256, 1)}  # of the longest side; true ones: up to 120, from 160 on
 
 
 def truth(batch: dict) -> list[dict]:
@@ -67,16 +69,18 @@ def score_captions(detections: list[dict], captions: list[str]) -> dict:
 
     object_recall, object_precision (single objects); then shares of captions: count_accuracy, color_accuracy (all
     named colours, on the named nouns), relation_accuracy (objects missing = wrong), position_accuracy,
-    background_accuracy, style_accuracy, exact (every claim holds). ValueError for a caption outside the grammar.
+    size_accuracy, background_accuracy, style_accuracy, exact (every claim holds). ValueError for a caption outside
+    the grammar.
     """
     tally = defaultdict(list)
     for found, caption in zip(detections, captions, strict=True):
         said = parse_caption(caption)
         if not caption.strip():
             continue
-        objects = [(NOUNS[o["noun"]], COLORS[o["nearest_color"]], o["centre"]) for o in found["objects"]]
+        objects = [(NOUNS[o["noun"]], COLORS[o["nearest_color"]], o["centre"], _longest_side(o["box"]))
+                   for o in found["objects"]]
         claims = agreement(said, objects, BACKGROUNDS[found["background"]], STYLES[found["style"]])
-        wanted, seen = [noun for noun, _ in said.objects], [noun for noun, _, _ in objects]
+        wanted, seen = [noun for noun, _ in said.objects], [noun for noun, *_ in objects]
         hits = sum(min(wanted.count(noun), seen.count(noun)) for noun in set(wanted))
         tally["object_recall"] += [i < hits for i in range(len(wanted))]
         tally["object_precision"] += [i < hits for i in range(len(seen))]
@@ -96,6 +100,11 @@ def _side(a, b, true_a, true_b) -> bool:
     return (b[axis] - a[axis]) * (true_b[axis] - true_a[axis]) > 0
 
 
+def _longest_side(box) -> float:
+    x0, y0, x1, y1 = box
+    return max(x1 - x0, y1 - y0)
+
+
 def relation_holds(relation: str, centres) -> bool:
     """Whether centres [(x, y), ...], in the order mentioned, stand in a relation or arrangement (y points down)."""
     if relation in ARRANGEMENTS:
@@ -111,8 +120,9 @@ def relation_holds(relation: str, centres) -> bool:
 def agreement(description: Description, objects, background=None, style=None) -> dict:
     """Score each claim of a description, and only what it says: {"objects": bool, "count": ..., "colors": ..., ...}.
 
-    Keys: objects, count, colors, relation, position, background, style. objects: found or true objects, a list of
-    (noun, color or None, (x, y) centre in [0, 1]); the best of equal nouns is matched.
+    Keys: objects, count, colors, relation, position, size, background, style. objects: found or true objects, a list of
+    (noun, color or None, (x, y) centre in [0, 1]), and for a size the longest side in [0, 1]; the best of equal nouns
+    is matched.
     """
     left, found = list(objects), []
     for noun, color in description.objects:
@@ -131,6 +141,9 @@ def agreement(description: Description, objects, background=None, style=None) ->
         result["relation"] = complete and relation_holds(description.relation, [match[2] for match in found])
     if description.position:
         result["position"] = complete and position_name(*found[0][2]) == description.position
+    if description.size:
+        low, high = SIZES[description.size]
+        result["size"] = complete and low <= found[0][3] <= high
     for name, value in (("background", background), ("style", style)):
         if getattr(description, name):
             result[name] = value == getattr(description, name)

@@ -19,6 +19,7 @@ MAX_OBJECTS = 3
 SPLITS = ("train", "val", "heldout", "all")  # each has its own stream of seeds
 LOWRES_FACTOR = 4
 SIZES = {1: (112, 168), 2: (96, 144), 3: (72, 104)}  # longest side of a sprite in units, by number of objects
+SMALL, BIG = 120, 160  # a single thing of at most, at least so many units is called small, big; between them, neither
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class SceneConfig:
     p_paraphrase: float = 0.3  # in other words, some leaving the colours or the background out, some naming the style
     p_place: float = 0.4  # where both kinds of background are on
     p_same: float = 0.12  # several objects that are all alike: "three blue stars"
+    p_casual: float = 0.0  # captions as people type them: "red apple, blue background"
 
     def __post_init__(self):
         def require(good, text):
@@ -62,7 +64,7 @@ class SceneConfig:
                 f"1 <= min_objects <= max_objects <= {MAX_OBJECTS}, got {self.min_objects} and {self.max_objects}.")
         require(self.places or self.plain_backgrounds, "places and plain_backgrounds cannot both be off.")
         require(self.split in SPLITS, f"split must be one of {SPLITS}, got {self.split!r}.")
-        for name in ("p_paraphrase", "p_place", "p_same"):
+        for name in ("p_paraphrase", "p_place", "p_same", "p_casual"):
             require(0 <= getattr(self, name) <= 1, f"{name} must be between 0 and 1, got {getattr(self, name)}.")
 
 
@@ -168,15 +170,22 @@ def random_scene(seed: int, config: SceneConfig = SceneConfig()) -> Scene:
         if scene and (config.split == "all" or is_heldout(scene) == (config.split == "heldout")):
             extra = Draws(seed, SPLITS.index(config.split), 1)  # other words and masks never change the picture
             mask, said = masks.random_mask(extra, count), describe(scene, extra, config.p_paraphrase)
+            if config.p_casual:  # a stream of their own, so that all other captions stay as they are
+                more = Draws(seed, SPLITS.index(config.split), 2)
+                said = describe(scene, more, casual=True) if more.chance(config.p_casual) else said
             return replace(scene, seed=seed, mask=mask, caption=captions.write(*said))
     raise ValueError(f"random_scene: no scene with {count} objects fits split={config.split!r}, nouns={config.nouns}, "
                      f"places={config.places}; allow more nouns or backgrounds.")
 
 
-def describe(scene: Scene, draws: Draws, p_paraphrase: float = 0.0) -> tuple:
-    """Something true to say about a scene: (Description, how to pick words), the arguments of `captions.write`."""
+def describe(scene: Scene, draws: Draws, p_paraphrase: float = 0.0, casual: bool = False) -> tuple:
+    """Something true to say about a scene: (Description, how to pick words, casual), what `captions.write` takes.
+
+    casual: in few words, and the size of a single thing, if it is clearly big or small.
+    """
     objects, count = scene.objects, len(scene.objects)
     relation, position, style = scene.relation if len({o.noun for o in objects}) > 1 else None, None, None
+    size = None
     if count == 1 and draws.chance(.3):
         x, y = objects[0].x, objects[0].y
         if min(abs(place - edge) for place in (x, y) for edge in (108, 148)) > 4:  # not on the border between two names
@@ -186,17 +195,19 @@ def describe(scene: Scene, draws: Draws, p_paraphrase: float = 0.0) -> tuple:
         relation = (("left", "right") if relation == "row" else ("above", "below"))[order == -1]
         objects = objects[::order]
     said, background, pick = [(o.noun, o.color) for o in objects], scene.background, lambda options: options[0]
-    if draws.chance(p_paraphrase):
+    if casual or draws.chance(p_paraphrase):
         pick = draws.choice
         if draws.chance(.15):
             said = [(noun, None) for noun, _ in said]
-        if draws.chance(.1):
+        if draws.chance(.25 if casual else .1):
             background = None
         if draws.chance(.15):
             relation = "beside" if relation in ("left", "right") else None
         if count < 3 and draws.chance(.2):
             style = scene.style
-    return captions.Description(tuple(said), relation, background, position, style), pick
+        if casual and count == 1 and draws.chance(.7):
+            size = "small" if objects[0].size <= SMALL else "big" if objects[0].size >= BIG else None
+    return captions.Description(tuple(said), relation, background, position, style, size), pick, casual
 
 
 def render(scene: Scene, config: SceneConfig = SceneConfig()) -> dict:

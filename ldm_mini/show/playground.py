@@ -9,8 +9,10 @@ Two clicks on the canvas are two opposite corners of a rectangle. All is made of
 """
 
 import base64
+import html
 import io
 import time
+import warnings
 from dataclasses import replace
 
 import ipywidgets as widgets
@@ -135,8 +137,9 @@ class Playground:
         told, began = self.batch(), time.perf_counter()
         self.sample_button.disabled, self.sample_button.description = True, "drawing ..."
         try:
-            drawn = self.model.sample(told, steps=self.steps.value, guidance_scale=self.guidance.value,
-                                      seed=self.seed.value).cpu()
+            with warnings.catch_warnings(record=True) as heard:  # such as a word that it does not know
+                drawn = self.model.sample(told, steps=self.steps.value, guidance_scale=self.guidance.value,
+                                          seed=self.seed.value).cpu()
         except ValueError as error:                              # such as a size that the model does not know
             return self._show(f"The model says: {error}")
         finally:
@@ -146,7 +149,8 @@ class Playground:
         seed, seconds = self.seed.value, time.perf_counter() - began
         if self.again.value:
             self.seed.value += 1
-        self._show(f"Drawn from {self._said(told)}, with seed {seed}, in {seconds:.1f} s.")
+        self._show(f"Drawn from {self._said(told)}, with seed {seed}, in {seconds:.1f} s."
+                   + "".join(f"<br>{html.escape(str(warning.message))}" for warning in heard))
 
     def real_scene(self) -> None:
         """A scene that no training saw, to make holes in."""
@@ -180,14 +184,12 @@ class Playground:
         return max((getattr(part, "max_objects", 0) for part in self.parts), default=0)
 
     def _said(self, told: dict) -> str:
-        """The wish in words, and which of its words mean nothing to the model."""
+        """The wish in words."""
         if told.get("caption") == [""]:
             return "no wish at all"
         parts = [name for name, key in (("the caption", "caption"), (f"the boxes ({len(self.boxes)})", "labels"),
                                         ("what is around the hole", "mask")) if key in told]
-        unknown = [word for part in self.parts if hasattr(part, "text_transformer")
-                   for caption in told.get("caption", ()) for word in part.text_transformer.unknown_words(caption)]
-        return " and ".join(parts) + (f" (words it does not know: {', '.join(unknown)})" if unknown else "")
+        return " and ".join(parts)
 
     # ---------------------------------------------------------------------------------------------------- what it shows
 

@@ -10,6 +10,7 @@ from ..kl import KLBottleneck
 from ..latent_diffusion import LatentDiffusion
 from ..quantizer import VectorQuantizer, VQBottleneck
 from ..scenes.vocabulary import NOUNS, SEMANTIC
+from ..scenes.words import words_of
 from ..schedule import BETAS, NoiseSchedule
 from ..text import TextTransformer
 from ..unet import UNet, UNetConfig
@@ -57,7 +58,7 @@ def build_conditioner(recipe, first_stage) -> Conditioner | None:
     factor = first_stage.downsample_factor
     width, words = r.text_width, (r.text_width, r.text_layers, r.text_heads, r.max_length)
     build = {
-        "text": lambda: TextConditioner(TextTransformer(*words), r.vector),
+        "text": lambda: TextConditioner(TextTransformer(*words, known=words_of(r.scenes)), r.vector),
         "language": lambda: _language(*words),
         "class": lambda: ClassConditioner(len(NOUNS), width, width if r.vector else None),
         "layout": lambda: LayoutConditioner(len(NOUNS), width, heads=r.text_heads, vector=r.vector),

@@ -90,9 +90,10 @@ def test_sample_writes_the_same_grid_for_the_same_seed(trained, tmp_path, capsys
 
 
 def test_a_word_the_model_does_not_know_is_named(trained, tmp_path, capsys):
-    main(["sample", "a zeppelin", "--model", str(trained / "ldm" / "model"), "--num", "1", "--steps", "1", "--device",
-          "cpu", "--out", str(tmp_path / "a.png")])
-    assert "no word zeppelin" in capsys.readouterr().err
+    main(["sample", "an aple", "--model", str(trained / "ldm" / "model"), "--num", "1", "--steps", "1", "--device",
+          "cpu", "--negative", "a rocket", "--out", str(tmp_path / "a.png")])
+    assert capsys.readouterr().err.splitlines()[:2] == ['note: I do not know "aple"; did you mean "apple"?',
+        'note: I do not know "rocket". I know: apple, star, car, red, orange, yellow, green, blue ...']
 
 
 def test_mistakes_end_in_one_line(trained, tmp_path, capsys):

@@ -89,6 +89,17 @@ def test_unknown_words_are_named(transformer):
     assert transformer.unknown_words("a red dog") == []
 
 
+def test_what_is_not_read_is_said(transformer):
+    assert transformer.remarks(["a red dog", ""]) == []
+    assert transformer.remarks(["a dgo", "a zebra", "zebra"]) == ['I do not know "dgo".', 'I do not know "zebra".']
+    assert transformer.remarks(["a reed dog"]) == ['I do not know "reed"; did you mean "red"?']
+    (only,) = transformer.remarks(["a dog left of the red apple left of the blue apple"])
+    assert "10 words" in only and only.endswith('I do not read "blue apple".')
+    narrow = TextTransformer(32, 1, 2, 12, TOKENIZER, known=("dog", "red", "a"))        # has seen less than is there
+    assert narrow.unknown_words("a red dog left of the apple") == ["left", "of", "the", "apple"]
+    assert narrow.remarks(["a blue dog"]) == ['I do not know "blue". I know: dog, red, a ...']
+
+
 def test_a_missing_tokenizer_is_named(monkeypatch):
     monkeypatch.setattr(files, "checksums", dict)
     files.data_path.cache_clear()

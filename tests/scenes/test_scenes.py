@@ -11,7 +11,16 @@ from ldm_mini.measure.scoring import agreement
 from ldm_mini.scenes import scene as composer
 from ldm_mini.scenes import vocabulary as v
 from ldm_mini.scenes.backgrounds import LOOKS, paint
-from ldm_mini.scenes.captions import Description, parse_caption, position_name, write
+from ldm_mini.scenes.captions import (
+    ARRANGEMENTS,
+    POSITIONS,
+    RELATIONS,
+    SIZES,
+    Description,
+    parse_caption,
+    position_name,
+    write,
+)
 from ldm_mini.scenes.draws import Draws
 from ldm_mini.scenes.masks import draw_mask, random_mask
 from ldm_mini.scenes.scene import (
@@ -90,8 +99,8 @@ def test_captions_are_true_and_read_back(p_paraphrase):
     said = set()
     for seed in range(MANY):
         scene = random_scene(seed, config)
-        description, pick = composer.describe(scene, Draws(seed), p_paraphrase)
-        assert parse_caption(write(description, pick)) == description
+        description, *how = composer.describe(scene, Draws(seed), p_paraphrase)
+        assert parse_caption(write(description, *how)) == description
         description = parse_caption(scene.caption)
         objects = [(o.noun, o.color, (o.x / v.UNIT, o.y / v.UNIT)) for o in scene.objects]
         verdict = agreement(description, objects, scene.background, scene.style)
@@ -100,6 +109,68 @@ def test_captions_are_true_and_read_back(p_paraphrase):
         said.update(verdict, [description.relation])
     assert set("objects count colors relation background position left right above below row column".split()) <= said
     assert {"style", "beside"} <= said or p_paraphrase == 0
+
+
+def any_description(draws: Draws) -> Description:
+    """A description of any kind, true of something or not."""
+    count, noun, color = draws.between(1, 3), lambda: draws.choice(v.NOUNS), lambda: draws.choice((None, *v.PLAIN))
+    objects = ((noun(), color()),) * count if draws.chance(.3) else tuple((noun(), color()) for _ in range(count))
+    alike = len(set(objects)) == 1
+    def maybe(options):
+        return draws.choice((None, *options))
+
+    relation = None if count == 1 or alike else maybe(ARRANGEMENTS if count == 3 else RELATIONS)
+    position, size = (maybe(POSITIONS), maybe(SIZES)) if count == 1 else (None, None)
+    return Description(objects, relation, maybe(v.BACKGROUNDS), position, maybe(v.STYLES), size)
+
+
+@pytest.mark.parametrize("casual", [False, True])
+def test_every_description_is_read_back_in_all_its_ways(casual):
+    words = set()
+    for seed in range(2 * MANY):
+        draws = Draws(seed, 7)
+        description = any_description(draws)
+        caption = write(description, draws.choice, casual)
+        assert parse_caption(caption) == description, caption
+        assert parse_caption(caption.upper().replace(" ", "  ") + " !") == description
+        words.update(caption.replace(",", " , ").split())
+    assert not casual or {"2", "3", "1", "big", "large", "tiny", "with", "draw", "centre", ",", "the"} <= words
+    assert write(Description(), casual=casual) == ""
+
+
+def test_the_usual_casual_caption():
+    description = Description((("apple", "red"), ("dog", None)), relation="left", background="blue")
+    assert write(description, casual=True) == "red apple left of dog, blue background"
+    assert write(Description((("star", None),) * 3, position=None, style="noto"), casual=True) == "3 stars, noto style"
+    assert write(Description((("apple", "red"),), size="big"), casual=True) == "big red apple"
+
+
+def test_casual_captions_are_true_and_change_nothing_else():
+    config, said, casual = SceneConfig(p_casual=0.5), set(), 0
+    for seed in range(MANY):
+        scene, formal = random_scene(seed, config), random_scene(seed)
+        assert replace(scene, caption="") == replace(formal, caption="")
+        casual += scene.caption != formal.caption
+        description = parse_caption(scene.caption)
+        objects = [(o.noun, o.color, (o.x / v.UNIT, o.y / v.UNIT), o.size / v.UNIT) for o in scene.objects]
+        verdict = agreement(description, objects, scene.background, scene.style)
+        assert all(verdict.values()) and verdict["count"], (scene, verdict)
+        said.update(verdict, [description.relation, description.size])
+        assert description.size is None or scene.objects[0].size <= 120 or scene.objects[0].size >= 160
+    assert 0.45 * MANY < casual < 0.5 * MANY
+    assert set("objects count colors relation background position size style big small beside row".split()) <= said
+    assert random_scene(3, SceneConfig(p_casual=1.0)).caption == random_scene(3, SceneConfig(
+        p_casual=1.0, p_paraphrase=1.0)).caption
+
+
+def test_the_size_of_a_thing_is_judged_with_a_margin():
+    def holds(caption, side):
+        return agreement(parse_caption(caption), [("dog", None, (.5, .5), side / 256)])["size"]
+
+    assert [holds("big dog", side) for side in (112, 140, 148, 168)] == [False, False, True, True]
+    assert [holds("a small dog", side) for side in (112, 132, 140, 168)] == [True, True, False, False]
+    assert not agreement(parse_caption("big dog"), [("cat", None, (.5, .5), .7)])["size"]
+    assert "size" not in agreement(parse_caption("dog"), [("dog", None, (.5, .5))])
 
 
 def test_agreement_sees_every_kind_of_mistake():
@@ -130,6 +201,23 @@ def test_agreement_sees_every_kind_of_mistake():
     ("under water, there is a little bird under a bike",
      Description((("bird", None), ("bicycle", None)), "below", "under water")),
     ("a dog at the top left on grey", Description((("dog", None),), None, "gray", "top left")),
+    ("APPLE", Description((("apple", None),))),
+    ("Red apple left of dog, blue background.", Description((("apple", "red"), ("dog", None)), "left", "blue")),
+    ("blue background, flat style, 3 stars!", Description((("star", None),) * 3, None, "blue", None, "fluent_flat")),
+    ("the dog with a cat, flat style, night", Description((("dog", None), ("cat", None)), None, "night", None,
+                                                          "fluent_flat")),
+    ("two owls with a blue background", Description((("owl", None),) * 2, None, "blue")),
+    ("big purple octopus, bottom-left corner", Description((("octopus", "purple"),), None, None, "bottom left", None,
+                                                           "big")),
+    ("a red little heart on the left", Description((("heart", "red"),), None, None, "left", None, "small")),
+    ("little bird", Description((("bird", None),))),
+    ("tiny little bird", Description((("bird", None),), size="small")),
+    ("star near the top", Description((("star", None),), position="top")),
+    ("star near the dog", Description((("star", None), ("dog", None)), "beside")),
+    ("cat beneath one moon in 3D style", Description((("cat", None), ("moon", None)), "below", None, None,
+                                                     "fluent_3d")),
+    ("dog, cat, bee, left to right", Description((("dog", None), ("cat", None), ("bee", None)), "row")),
+    ("draw 2 dogs, grey background", Description((("dog", None),) * 2, None, "gray")),
 ])
 def test_typed_captions(caption, expected):
     assert parse_caption(caption) == expected
@@ -137,7 +225,9 @@ def test_typed_captions(caption, expected):
 
 @pytest.mark.parametrize("caption, word", [
     ("a zebra", "zebra"), ("a red", "red"), ("a dogs", "dogs"), ("two cats above a dog", "3 objects"),
-    ("a dog on a turquoise background", "turquoise")])
+    ("a dog on a turquoise background", "turquoise"), ("dogs", "dogs"), ("big", "big"), ("big red", "big red"),
+    ("a big small dog", "big small"), ("2 big dogs", "one thing alone"), ("a big dog and a cat", "one thing alone"),
+    ("dog, , zebra", "zebra"), ("night", "night")])
 def test_captions_outside_the_grammar_are_refused(caption, word):
     with pytest.raises(ValueError, match=word):
         parse_caption(caption)

@@ -126,7 +126,7 @@ def test_the_canvas_shows_boxes_holes_and_the_corner(page):
 def test_words_it_does_not_know_are_named_and_errors_are_shown(page):
     page.caption.value = "a star beside a xylophone"
     page.sample_button.click()
-    assert "xylophone" in page.message.value
+    assert "I do not know &quot;xylophone&quot;" in page.message.value
     page.model = model("layout")                                    # knows no words, and there are no boxes
     page.sample_button.click()
     assert "The model says" in page.message.value and not page.sample_button.disabled
