@@ -162,7 +162,7 @@ def _with_bar(name: str, steps: int):
 
 def evaluate(model: Model = "emoji-scenes", task: TaskName | Literal["all"] | None = None, *, num: int = 256,
              steps: int = 20, guidance_scale: Guidance = None, seed: int = 0, device: Device = "auto",
-             threads: Threads = None, out: Path | None = None) -> None:
+             threads: Threads = None, out: Path | None = None, simple: bool = False) -> None:
     """Measure a model: does it draw what it is told, on seen and on held-out combinations; and its first stage.
 
     Args:
@@ -171,11 +171,12 @@ def evaluate(model: Model = "emoji-scenes", task: TaskName | Literal["all"] | No
         steps: network evaluations per picture.
         seed: of scenes and noise.
         out: folder for evaluation.json and evaluation.md.
+        simple: on simple scenes (16 nouns, one or two things), whatever it was trained on.
     """
     from .measure.evaluate import run_evaluate
 
     run_evaluate(model, task, num=num, steps=steps, guidance_scale=guidance_scale, seed=seed,
-                 device=_ready(device, threads), out=out)
+                 device=_ready(device, threads), out=out, simple=simple)
 
 
 def speedrun(*, seed: int = 0, out: Path = Path("runs/speedrun")) -> None:

@@ -21,7 +21,7 @@ from ..cond import together
 from ..latent_diffusion import LatentDiffusion
 from ..perceptual import PerceptualLoss
 from ..scenes.data import scene_batches
-from ..scenes.scene import SceneConfig, random_scene, scenes_of, scenes_to_test
+from ..scenes.scene import TINY_SCENES, SceneConfig, random_scene, scenes_of, scenes_to_test
 from ..tasks import check_possible, find_task, inputs, possible
 from . import metrics
 from .judge import REAL, Judge, after_first_stage, baseline, others
@@ -113,11 +113,12 @@ def evaluate_diffusion(ldm, config: SceneConfig = SceneConfig(), task: str = "te
 
 def run_evaluate(model: str = "emoji-scenes", task: str | None = None, *, num: int = 256, steps: int = 20,
                  guidance_scale: float | None = None, seed: int = 0, device: str = "auto",
-                 out: Path | None = None) -> dict:
+                 out: Path | None = None, simple: bool = False) -> dict:
     """Measure a saved model, shipped or in a folder, and print the tables; what `python -m ldm_mini evaluate` does.
 
     task: one of tasks.TASKS, "all" that the model can do, or None: "text" if it can, else its first. A folder with a
-    first stage alone gets its reconstruction measured. `out`: a folder for evaluation.json and .md.
+    first stage alone gets its reconstruction measured. simple: on simple scenes of the model's size (TINY_SCENES: 16
+    nouns, one or two things), not on those it was trained on. `out`: a folder for evaluation.json and .md.
     """
     if num < 8:
         raise ValueError(f"run_evaluate: {num} pictures are too few to measure anything; take at least 8, better 256.")
@@ -126,6 +127,7 @@ def run_evaluate(model: str = "emoji-scenes", task: str | None = None, *, num: i
     folder = hub.find(model)
     stored = files.read_json(folder / hub.CONFIG)
     config, report = scenes_of(stored), {"model": str(model), "device": device}
+    config = replace(TINY_SCENES, size=config.size) if simple else config
     if stored.get("class") == "autoencoder.Autoencoder":
         autoencoder = hub.load_autoencoder(folder, device=device)
     else:

@@ -17,8 +17,8 @@ from ..unet import UNet, UNetConfig
 
 # The parts of a conditioner, in their order: tasks.PARTS, and "language", which may stand in place of "text": a frozen
 # language model, an extra. How often each is trained alone, relative to the others: words need the most practice, maps
-# the least.
-PRACTICE = {"text": 3, "language": 3, "class": 1, "layout": 2, "lowres": 1, "semantic": 1, "inpaint": 1}
+# the least; of words, the recipe says how often.
+PRACTICE = {"text": None, "language": None, "class": 1, "layout": 2, "lowres": 1, "semantic": 1, "inpaint": 1}
 
 
 def build_autoencoder(recipe) -> Autoencoder:
@@ -70,7 +70,8 @@ def build_conditioner(recipe, first_stage) -> Conditioner | None:
     if not several:
         return parts[0] if parts else None
     if r.alone is None:
-        return CombinedConditioner(parts, r.p_drop_each, r.p_single, [PRACTICE[name] for name in names])
+        often = {**PRACTICE, "text": r.text_practice, "language": r.text_practice}
+        return CombinedConditioner(parts, r.p_drop_each, r.p_single, [often[name] for name in names])
     return CombinedConditioner(parts, r.p_drop_each, 1.0, [name == r.alone for name in names])
 
 

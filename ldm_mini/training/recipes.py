@@ -62,6 +62,7 @@ class DiffusionRecipe:
     p_uncond: float = 0.1                       # whole condition dropped, for guidance
     p_drop_each: float = 0.1                    # caption or class alone dropped, so that either can stand alone
     p_single: float = 0.0                       # all parts but one dropped
+    text_practice: float = 3.0                  # how much more often than a picture words are the one part
     alone: str | None = None                    # the one part that is ever shown: a leg for what is hard to learn
     schedule: str = "cosine"                    # or "scaled_linear", the paper's
     prediction: str = "v"
@@ -156,7 +157,7 @@ TINY_L1_AUTOENCODER = replace(TINY_AUTOENCODER, name="tiny_l1",
 
 # What ships: 128 pixels in 8 x 8 tokens. The encoder folds patches of 8 and halves once; the decoder paints each pixel.
 # python -m ldm_mini train autoencoder --recipe small
-SMALL_SCENES = SceneConfig(size=128, styles=("fluent_flat",))
+SMALL_SCENES = SceneConfig(size=128, styles=("fluent_flat",), p_casual=0.3)
 SMALL_AUTOENCODER = AutoencoderRecipe(
     name="small", scenes=SMALL_SCENES,
     model=AutoencoderConfig(downsample_factor=16, latent_channels=12, channels=96, channel_mults=(1, 2),
@@ -174,12 +175,15 @@ SPEEDRUN_AUTOENCODER = replace(
                             decoder_channels=(24, 48, 96, 192), decoder_blocks=(0, 1, 2, 2)),
     steps=1_200, warmup=40, loss=replace(SMALL_AUTOENCODER.loss, perceptual_start=750))
 
-# For one H200: the paper's layout, 10M parameters, all sprites. Not yet run on a GPU; two steps on a CPU.
-BASE_AUTOENCODER = AutoencoderRecipe(
-    name="base", scenes=SceneConfig(),
-    model=AutoencoderConfig(downsample_factor=4, latent_channels=4, channels=64, channel_mults=(1, 2, 4), groups=4),
-    codebook_size=2048, steps=12_000, batch_size=128, lr=4e-4, warmup=500,
-    loss=FirstStageLoss(disc_start=4_000), disc_layers=2, disc_lr=2e-4, ema_decay=0.999, bf16=True, compile=True)
+# For one H200: the same design, wider. Not yet run on a GPU; two steps on a CPU. `data/build/train_on_gpu.py` fits the
+# steps into given minutes.
+BASE_SCENES = SceneConfig(size=128, p_casual=0.3)
+BASE_AUTOENCODER = replace(
+    SMALL_AUTOENCODER, name="base", scenes=BASE_SCENES,
+    model=replace(SMALL_AUTOENCODER.model, latent_channels=16, channels=128, channel_mults=(1, 2), num_res_blocks=2,
+                  decoder_channels=(32, 64, 96, 192, 256), decoder_blocks=(1, 1, 2, 2, 2)),
+    steps=8_000, batch_size=64, lr=1e-3, muon_lr=3e-3, warmup=300,
+    loss=replace(SMALL_AUTOENCODER.loss, perceptual_start=4_000), ema_decay=0.999, compile=True)
 
 MICRO_AUTOENCODER = AutoencoderRecipe(
     name="micro", scenes=MICRO_SCENES,
@@ -218,32 +222,31 @@ TINY_LAYOUTS_DIFFUSION = replace(TINY_ALL_DIFFUSION, name="tiny_layouts", alone=
 # python -m ldm_mini train diffusion --recipe small --autoencoder runs/autoencoder-small/model \
 #     --text runs/text-small/model
 SMALL_DIFFUSION = DiffusionRecipe(
-    name="small", scenes=SMALL_SCENES, easy=replace(TINY_SCENES, size=128),
-    channels=128, channel_mults=(1, 1), attn_levels=(0, 1), groups=8, parts=PARTS, p_drop_each=0.5, p_single=0.7,
+    name="small", scenes=SMALL_SCENES, easy=replace(TINY_SCENES, size=128, p_casual=0.3),
+    channels=128, channel_mults=(1, 1), attn_levels=(0, 1), groups=8,
+    parts=PARTS, p_drop_each=0.5, p_single=0.8, text_practice=6.0,
     text_width=192, text_layers=2, text_heads=6, text_lr=0.2, vector=False, t_power=1.6, posterior=False,
     latents=60_000, steps=10_000, batch_size=32, lr=2e-3, muon_lr=5e-3, warmup=100, ema_decay=0.998, bf16=True)
 
 SPEEDRUN_DIFFUSION = replace(SMALL_DIFFUSION, name="speedrun", scenes=TINY_SCENES, easy=None, parts=("text",),
                              latents=36_000, steps=2_600, warmup=60)
 
-# For one H200: the whole vocabulary, styles and grammar. Not yet run on a GPU; two steps on a CPU.
-BASE_DIFFUSION = DiffusionRecipe(
-    name="base", scenes=SceneConfig(),
-    channels=128, channel_mults=(1, 2, 3), num_res_blocks=2, groups=8, text_width=256, text_layers=6, text_heads=8,
-    latents=500_000, steps=15_000, batch_size=512, lr=4e-4, warmup=1_000, ema_decay=0.9995, bf16=True, compile=True)
-
-BASE_ALL_DIFFUSION = replace(for_task(BASE_DIFFUSION, "all"), name="base_all", t_power=2.0)
+# For one H200: the same design, wider, and all four styles. Not yet run on a GPU; two steps on a CPU.
+BASE_DIFFUSION = replace(
+    SMALL_DIFFUSION, name="base", scenes=BASE_SCENES, easy=None, channels=256, num_res_blocks=2, head_dim=64, groups=16,
+    text_width=384, text_layers=3, text_heads=6, latents=120_000, steps=20_000, batch_size=256, lr=1e-3, muon_lr=3e-3,
+    warmup=500, ema_decay=0.9995, compile=True)
 
 MICRO_DIFFUSION = DiffusionRecipe(
     name="micro", scenes=MICRO_SCENES, lr=1.5e-3,
     channels=16, channel_mults=(1, 2), attn_levels=(1,), head_dim=16, text_width=16, text_layers=1, text_heads=2,
     latents=32, steps=40, batch_size=4, warmup=5, sample_captions=("an apple", "a red star"))
 
-DIFFUSIONS = {r.name: r for r in (TINY_DIFFUSION, TINY_ALL_DIFFUSION, TINY_LAYOUTS_DIFFUSION, BASE_DIFFUSION,
-                                  BASE_ALL_DIFFUSION, SMALL_DIFFUSION, SPEEDRUN_DIFFUSION,
-                                  MICRO_DIFFUSION)}
+DIFFUSIONS = {r.name: r for r in (TINY_DIFFUSION, TINY_ALL_DIFFUSION, TINY_LAYOUTS_DIFFUSION, SMALL_DIFFUSION,
+                                  SPEEDRUN_DIFFUSION, BASE_DIFFUSION, MICRO_DIFFUSION)}
 
 # python -m ldm_mini train text --recipe small
 # Expect on new captions: all things named 1.00, colours .99, backgrounds .97 after 400 steps, 100 CPU-seconds.
 TEXTS = {r.name: r for r in (TextRecipe("small", SMALL_SCENES), TextRecipe("speedrun", TINY_SCENES, steps=300),
+                             TextRecipe("base", BASE_SCENES, 384, 3, steps=2_000),
                              TextRecipe("micro", MICRO_SCENES, 16, 1, 2, steps=20, batch_size=8, warmup=5))}

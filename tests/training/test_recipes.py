@@ -69,11 +69,12 @@ def test_every_caption_fits_the_text_transformer(name):
 
 def test_sizes_are_what_the_recipes_say():
     """A CPU's nets stay small; the latents of both stages fit together."""
-    for name, most, most_net in (("tiny", 2.5, 10), ("base", 15, 80)):
+    for name, most, most_net, latent in (("tiny", 2.5, 10, (4, 16, 16)), ("small", 7, 8, (12, 8, 8)),
+                                         ("base", 20, 80, (16, 8, 8))):
         first = build_autoencoder(AUTOENCODERS[name])
         ldm = build_diffusion(DIFFUSIONS[name], first)
         assert millions(first) < most and millions(ldm.net) < most_net
-        assert ldm.latent_shape(64) == (AUTOENCODERS[name].model.latent_channels, 16, 16)
+        assert ldm.latent_shape(DIFFUSIONS[name].scenes.size) == latent
         assert set(DIFFUSIONS[name].scenes.nouns or NOUNS) <= set(AUTOENCODERS[name].scenes.nouns or NOUNS)
 
 

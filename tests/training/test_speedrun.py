@@ -1,4 +1,4 @@
-"""The speed-run from beginning to end, in miniature: it counts its legs, judges, stops at the target, repeats itself."""
+"""The speed-run from beginning to end, in miniature: it counts its legs, judges, stops at the target."""
 
 import json
 from dataclasses import replace
