@@ -60,8 +60,8 @@ def train(stage: Positional[Literal["autoencoder", "text", "diffusion"]], recipe
         language: for diffusion: captions through a frozen language model with a small trained transformer on top, in
             place of the text transformer from scratch. Needs pip install "ldm_mini[language]".
         autoencoder: for diffusion: the trained first stage, for example runs/autoencoder-tiny/model.
-        start_from: for diffusion: a trained model of the same shape to train further, on other scenes or with
-            conditions that are new to it.
+        start_from: a trained model of the same shape to train further: diffusion on other scenes or with conditions
+            that are new to it, a first stage with more residual blocks.
         text: for diffusion: a text transformer that has learned to read, for example runs/text-small/model.
         resume: continue the run in this folder from its newest checkpoint, as if it had never stopped.
         minutes: stop after so long, with a checkpoint.
@@ -83,8 +83,7 @@ def train(stage: Positional[Literal["autoencoder", "text", "diffusion"]], recipe
                         "sample-every": sample_every, "save-every": save_every}.items():
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}.")
-    for name, value in {"task": task, "language": language, "latents": latents, "start-from": start_from,
-                        "text": text}.items():
+    for name, value in {"task": task, "language": language, "latents": latents, "text": text}.items():
         if value and stage != "diffusion":
             raise ValueError(f"--{name} is for diffusion; one first stage serves all tasks, with captions or without.")
     chosen = find_recipe(stage, recipe)

@@ -94,14 +94,17 @@ def weight_for_means(weight_for_sums: float, latent_shape, image_shape) -> float
 
 @torch.no_grad()
 def standardize_latents(autoencoder, images) -> None:
-    """Make each latent channel's mode have mean 0 and variance 1 over `images`, an iterable of (B,C,H,W); in place.
+    """Give each latent channel mean 0 and variance 1 over `images`, an iterable of (B,C,H,W); in place.
 
-    One scale factor for all channels (LDM app. G) leaves some of them quiet and others loud. Here the 1x1 convolutions
+    The variance is that of samples: a channel that the KL term has silenced, all noise, stays silent in its modes. One
+    scale factor for all channels (LDM app. G) leaves some of them quiet and others loud. Here the 1x1 convolutions
     beside the bottleneck take up a shift and a scale per channel, one the reverse of the other: reconstructions stay
     as they were.
     """
-    modes = torch.cat([autoencoder.encode(x).transpose(0, 1).flatten(1) for x in images], dim=1)    # (c, values)
-    mean, std = modes.mean(dim=1), modes.std(dim=1)
+    posteriors = [autoencoder.bottleneck.distribution(autoencoder.moments(x)) for x in images]
+    modes, spreads = (torch.cat([getattr(p, part).transpose(0, 1).flatten(1) for p in posteriors], dim=1)
+                      for part in ("mean", "std"))                              # (c, values)
+    mean, std = modes.mean(dim=1), (modes.var(dim=1) + spreads.square().mean(dim=1)).sqrt()
     before, after, c = autoencoder.quant_conv, autoencoder.post_quant_conv, len(mean)
     # the first half of the moments are means, which move and shrink; of the log variances, only the size changes
     before.bias[:c] -= mean

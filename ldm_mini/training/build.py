@@ -3,6 +3,7 @@
 import torch
 
 from ..autoencoder import Autoencoder
+from ..blocks import ResBlock, zeroed
 from ..concat_conditioners import InpaintConditioner, LowResConditioner, SemanticConditioner
 from ..cond import Conditioner
 from ..conditioners import ClassConditioner, CombinedConditioner, LayoutConditioner, TextConditioner
@@ -132,6 +133,21 @@ def start_from(source, target) -> None:
                 part.load_state_dict(theirs[type(part)].state_dict())
     except RuntimeError as error:
         raise ValueError(f"--start-from: that model has another shape than the recipe's. {error}") from None
+
+
+@torch.no_grad()
+def start_first_stage(source: Autoencoder, target: Autoencoder) -> None:
+    """Give a fresh first stage the weights of a trained one. It may have more residual blocks, which begin as the
+    identity, and another weight of its bottleneck. Raises ValueError if they differ in more."""
+    theirs, mine = source.state_dict(), target.state_dict()
+    new = [name for name in mine if name not in theirs]
+    if [name for name in theirs if name not in mine or theirs[name].shape != mine[name].shape] or not all(
+            ".blocks." in name for name in new):
+        raise ValueError("--start-from: that first stage differs from the recipe's in more than residual blocks.")
+    target.load_state_dict(theirs, strict=False)
+    for name, module in target.named_modules():
+        if isinstance(module, ResBlock) and f"{name}.conv2.weight" in new:
+            zeroed(module.conv2)
 
 
 def give_text(transformer: TextTransformer, target) -> None:

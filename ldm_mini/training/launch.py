@@ -32,11 +32,10 @@ def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None, star
                          "`python -m ldm_mini train autoencoder`.")
     out, accelerator = Path(out), _accelerator(device)
     settings = {"stage": stage, "seed": seed, "processes": accelerator.num_processes, **asdict(recipe)}
-    if stage == "diffusion":
-        settings |= {"autoencoder": str(autoencoder), "start_from": start_from and str(start_from)}
-        settings |= {"text": str(text)} if text else {}
-        for model in filter(None, (autoencoder, start_from, text)):
-            find(model)
+    given = {"autoencoder": autoencoder, "start_from": start_from, "text": text}
+    settings |= {name: str(model) for name, model in given.items() if model}
+    for model in filter(None, given.values()):
+        find(model)
     # a run that goes on computes as it began, wherever that was
     settings["bf16"] = (read_json(out / "recipe.json").get("bf16", False) if resume and (out / "recipe.json").is_file()
                         else accelerator.mixed_precision == "bf16" or recipe.bf16 and bf16_pays(accelerator.device))

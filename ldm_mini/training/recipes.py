@@ -157,6 +157,8 @@ TINY_L1_AUTOENCODER = replace(TINY_AUTOENCODER, name="tiny_l1",
 
 # What ships: 128 pixels in 8 x 8 tokens. The encoder folds patches of 8 and halves once; the decoder paints each pixel.
 # python -m ldm_mini train autoencoder --recipe small
+# Then its second leg, which reads finer: python -m ldm_mini train autoencoder --recipe small_fine \
+#     --start-from runs/autoencoder-small/model
 SMALL_SCENES = SceneConfig(size=128, styles=("fluent_flat",), p_casual=0.3)
 SMALL_AUTOENCODER = AutoencoderRecipe(
     name="small", scenes=SMALL_SCENES,
@@ -166,6 +168,10 @@ SMALL_AUTOENCODER = AutoencoderRecipe(
     codebook_size=None, kl_weight=1.25e-2,      # a weight that means something: the decoder forgives noisy latents
     steps=2_800, batch_size=16, lr=2e-3, muon_lr=5e-3, warmup=80, betas=(0.9, 0.99),
     loss=FirstStageLoss(mse_weight=1.0, perceptual_start=1_700, disc_weight=0.0), bf16=True)
+
+SMALL_FINE_AUTOENCODER = replace(
+    SMALL_AUTOENCODER, name="small_fine", model=replace(SMALL_AUTOENCODER.model, num_res_blocks=2), kl_weight=3e-3,
+    steps=1_800, lr=1.5e-3, muon_lr=4e-3, loss=replace(SMALL_AUTOENCODER.loss, perceptual_start=500))
 
 # The first leg of `python -m ldm_mini speedrun`: simple scenes at 64 pixels, f = 8.
 SPEEDRUN_AUTOENCODER = replace(
@@ -192,8 +198,8 @@ MICRO_AUTOENCODER = AutoencoderRecipe(
     codebook_size=32, restart_after=5, steps=40, batch_size=2, warmup=5,
     loss=FirstStageLoss(perceptual_start=10, disc_start=12), disc_channels=4, disc_layers=1)
 
-AUTOENCODERS = {r.name: r for r in (TINY_AUTOENCODER, TINY_L1_AUTOENCODER, SMALL_AUTOENCODER, SPEEDRUN_AUTOENCODER,
-                                    BASE_AUTOENCODER, MICRO_AUTOENCODER)}
+AUTOENCODERS = {r.name: r for r in (TINY_AUTOENCODER, TINY_L1_AUTOENCODER, SMALL_AUTOENCODER,
+                                    SMALL_FINE_AUTOENCODER, SPEEDRUN_AUTOENCODER, BASE_AUTOENCODER, MICRO_AUTOENCODER)}
 
 # For a CPU, on the latents of the tiny autoencoder.
 # python -m ldm_mini train diffusion --recipe tiny --autoencoder runs/autoencoder-tiny/model

@@ -88,6 +88,8 @@ class FirstStageRun(Run):
         """The autoencoder and, if its loss wants one, a critic."""
         r, adversary = self.recipe, None
         self.model = _channels_last(build.build_autoencoder(r))
+        if self.start_from is not None and self.checkpoint is None:
+            build.start_first_stage(hub.load_autoencoder(self.start_from), self.model)
         if r.loss.disc_weight:
             critic = _channels_last(PatchDiscriminator(r.model.in_channels, r.disc_channels, r.disc_layers))
             adversary = self.train_state(critic, lr=r.disc_lr or r.lr, betas=(0.5, 0.9), weight_decay=0.0,
