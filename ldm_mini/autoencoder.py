@@ -58,6 +58,10 @@ class AutoencoderConfig:
             if not f == 2 ** (len(self.decoder_channels) - 1) == 2 ** (len(self.decoder_blocks) - 1):
                 raise ValueError(f"downsample_factor={f} is 2 for each level of the decoder after the first, but "
                                  f"decoder_channels={self.decoder_channels}, decoder_blocks={self.decoder_blocks}.")
+            widths = (*self.decoder_channels, self.widths[-1])
+            if [level for level, n in enumerate(self.decoder_blocks) if n == 0 and widths[level] != widths[level + 1]]:
+                raise ValueError("a level of the decoder without blocks is as wide as the one before it (levels count "
+                                 "from the whole picture).")
         if (fits := gcd(self.groups, self.channels, *self.widths, *(self.decoder_channels or ()))) < self.groups:
             raise ValueError(f"groups={self.groups} does not divide {self.channels} times {mults}; groups={fits} does.")
 

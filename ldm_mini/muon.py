@@ -2,7 +2,6 @@
 
 A gradient's singular values differ by orders of magnitude: a few directions learn, the others wait. Muon keeps the
 directions of the momentum, U and V of its U S V^T, and sets all singular values to about 1, so that all of them learn.
-Built in notebook 09, where its paragraph stands.
 """
 
 import torch

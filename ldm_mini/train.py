@@ -68,7 +68,7 @@ class TrainState:
         self.lr, self.grad_clip, self.seed, self.bf16, self.accelerator = lr, grad_clip, seed, bf16, accelerator
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         kind = torch.optim.AdamW if muon_lr is None else Muon
-        self.optimizer = kind(_groups(model, lr, muon_lr, slower or {}), betas=betas, weight_decay=weight_decay,
+        self.optimizer = kind(_groups(model, lr, muon_lr, slower or {}), lr=lr, betas=betas, weight_decay=weight_decay,
                               fused=self.device.type == "cuda")
         self.ema = None if ema_decay is None else EMA(model, ema_decay)
         self.adversary, self.step = adversary, 0

@@ -178,7 +178,7 @@ SPEEDRUN_AUTOENCODER = replace(
     SMALL_AUTOENCODER, name="speedrun", scenes=TINY_SCENES,
     model=AutoencoderConfig(downsample_factor=8, latent_channels=8, channels=96, channel_mults=(1, 2),
                             num_res_blocks=1, groups=1, patch_size=4,
-                            decoder_channels=(24, 48, 96, 192), decoder_blocks=(0, 1, 2, 2)),
+                            decoder_channels=(48, 48, 96, 192), decoder_blocks=(0, 1, 2, 2)),
     steps=1_200, warmup=40, loss=replace(SMALL_AUTOENCODER.loss, perceptual_start=750))
 
 # For one H200: the same design, wider. Not yet run on a GPU; two steps on a CPU. `data/build/train_on_gpu.py` fits the

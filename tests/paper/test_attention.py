@@ -174,3 +174,12 @@ def test_record_attention_keeps_the_maps_and_changes_nothing():
     with record_attention(block, cross_only=False) as maps:
         block(x, context, mask)
     assert len(maps) == 4 and maps["blocks.0.self_attn"][0].shape == (2, 2, 16, 16)
+
+
+def test_bfloat16_on_a_cpu_takes_steps_of_its_own_to_the_same_end():
+    q, k, v = (torch.randn(2, 3, n, 8, generator=torch.Generator().manual_seed(n)) for n in (5, 7, 7))
+    mask = torch.tensor([[True] * 4 + [False] * 3, [False] * 7])
+    for some in (None, mask):
+        half = attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), some)
+        assert half.dtype == torch.bfloat16
+        assert_close(half.float(), attention(q, k, v, some), atol=2e-2, rtol=2e-2)

@@ -4,6 +4,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from ldm_mini.kl import KLBottleneck
 from ldm_mini.scenes.data import scene_stream
@@ -11,7 +12,8 @@ from ldm_mini.scenes.scene import random_scene
 from ldm_mini.scenes.vocabulary import NOUNS
 from ldm_mini.text import load_tokenizer
 from ldm_mini.train import TrainState, train_autoencoder, train_diffusion
-from ldm_mini.training.build import build_autoencoder, build_diffusion, start_from
+from ldm_mini.training.build import build_autoencoder, build_diffusion, start_first_stage, start_from
+from ldm_mini.training.launch import bf16_pays
 from ldm_mini.training.recipes import AUTOENCODERS, DIFFUSIONS, find_recipe, for_task
 
 
@@ -99,10 +101,40 @@ def test_kl_first_stage():
 
 
 def test_unknown_names_are_answered_with_names():
-    with pytest.raises(ValueError, match="tiny, tiny_l1, small, base"):
+    with pytest.raises(ValueError, match="tiny, tiny_l1, small, small_fine, speedrun, base"):
         find_recipe("autoencoder", "huge")
     with pytest.raises(ValueError, match="autoencoder, text, diffusion"):
         find_recipe("vae", "tiny")
     assert find_recipe("diffusion", "base") is DIFFUSIONS["base"]
     with pytest.raises(ValueError, match=r"no parts \['txt'\].*text, language, class"):
         build_diffusion(replace(DIFFUSIONS["micro"], parts=("txt",)), build_autoencoder(AUTOENCODERS["micro"]))
+
+
+def test_a_first_stage_goes_on_with_more_blocks_and_begins_as_it_was():
+    small = replace(AUTOENCODERS["micro"], codebook_size=None)
+    larger = replace(small, model=replace(small.model, num_res_blocks=2, decoder_channels=(8, 8, 16),
+                                          decoder_blocks=(0, 1, 2)))
+    small = replace(small, model=replace(larger.model, num_res_blocks=1))
+    torch.manual_seed(0)
+    source, target = build_autoencoder(small).eval(), build_autoencoder(larger).eval()
+    start_first_stage(source, target)
+    x = torch.rand(2, 3, 32, 32) * 2 - 1
+    assert_close(target.decode(target.encode(x)), source.decode(source.encode(x)), atol=1e-6, rtol=0)
+    assert len(target.state_dict()) > len(source.state_dict())
+    for other in (replace(small, model=replace(small.model, channels=32)), AUTOENCODERS["micro"]):
+        with pytest.raises(ValueError, match="more than residual blocks"):
+            start_first_stage(build_autoencoder(other), target)
+
+
+def test_a_decoder_with_levels_of_its_own_paints_every_pixel():
+    ae = build_autoencoder(AUTOENCODERS["small"])
+    assert ae.encode(torch.zeros(1, 3, 128, 128)).shape == (1, 12, 8, 8)
+    assert ae.decode(torch.zeros(1, 12, 8, 8)).shape == (1, 3, 128, 128) and ae.last_layer.shape == (3, 24, 3, 3)
+    model = AUTOENCODERS["small"].model
+    for wrong in ({"decoder_channels": (24, 48)}, {"decoder_blocks": (1,)}, {"decoder_channels": None}):
+        with pytest.raises(ValueError, match="decoder_channels"):
+            replace(model, **wrong)
+
+
+def test_bfloat16_is_measured_on_a_cpu():
+    assert bf16_pays(torch.device("cpu")) in (True, False) and bf16_pays(torch.device("cuda"))
