@@ -1,13 +1,16 @@
 """Which words captions have, and how many: what a model knows of them, and what it can read at once."""
 
+import hashlib
 from dataclasses import replace
 
+import build_tokenizer
 import pytest
 
 from ldm_mini.scenes import vocabulary as v
 from ldm_mini.scenes.captions import ARRANGEMENTS, RELATIONS, Description, write
 from ldm_mini.scenes.scene import CENTRED_SCENES, MICRO_SCENES, TINY_SCENES, SceneConfig, random_scene
 from ldm_mini.scenes.words import words_of
+from ldm_mini.text import TextTransformer, load_tokenizer
 
 
 @pytest.mark.parametrize("config, never", [
@@ -37,3 +40,20 @@ def test_the_longest_casual_captions_have_at_most_24_tokens():
             for style in (None, "noto") if count < 3 else (None,):
                 caption = write(Description(things[:count], relation, background, position, style, size), longest, True)
                 assert len(caption.replace(",", " , ").split()) <= 22, caption
+
+
+def test_the_tokenizer_knows_the_grammar_and_keeps_its_numbers():
+    """Numbers are rows of trained weights: the first 157 words are those of the first tokenizer, in its order."""
+    vocabulary = load_tokenizer().get_vocab()
+    first = sorted(vocabulary, key=vocabulary.get)
+    assert hashlib.sha256(" ".join(first[:157]).encode()).hexdigest()[:16] == "952567924a9ed86f"
+    assert first[157:] == "1 2 3 beneath big centre draw large small tiny with".split()
+    assert build_tokenizer.build(vocabulary).to_str() == load_tokenizer().to_str()
+    assert build_tokenizer.build({}).get_vocab().keys() | {"stars"} == vocabulary.keys()
+
+
+def test_every_word_that_is_written_has_a_token_and_captions_are_not_cut():
+    text = TextTransformer(8, 1, 1)
+    assert [word for word in words_of(SceneConfig(p_casual=0.5)) if text.unknown_words(word)] == []
+    casual = SceneConfig(p_casual=1.0)
+    assert text.remarks([random_scene(seed, casual).caption.title() + "?" for seed in range(1000)]) == []
