@@ -142,7 +142,7 @@ class LatentDiffusion(nn.Module):
         said = [remark for batch in batches for part in getattr(self.conditioner, "parts", ())
                 if hasattr(part, "remarks") and part.keys and part.present(batch) for remark in part.remarks(batch)]
         for remark in dict.fromkeys(said):
-            warnings.warn(remark, NotRead, stacklevel=4)
+            warnings.warn(remark, NotRead, stacklevel=3)
 
     def _null(self, batch: dict, negative) -> Cond:
         """No condition; or the negative's parts, and of the other parts none, so that guidance reaches them."""

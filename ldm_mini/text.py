@@ -85,7 +85,7 @@ class TextTransformer(nn.Module):
 
     def _unknown(self, word: str) -> str:
         words = self.known or [w for w in self.tokenizer.get_vocab() if w.isalnum()]
-        if near := difflib.get_close_matches(word, words, n=1, cutoff=0.7):
+        if near := difflib.get_close_matches(word, words, n=1, cutoff=0.65):
             return f'I do not know "{word}"; did you mean "{near[0]}"?'
         return f'I do not know "{word}".' + (f" I know: {', '.join(self.known[:8])} ..." if self.known else "")
 

@@ -25,8 +25,9 @@ def words_of(config: SceneConfig) -> tuple[str, ...]:
     if 3 in counts:
         said += _ways("arrangement", c.ARRANGEMENTS, casual, varied)
     if varied and min(counts) < 3:
-        said += [*c.LEADS, *(["there are"] if 2 in counts else []), ","]
-        said += _ways("style", config.styles, casual, varied)
+        said += [*_ways("style", config.styles, casual, varied), ","]
+    if config.p_paraphrase > 0 and min(counts) < 3:
+        said += [*c.LEADS, *(["there are"] if 2 in counts else [])]
     if casual:
         said += [*c.ONE, *(c.JOINTS if max(counts) > 1 else ()), *(c.CASUAL_LEADS if min(counts) < 3 else ()), ","]
     words = {word for phrase in said for word in phrase.replace(",", " , ").split()}

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -11,15 +12,16 @@ from torch.testing import assert_close
 
 from ldm_mini import files, hub
 from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
-from ldm_mini.cond import Cond, Conditioner
-from ldm_mini.conditioners import ClassConditioner
+from ldm_mini.cond import Cond, Conditioner, NotRead
+from ldm_mini.conditioners import ClassConditioner, TextConditioner
 from ldm_mini.files import FileError
 from ldm_mini.hub import INDEX, load_autoencoder, save
 from ldm_mini.kl import KLBottleneck
 from ldm_mini.latent_diffusion import LatentDiffusion, latent_scale
 from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
 from ldm_mini.samplers import SAMPLERS, ddim
-from ldm_mini.schedule import NoiseSchedule, cosine_betas, scaled_linear_betas
+from ldm_mini.schedule import NoiseSchedule, cosine_betas, linear_betas, scaled_linear_betas
+from ldm_mini.text import TextTransformer
 from ldm_mini.unet import UNet, UNetConfig
 
 
@@ -244,6 +246,22 @@ class Words(Conditioner):
 
     def null(self, batch):
         return Cond(vector=torch.zeros(len(batch["caption"]), 8))
+
+
+def test_what_the_condition_cannot_read_is_said_each_time_but_not_in_training():
+    text = TextConditioner(TextTransformer(16, 1, 2, known=("dog", "red", "a")))
+    config = UNetConfig(3, channels=8, channel_mults=(1,), attn_levels=(0,), head_dim=8, groups=2, context_dim=16,
+                        vector_dim=16)
+    ldm = LatentDiffusion(None, UNet(config), NoiseSchedule(linear_betas(10)), text, image_size=8)
+    for _ in range(2):
+        with pytest.warns(NotRead) as said:
+            ldm.sample({"caption": ["a red dgo", "a dgo"]}, steps=1, negative="a rocket")
+        assert [str(one.message) for one in said] == ['I do not know "dgo"; did you mean "dog"?',
+                                                      'I do not know "rocket". I know: dog, red, a ...']
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ldm.sample({"caption": ["A red dog!"]}, steps=1)
+        ldm.loss({"image": torch.zeros(1, 3, 8, 8), "caption": ["a zebra"]})
 
 
 def test_a_negative_prompt_may_be_one_caption():

@@ -91,7 +91,8 @@ def test_unknown_words_are_named(transformer):
 
 def test_what_is_not_read_is_said(transformer):
     assert transformer.remarks(["a red dog", ""]) == []
-    assert transformer.remarks(["a dgo", "a zebra", "zebra"]) == ['I do not know "dgo".', 'I do not know "zebra".']
+    assert transformer.remarks(["a dgo", "a zebra", "zebra"]) == ['I do not know "dgo"; did you mean "dog"?',
+                                                             'I do not know "zebra".']
     assert transformer.remarks(["a reed dog"]) == ['I do not know "reed"; did you mean "red"?']
     (only,) = transformer.remarks(["a dog left of the red apple left of the blue apple"])
     assert "10 words" in only and only.endswith('I do not read "blue apple".')

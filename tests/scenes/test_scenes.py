@@ -127,7 +127,7 @@ def any_description(draws: Draws) -> Description:
 @pytest.mark.parametrize("casual", [False, True])
 def test_every_description_is_read_back_in_all_its_ways(casual):
     words = set()
-    for seed in range(2 * MANY):
+    for seed in range(MANY // 2):
         draws = Draws(seed, 7)
         description = any_description(draws)
         caption = write(description, draws.choice, casual)
@@ -157,7 +157,7 @@ def test_casual_captions_are_true_and_change_nothing_else():
         assert all(verdict.values()) and verdict["count"], (scene, verdict)
         said.update(verdict, [description.relation, description.size])
         assert description.size is None or scene.objects[0].size <= 120 or scene.objects[0].size >= 160
-    assert 0.45 * MANY < casual < 0.5 * MANY
+    assert 0.42 * MANY < casual < 0.54 * MANY
     assert set("objects count colors relation background position size style big small beside row".split()) <= said
     assert random_scene(3, SceneConfig(p_casual=1.0)).caption == random_scene(3, SceneConfig(
         p_casual=1.0, p_paraphrase=1.0)).caption
