@@ -32,10 +32,13 @@ class TextTransformer(nn.Module):
     Always max_length tokens, so that a caption and the empty caption stack for guidance; longer captions are cut.
     tokenizer: one of `tokenizers` with an [UNK], whose token 0 stands for padding; None = the shipped one.
     known: the words that it was trained on, nouns first; None = all that the tokenizer has.
+    vocabulary: how many of the tokenizer's words have a row in its table; None = all. A model that was trained before
+    words were added keeps its number: later ones are unknown to it.
     """
 
     def __init__(self, width: int = 256, layers: int = 4, heads: int = 4, max_length: int = 24,
-                 tokenizer: Tokenizer | None = None, known: tuple[str, ...] | None = None):
+                 tokenizer: Tokenizer | None = None, known: tuple[str, ...] | None = None,
+                 vocabulary: int | None = None):
         super().__init__()
         self.width, self.layers, self.heads, self.max_length = width, layers, heads, max_length
         self.known = None if known is None else tuple(known)
@@ -43,7 +46,8 @@ class TextTransformer(nn.Module):
         self.tokenizer = Tokenizer.from_str((tokenizer or load_tokenizer()).to_str())
         self.tokenizer.enable_padding(length=max_length)
         self.tokenizer.enable_truncation(max_length)
-        self.words = nn.Embedding(self.tokenizer.get_vocab_size(), width)
+        self.vocabulary = vocabulary or self.tokenizer.get_vocab_size()
+        self.words = nn.Embedding(self.vocabulary, width)
         self.positions = nn.Parameter(torch.empty(max_length, width))
         # words and places weigh the same at first: from words of deviation 1 the order was hardly learned
         for weight in (self.words.weight, self.positions):
@@ -55,6 +59,7 @@ class TextTransformer(nn.Module):
         """B captions -> ids (B,M) int64, mask (B,M) bool with True at real tokens; M is always max_length."""
         coded, device = self.tokenizer.encode_batch(captions), self.positions.device
         ids = torch.tensor([caption.ids for caption in coded], device=device)
+        ids = ids.masked_fill(ids >= self.vocabulary, self.tokenizer.token_to_id("[UNK]"))
         return ids, torch.tensor([caption.attention_mask for caption in coded], device=device).bool()
 
     def forward(self, captions: list[str]) -> tuple[Tensor, Tensor]:

@@ -239,7 +239,7 @@ SPEEDRUN_DIFFUSION = replace(SMALL_DIFFUSION, name="speedrun", scenes=TINY_SCENE
 
 # For one H200: the same design, wider, and all four styles. Not yet run on a GPU; two steps on a CPU.
 BASE_DIFFUSION = replace(
-    SMALL_DIFFUSION, name="base", scenes=BASE_SCENES, easy=None, channels=256, num_res_blocks=2, head_dim=64, groups=16,
+    SMALL_DIFFUSION, name="base", scenes=BASE_SCENES, easy=None, channels=256, num_res_blocks=2, groups=16,
     text_width=384, text_layers=3, text_heads=6, latents=120_000, steps=20_000, batch_size=256, lr=1e-3, muon_lr=3e-3,
     warmup=500, ema_decay=0.9995, compile=True)
 

@@ -17,6 +17,7 @@ from ..latent_diffusion import LatentDiffusion, latent_scale
 from ..measure.metrics import psnr
 from ..perceptual import PerceptualLoss
 from ..scenes.data import scene_stream
+from ..scenes.words import words_of
 from ..show.plotting import save_grid
 from ..text import TextTransformer
 from ..train import TrainState, seeded, train_autoencoder, train_diffusion
@@ -237,7 +238,8 @@ class TextRun(Run):
     def prepare(self) -> None:
         """The transformer, its questions, and new scenes."""
         r = self.recipe
-        self.model = SceneReader(TextTransformer(r.text_width, r.text_layers, r.text_heads, r.max_length))
+        self.model = SceneReader(TextTransformer(r.text_width, r.text_layers, r.text_heads, r.max_length,
+                                                 known=words_of(r.scenes)))
         self.state = self.train_state(self.model)
         self.held_out = next(facts_stream(replace(r.scenes, split="val"), 256))
 
