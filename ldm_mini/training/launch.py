@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..files import read_json
-from ..hub import find, load_autoencoder
+from ..hub import CONFIG, find, load_autoencoder
 from ..latent_diffusion import LatentDiffusion
 from . import recipes, runs
 from .stages import FirstStageRun, SecondStageRun, TextRun
@@ -71,8 +71,9 @@ def load_or_train(train: bool = False, recipe: str = "base", *, stage: str = "di
                   out=None, device: str | None = None, **options):
     """The shipped model, or your own: the same cell shows good pictures on a laptop and trains for real on a GPU.
 
-    train=False: `model` by name or folder. train=True: both stages of a recipe, in the folder `out` (runs/RECIPE unless
-    given), continued where they were if they had begun; `options` go to `train_stage`.
+    train=False: `model` by name or folder, for stage "autoencoder" also a first stage alone, such as "emoji-vq-f4".
+    train=True: all stages of a recipe, in the folder `out` (runs/RECIPE unless given), continued where they were if they
+    had begun; `options` go to `train_stage`.
     stage "diffusion" -> LatentDiffusion, "autoencoder" -> its first stage alone; in evaluation mode.
     Raises ValueError for an unknown stage or recipe.
     """
@@ -80,14 +81,20 @@ def load_or_train(train: bool = False, recipe: str = "base", *, stage: str = "di
     if stage not in stages:
         raise ValueError(f"load_or_train: stage must be one of {stages}, got {stage!r}.")
     if not train:
+        if stage == "autoencoder" and read_json(find(model) / CONFIG).get("class") == "autoencoder.Autoencoder":
+            return load_autoencoder(model, device=device)
         ldm = LatentDiffusion.from_pretrained(model, device=device)
         return ldm if stage == "diffusion" else ldm.autoencoder
-    chosen = {name: recipes.find_recipe(name, recipe) for name in stages[:stages.index(stage) + 1]}
-    out, first = Path("runs") / recipe if out is None else Path(out), None
+    # words between the two, where the second stage wants them to be read already
+    names = stages[:stages.index(stage) + 1]
+    chosen = {name: recipes.find_recipe(name, recipe) for name in names}
+    if "diffusion" in chosen and chosen["diffusion"].text_lr < 1:
+        chosen = {"autoencoder": chosen["autoencoder"], "text": recipes.find_recipe("text", recipe), **chosen}
+    out, made = Path("runs") / recipe if out is None else Path(out), {}
     for name, numbers in chosen.items():
-        train_stage(name, numbers, out / name, autoencoder=first, device=device,
+        train_stage(name, numbers, out / name, **(made if name == "diffusion" else {}), device=device,
                     resume=runs.latest(out / name / "checkpoints") is not None, **options)
-        first = str(out / name / "model")
+        made[name] = str(out / name / "model")
     load = load_autoencoder if stage == "autoencoder" else LatentDiffusion.from_pretrained
     return load(out / stage / "model", device=device)
 
