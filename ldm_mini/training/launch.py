@@ -72,8 +72,8 @@ def load_or_train(train: bool = False, recipe: str = "base", *, stage: str = "di
     """The shipped model, or your own: the same cell shows good pictures on a laptop and trains for real on a GPU.
 
     train=False: `model` by name or folder, for stage "autoencoder" also a first stage alone, such as "emoji-vq-f4".
-    train=True: all stages of a recipe, in the folder `out` (runs/RECIPE unless given), continued where they were if they
-    had begun; `options` go to `train_stage`.
+    train=True: all stages of a recipe, in the folder `out` (runs/RECIPE unless given), continued where they were if
+    they had begun; `options` go to `train_stage`.
     stage "diffusion" -> LatentDiffusion, "autoencoder" -> its first stage alone; in evaluation mode.
     Raises ValueError for an unknown stage or recipe.
     """

@@ -232,16 +232,17 @@ SMALL_DIFFUSION = DiffusionRecipe(
     channels=128, channel_mults=(1, 1), attn_levels=(0, 1), groups=8,
     parts=PARTS, p_drop_each=0.5, p_single=0.8, text_practice=6.0,
     text_width=192, text_layers=2, text_heads=6, text_lr=0.2, vector=False, t_power=1.6, posterior=False,
-    latents=60_000, steps=10_000, batch_size=32, lr=2e-3, muon_lr=5e-3, warmup=100, ema_decay=0.998, bf16=True)
+    latents=48_000, steps=60_000, batch_size=32, lr=2e-3, muon_lr=5e-3, warmup=100, decay="constant", ema_decay=0.998,
+    bf16=True)
 
 SPEEDRUN_DIFFUSION = replace(SMALL_DIFFUSION, name="speedrun", scenes=TINY_SCENES, easy=None, parts=("text",),
-                             latents=36_000, steps=2_600, warmup=60)
+                             latents=36_000, steps=2_600, warmup=60, decay="cosine")
 
 # For one H200: the same design, wider, and all four styles. Not yet run on a GPU; two steps on a CPU.
 BASE_DIFFUSION = replace(
     SMALL_DIFFUSION, name="base", scenes=BASE_SCENES, easy=None, channels=256, num_res_blocks=2, groups=16,
-    text_width=384, text_layers=3, text_heads=6, latents=120_000, steps=20_000, batch_size=256, lr=1e-3, muon_lr=3e-3,
-    warmup=500, ema_decay=0.9995, compile=True)
+    text_width=384, text_layers=3, text_heads=6, latents=120_000, steps=20_000, batch_size=256, lr=1e-3,
+    muon_lr=3e-3, warmup=500, decay="cosine", ema_decay=0.9995, compile=True)
 
 MICRO_DIFFUSION = DiffusionRecipe(
     name="micro", scenes=MICRO_SCENES, lr=1.5e-3,

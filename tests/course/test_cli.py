@@ -104,7 +104,7 @@ def test_mistakes_end_in_one_line(trained, tmp_path, capsys):
     assert "--resume" in fails(capsys, *first, "--out", trained / "ae", *QUICK)
     assert "no folder 'nowhere'" in fails(capsys, *second, "--autoencoder", "nowhere", *QUICK)
     for option, value in (("--latents", 9), ("--task", "text"), ("--steps", 0), ("--device", "abacus"),
-                          ("--start-from", trained / "ldm")):
+                          ("--text", trained / "ldm")):
         assert option in fails(capsys, *first, option, value)
     assert "captions" in fails(capsys, *second, "--task", "superres", "--language")
     assert not (tmp_path / "x").exists(), "a refused run must leave nothing behind"
