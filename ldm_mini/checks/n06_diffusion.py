@@ -7,7 +7,7 @@ from .properties import fresh, same_dtype
 
 
 class Schedule:
-    """`length` betas that grow from `first` to `last`, bent by `power`, with alphas_cumprod and the same a step earlier.
+    """`length` betas from `first` to `last`, bent by `power`, with alphas_cumprod and the same one step earlier.
 
     All float64, (T,). Before the first step nothing has happened: `before[0]` is 1.
     """

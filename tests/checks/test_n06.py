@@ -208,7 +208,7 @@ MUTANTS = {
         (lambda p, x, a, s: a * ideal(p, x, a, s), "no alpha"),
         (lambda p, x, a, s: p[torch.cdist(x, a * p).argmin(1)], "nearest point"),
         (lambda p, x, a, s: p.mean(0).expand_as(x), "plain mean"),
-        (lambda p, x, a, s: torch.softmax(-(x[:, None] - a * p).square().mean(-1) / (2 * s**2), 1) @ p, "not their mean"),
+        (lambda p, x, a, s: torch.softmax(-(x[:, None] - a * p).square().mean(-1) / (2 * s**2), 1) @ p, "not their"),
         (lambda p, x, a, s: torch.softmax(-torch.cdist(x, a * p) ** 2 / 2, 1) @ p, "sigma is not used"),
         (lambda p, x, a, s: (w := weights(p, x, a, s) + 1e-20) @ p / w.sum(1, keepdim=True), "off by|exp underflows"),
         (lambda p, x, a, s: weights(p, x, a, s) @ p / (weights(p, x, a, s).sum(1, keepdim=True) + 1e-8),
