@@ -56,7 +56,7 @@ def widen(function):
 
 
 def _hold_wide(conv, wide, extra, before):
-    (c_out, c_in), draw = conv.weight.shape[:2], fresh()
+    (c_out, c_in), draw = before["weight"].shape[:2], fresh()
     if not isinstance(wide, nn.Conv2d):
         raise CheckFailed(f"widen should return an nn.Conv2d, not {type(wide).__name__}.")
     old_shape, new_shape = (c_out, c_in, 3, 3), (c_out, c_in + extra, 3, 3)

@@ -14,7 +14,7 @@ def box_tokens(function):
     """`function(labels, boxes, grid, pad)`: labels (B,N), -1 = none, boxes (B,N,4) in [0,1] -> words (B, 3N) int64."""
     labels = torch.tensor([[4, 1], [0, -1], [2, 2]])
     boxes = torch.tensor([[[0.0, 0.25, 0.5, 1.0], [0.52, 0.1, 0.77, 0.36]],
-                          [[0.3, 0.7, 0.9, 0.8], [0.0, 0.0, 0.0, 0.0]],
+                          [[0.02, 0.7, 0.9, 0.8], [0.0, 0.0, 0.0, 0.0]],
                           [[0.11, 0.22, 0.33, 0.94], [0.6, 0.2, 1.0, 0.4]]])
     # absent things may stand anywhere and have any box; a thing in the first corner may have none to speak of
     more = torch.tensor([[-1, 3, 0], [5, -1, -1]])

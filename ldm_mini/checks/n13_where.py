@@ -86,9 +86,9 @@ def probe(function):
         x, v = draw(rows, features).double(), draw(test_rows, features).double() + 0.5
         # the columns differ in size, or a mean of their R^2 would be nearly the same
         mix, size = draw(features, targets).double(), 3.0 ** torch.arange(targets)
-        y, w = ((a @ mix + 3 + 0.7 * draw(len(a), targets)) * size for a in (x, v))
+        y, w = ((a @ mix + 3 + 2 * draw(len(a), targets)) * size for a in (x, v))
         got = number(attempt(function, x, y, v, w, name="probe"), "probe")
-        compare(got, _r2(_one(v) @ _fit(_one(x), y), w), "probe", rtol=1e-3, mistakes=_wrong_r2(x, y, v, w))
+        compare(got, _r2(_one(v) @ _fit(_one(x), y), w), "probe", rtol=1e-5, mistakes=_wrong_r2(x, y, v, w))
     passed("probe: what a linear reader can see, on rows it never saw")
 
 
@@ -187,7 +187,7 @@ def knows_where(function):
         if got != want:
             raise CheckFailed(f"knows_where returned {got}: {message}")
     # other numbers of channels and sizes, and a network with weights and a mode
-    for channels, size, factor in ((3, 6, 3), (1, 12, 4)):
+    for channels, size, factor in ((3, 9, 3), (1, 12, 4)):
         def mirror(x, want=(channels, size, size)):
             if x.shape[1:] != want:
                 raise ValueError(f"net got {tuple(x.shape)}, not (2, channels, size, size)")

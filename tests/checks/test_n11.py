@@ -208,7 +208,7 @@ MUTANTS = {
         joined, ("swapped", "latent comes first"), ("unit range", "tau is the identity"), ("added", "do not add"),
         ("latent resized", "the \\*latent\\* was resized"), ("aliased", "antialias=True"),
         ("nearest", "nearest throws"), ("cut", "do not cut|Sizes"), ("half", "Sizes|shape"), ("bicubic", "bilinear"),
-        ("cells", "mean over cells"), ("corners", "align_corners"), ("double", "dtype")),
+        ("cells", "mean over cells|antialias"), ("corners", "align_corners"), ("double", "dtype")),
     checks.widen: spoiled(
         widened, ("random", "do not start at zero"), ("in front", "zeros stand in front"),
         ("lost", "old weights are lost"), ("no bias", "bias is lost"), ("fresh bias", "bias is not the old one"),
