@@ -7,11 +7,11 @@ from ..schedule import NoiseSchedule
 from .checking import noise
 
 SCHEDULE = NoiseSchedule(torch.linspace(0.01, 0.35, 20, dtype=torch.float64))
-CODES = torch.tensor([-1.5, -0.5, 0.5, 1.5])  # the codebook of `FirstStage`, in one dimension
+CODES = torch.linspace(-2.25, 2.25, 16)  # the codebook of `FirstStage`, in one dimension
 
 
 class FirstStage(nn.Module):
-    """A first stage small enough to know everything about: 2x2 patches to `channels` numbers, rounded to four levels.
+    """A first stage small enough to know everything about: 2x2 patches to `channels` numbers, rounded to 16 levels.
 
     It counts what is asked of it, and behaves wrongly in training mode, as one with dropout or a codebook would.
     """

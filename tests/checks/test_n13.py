@@ -194,7 +194,7 @@ MUTANTS = {
         (dict(mean="none"), "take the mean away"), (dict(part="rest"), "not. explained"),
         (dict(part="mse"), "squared error"), (dict(mean="training"), "of the \\*test\\* rows"),
         (dict(part="each"), "columns' R")) + [
-        (lambda *rows: r2(*rows) ** 0.5, "off by up to"),
+        (lambda *rows: abs(r2(*rows)) ** 0.5, "off by up to"),
         (lambda a, b, c, d: r2(a[:25], b[:25], c, d), "off by up to"),
         (lambda a, b, c, d: r2(a, b, c[:20], d[:20]), "off by up to")],
     checks.coordinates: [(lambda h, w: grid(h, w).permute(1, 2, 0), "shape")] + spoiled(
