@@ -17,8 +17,10 @@ from .n03_vq_vae import nearest_code, straight_through, vector_quantizer, vq_los
 from .n04_perceptual_loss import best_guess, layer_distance, lpips, ssim_map, unit_normalise
 from .n05_vqgan import adaptive_lambda, discriminator_step, gaussian_kl, hinge_losses, receptive_field, vqgan_loss
 from .n06_diffusion import add_noise, ddpm_letters, diffusion_posterior, ideal_x0, to_x0
-from .n07_unet import decoder_channels, ema_update, res_block, through_the_u, timestep_embedding, unet
-from .n08_samplers import batched_guidance, ddim_step, ddpm_step, dpm_step, euler_step, sampling_timesteps
+from .n07_parts import ema_update, res_block, timestep_embedding
+from .n07_unet import decoder_channels, through_the_u, unet
+from .n08_samplers import batched_guidance, ddim_step, ddpm_step, sampling_timesteps
+from .n08_solvers import dpm_step, euler_step
 from .n09_latent_diffusion import compression, freeze, latent_loss, latent_sample, scale_factor
 from .n10_meaning import class_tokens, drop_conditions, text_transformer, word_maps
 from .n11_pictures import class_shares, inpaint_condition, join_lowres, keep_known, paste, widen

@@ -29,6 +29,20 @@ def way_through(h, down, middle, up, change: str):
     return h
 
 
+U_MISTAKES = {
+    "before": "you push h before an input block; its *output* is what the other side needs: push after.",
+    "fifo": "first in, first out: you popped the oldest skip. `hs.pop()` takes the newest.",
+    "peek": "every output block got the same skip: `hs[-1]` looks, `hs.pop()` takes.",
+    "skip first": "the skip stands first; join as [h, skip]. (Both can learn; the published weights want h first.)",
+    "added": "the skip is added; it is *joined* on the channels: torch.cat([h, skip], dim=1).",
+    "middle pushed": "the middle's output was pushed too; only input blocks are.",
+    "no middle": "the middle is not used.",
+    "no skips": "the output blocks get no skips: join h with `hs.pop()` before each of them.",
+    "h stays": "the blocks' outputs are pushed, but h itself does not move on: `h = block(h)`, then push h.",
+    "each from x": "each input block got the first h; it must get the output of the block before.",
+}
+
+
 RES_MISTAKES = {
     "no silu on time": "the time vector goes through SiLU first: time_proj(silu(time)).",
     "silu after": "the SiLU comes before time_proj, not after it.",
@@ -39,6 +53,9 @@ RES_MISTAKES = {
     "late": "time is added after conv2, so nothing in this block can use it; add it before norm2.",
     "no time": "time is not used at all.",
     "multiplied": "time multiplies the features; here it is added.",
+    "first time": "all samples got the time of the first one; each has its own row.",
+    "silu at last": "the SiLU of the sum is one too many: return self.shortcut(x) + h as it is.",
+    "silu of x": "the shortcut takes x as it came in. Was x overwritten on the way?",
     "no shortcut": "the shortcut is missing: return self.shortcut(x) + h.",
     "shortcut of norm": "the shortcut takes x itself, not the normalised x.",
     "post": "the order is norm, SiLU, convolution; yours is convolution, norm, SiLU.",
@@ -57,6 +74,7 @@ def res_block_with(b: ResBlock, x: Tensor, time: Tensor, change: str) -> Tensor:
     no_silu = {"no silu": (1, 2), "no first silu": (1,), "no second silu": (2,)}.get(change, ())
     silu = F.relu if change == "relu" else F.silu
     act = lambda h, place: h if place in no_silu else silu(h)
+    time = time[:1].expand(len(time), -1) if change == "first time" else time
     e = b.time_proj(time if change in ("no silu on time", "silu after") else F.silu(time))[:, :, None, None]
     e = F.silu(e) if change == "silu after" else e
     if change == "post":
@@ -69,8 +87,9 @@ def res_block_with(b: ResBlock, x: Tensor, time: Tensor, change: str) -> Tensor:
         h = h * e if change == "multiplied" else h + e
         h = h if change == "no norm2" else norm(b.norm2, h)
     h = b.conv2(act(h, 2)) + (e if change == "late" else 0)
-    skip = 0 if change == "no shortcut" else b.shortcut(norm(b.norm1, x) if change == "shortcut of norm" else x)
-    return skip + h
+    x = norm(b.norm1, x) if change == "shortcut of norm" else F.silu(x) if change == "silu of x" else x
+    h = h + (0 if change == "no shortcut" else b.shortcut(x))
+    return F.silu(h) if change == "silu at last" else h
 
 
 DECODER_MISTAKES = {
@@ -109,6 +128,9 @@ UNET_MISTAKES = {
     "same t": "all samples got the time of the first one; t has one entry per sample.",
     "t / T": "t was divided by 1000; the embedding takes the steps 0 to 999 as they are.",
     "silu of time": "SiLU is applied to the time vector twice: the blocks do it themselves.",
+    "timeless down": "the input blocks get another time than time_embedding(t).",
+    "timeless middle": "the middle gets another time than time_embedding(t).",
+    "timeless up": "the output blocks get another time than time_embedding(t).",
 }
 
 
@@ -116,8 +138,8 @@ def unet_with(net: UNet, x: Tensor, t: Tensor, change: str = "") -> Tensor:
     t = t[:1].expand(len(t)) if change == "same t" else t / 1000 if change == "t / T" else t
     time = net.time_embedding(t)
     time = F.silu(time) if change == "silu of time" else time
-    with_time = lambda step: lambda h: step(h, time, None, None)
-    h = way_through(x, [*map(with_time, net.down)], with_time(net.middle), [*map(with_time, net.up)],
-           "no middle" if change == "no middle" else "")
+    with_time = lambda step, part: lambda h: step(h, 0 * time if change == f"timeless {part}" else time, None, None)
+    down, up = ([with_time(step, part) for step in way] for way, part in ((net.down, "down"), (net.up, "up")))
+    h = way_through(x, down, with_time(net.middle, "middle"), up, "no middle" if change == "no middle" else "")
     h = h if change in ("no norm", "bare") else net.norm_out(h)
     return net.conv_out(h if change in ("no silu", "bare") else F.silu(h))

@@ -3,66 +3,11 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..schedule import NoiseSchedule
-from .checking import CheckFailed, attempt, compare, noise, number, passed, several
-
-SCHEDULE = NoiseSchedule(torch.linspace(0.01, 0.35, 20, dtype=torch.float64))
-CODES = torch.tensor([-1.5, -0.5, 0.5, 1.5])  # the codebook of `FirstStage`, in one dimension
-
-
-class FirstStage(nn.Module):
-    """A first stage small enough to know everything about: 2x2 patches to 3 latent channels, rounded to four levels.
-
-    It counts what is asked of it, and behaves wrongly in training mode, as one with dropout or a codebook would.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.down, self.up = nn.Conv2d(3, 3, 2, stride=2), nn.ConvTranspose2d(3, 3, 2, stride=2)
-        with torch.no_grad():
-            for i, p in enumerate(self.parameters()):
-                p.copy_(0.4 * noise(*p.shape, seed=10 + i))
-        self.seen = torch.zeros(())  # how often it was used in training mode
-
-    def encode(self, x: Tensor, sample: bool = False, generator=None) -> Tensor:
-        """x (B,3,H,W) -> z (B,3,H/2,W/2), before quantisation."""
-        self.seen += self.training
-        return self.down(x) + 0.3
-
-    def quantize(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z -> nearest levels (straight-through), indices, loss: as of `Autoencoder`, but one code per value."""
-        indices = (z.detach()[..., None] - CODES).abs().argmin(-1)
-        z_q = CODES[indices]
-        return z + (z_q - z).detach(), indices, (z - z_q).square().mean()
-
-    def decode(self, z: Tensor, quantize: bool = True) -> Tensor:
-        """z -> x; quantises first, unless told not to."""
-        self.seen += self.training
-        return self.up(self.quantize(z)[0] if quantize else z)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x -> reconstruction, loss."""
-        z_q, _, loss = self.quantize(self.encode(x))
-        return self.decode(z_q, quantize=False), loss
-
-
-class Net(nn.Module):
-    """Predicts noise, badly, from x_t and t; remembers in which mode it was asked."""
-
-    def __init__(self):
-        super().__init__()
-        self.mix = nn.Conv2d(3, 3, 1)
-        with torch.no_grad():
-            self.mix.weight.copy_(0.5 * noise(3, 3, 1, 1, seed=20))
-            self.mix.bias.zero_()
-        self.dropout, self.calls = nn.Dropout(0.5), []
-
-    def forward(self, x: Tensor, t: Tensor, cond=None) -> Tensor:
-        """x (B,3,h,w), t (B,) -> (B,3,h,w)"""
-        self.calls.append(self.training)
-        return self.dropout(self.mix(x) * (1 + t.view(-1, 1, 1, 1) / 10))
+from .checking import CheckFailed, attempt, compare, number, passed, several
+from .n09_models import SCHEDULE, FirstStage, Net
+from .properties import fresh, own_randomness, same_dtype, same_gradient
 
 
 def compression(function):
@@ -93,10 +38,12 @@ def compression(function):
 
 def scale_factor(function):
     """`function(latents)`: latents (N,c,h,w) -> the one number that gives them unit variance."""
-    for seed, shape in ((0, (3, 2, 2, 2)), (1, (6, 4, 3, 5))):
+    draw = fresh()
+    # the last latents are tiny: there whoever adds a small number before dividing is far off
+    for size, shape in ((1.5, (3, 2, 2, 2)), (1.5, (6, 4, 3, 5)), (2e-4, (5, 3, 2, 3))):
         # channels differ in mean and in spread, or centring each of them would go unseen
         spread = torch.linspace(0.5, 3, shape[1]).view(1, -1, 1, 1)
-        z = 1.5 * noise(*shape, seed=seed) * spread + torch.linspace(-2, 3, shape[1]).view(1, -1, 1, 1)
+        z = size * (draw(*shape) * spread + torch.linspace(-1, 2, shape[1]).view(1, -1, 1, 1))
         got = attempt(function, z, name="latent_scale")
         if isinstance(got, Tensor) and got.numel() > 1:
             hint = (" One per channel would also change how much each channel counts in the loss, and the paper's "
@@ -127,9 +74,11 @@ def scale_factor(function):
 
 def latent_loss(function):
     """`function(autoencoder, net, schedule, images, t, eps, scale)` -> the training loss, a scalar with a gradient."""
-    for scale in (1.7, 0.18215):
-        stage, net = FirstStage().eval(), Net().eval()
-        x, t, eps = noise(4, 3, 8, 8) / 2, torch.tensor([0, 3, 11, 19]), noise(4, 3, 4, 4, seed=1)
+    draw = fresh()
+    for scale, channels, (size, height, width) in ((1.7, 3, (4, 8, 8)), (0.18215, 4, (3, 4, 12))):
+        stage, net = FirstStage(channels).eval(), Net(channels).eval()
+        x, t = draw(size, 3, height, width) / 2, torch.tensor([0, 3, 11, 19])[-size:]
+        eps = draw(size, channels, height // 2, width // 2)
         got = attempt(function, stage, net, SCHEDULE, x, t, eps, scale, name="latent_loss")
         calls = len(net.calls)
         with torch.no_grad():
@@ -138,13 +87,29 @@ def latent_loss(function):
             raise CheckFailed(f"latent_loss called the network {calls} times; once for the whole batch is enough.")
         if not got.requires_grad:
             raise CheckFailed("latent_loss: the loss has no gradient. Only the first stage goes under no_grad.")
-        got.backward()
-        if any(p.grad is not None for p in stage.parameters()):
-            raise CheckFailed("latent_loss: the gradient reached the first stage. Encode under torch.no_grad(): it is "
-                              "finished, and the diffusion loss would make its latents easy rather than good.")
-        if net.mix.weight.grad is None:
-            raise CheckFailed("latent_loss: the gradient did not reach the network.")
+        _hold_learning(got, stage, net, (net(SCHEDULE.add_noise(scale * stage.encode(x).detach(), eps, t), t)
+                                         - eps).square().mean())
+        same_dtype(got, x, "the loss")
+    # and once in training, where the network's dropout works, and the first stage still rests
+    stage, net = FirstStage().eval(), Net()
+    attempt(function, stage, net, SCHEDULE, draw(2, 3, 8, 8), torch.tensor([0, 7]), draw(2, 3, 4, 4), 1.0,
+            name="latent_loss")
+    if stage.seen or stage.training:
+        raise CheckFailed("latent_loss put the first stage into training mode. It is finished: leave it in eval mode.")
+    if not net.training or not all(net.calls):
+        raise CheckFailed("latent_loss put the network into evaluation mode: it would be trained without its dropout. "
+                          "Leave the modes as they are.")
     passed("latent_loss: encode, scale, add noise, predict; and the first stage learns nothing")
+
+
+def _hold_learning(got, stage, net, right):
+    """The network's gradients are the right ones, and the first stage gets none."""
+    leaves = dict(net.named_parameters())
+    awake = [p for p in stage.parameters() if p.requires_grad]  # who froze it has done enough
+    if awake and any(g is not None for g in torch.autograd.grad(got, awake, retain_graph=True, allow_unused=True)):
+        raise CheckFailed("latent_loss: the gradient reached the first stage. Encode under torch.no_grad(): it is "
+                          "finished, and the diffusion loss would make its latents easy rather than good.")
+    same_gradient(got, right, leaves, "latent_loss")
 
 
 def _hold_loss(got, stage, net, x, t, eps, scale):
@@ -173,6 +138,12 @@ def _hold_loss(got, stage, net, x, t, eps, scale):
         (error(scale * z, t, shared), "all samples got noise for the first one's t; each has its own."),
         ((net(scale * z, t) - eps).square().mean(), "the network saw the clean latent; add the noise first."),
         ((net(jump(scale * z), t) - scale * z).square().mean(), "this network predicts the noise: compare with eps."),
+        ((net(jump(scale * z), t) - SCHEDULE.alpha(t, 4) * eps + SCHEDULE.sigma(t, 4) * scale * z).square().mean(),
+         "your target is v = alpha eps - sigma z0; this network predicts the noise: compare with eps."),
+        ((net(jump(scale * z), t) - jump(scale * z)).square().mean(), "the target is the noise eps, not the noisy "
+                                                                      "latent."),
+        (error(scale * z).sqrt(), "no root: the loss is the mean *squared* error."),
+        (error(scale * z) / 2, "a half too many: the loss is the mean squared error as it is."),
         (error(scale * z) * eps[0].numel(), "a sum over the latent's values; the loss is a mean."),
         (error(scale * z) * eps.numel(), "a sum; the loss is a mean over everything."),
         ((net(jump(scale * z), t) - eps).abs().mean(), "an absolute error; the loss is the squared error."),
@@ -181,32 +152,41 @@ def _hold_loss(got, stage, net, x, t, eps, scale):
 
 def latent_sample(function):
     """`function(autoencoder, net, schedule, z_T, scale, steps)` -> images (B,3,H,W) in [-1,1], by DDIM."""
+    draw = fresh()
+    for scale, steps, channels, shape in ((0.4, 5, 3, (3, 4, 4)), (1.6, 3, 4, (2, 3, 5))):
+        z_T = draw(shape[0], channels, *shape[1:])
+        stage, net = FirstStage(channels).eval(), Net(channels)
+        right, mistakes = _pipeline(stage, net.eval(), z_T, scale, steps)
+        stage.seen.zero_(), net.calls.clear(), net.train()
+        with own_randomness():  # for dropout, if it is on
+            got = attempt(function, stage, net, SCHEDULE, z_T, scale, steps, name="sample")
+        if stage.seen or stage.training:
+            raise CheckFailed("sample put the first stage into training mode.")
+        if any(net.calls):
+            raise CheckFailed("sample: the network was in training mode, so its dropout was on: call net.eval() first.")
+        _hold_images(got, right, mistakes, z_T)
+        if net.training is False:
+            raise CheckFailed("sample left the network in evaluation mode, and training would go on without its "
+                              "dropout. Remember `net.training` and restore it.")
+        # and the other way round: whoever always calls net.train() at the end is wrong here
+        attempt(function, stage, net.eval(), SCHEDULE, z_T, scale, steps, name="sample")
+        if net.training:
+            raise CheckFailed("sample put the network into training mode, which was in evaluation mode before. "
+                              "Remember `net.training` and restore it: net.train(was_training).")
+    passed("sample: noise, denoise, unscale, decode; and the network is as it was")
+
+
+@torch.no_grad()
+def _pipeline(stage, net, z_T, scale, steps):
+    """The right images, not yet clamped, and what known mistakes give."""
     from ..cond import Cond
     from ..diffusion import make_denoiser
     from ..samplers import ddim
 
-    scale, z_T, steps = 0.4, noise(3, 3, 4, 4), 5
-    stage, net = FirstStage().eval(), Net()
-    with torch.no_grad():
-        net.eval()
-        first, *_, z0 = ddim(make_denoiser(net, SCHEDULE, Cond()), z_T, SCHEDULE, steps=steps)
-        right = stage.decode(z0 / scale)
-    net.train()
-    torch.manual_seed(0)  # dropout, if it is on
-    got = attempt(function, stage, net, SCHEDULE, z_T, scale, steps, name="sample")
-    if isinstance(got, Tensor) and got.shape == z_T.shape:
-        raise CheckFailed("sample returned latents, not images: divide by the scale and decode.")
-    if isinstance(got, Tensor) and got.requires_grad:
-        raise CheckFailed("sample kept a gradient through all steps, and all their memory. Use torch.no_grad().")
-    if stage.seen:
-        raise CheckFailed("sample put the first stage into training mode.")
-    if any(net.calls[steps:]):
-        raise CheckFailed("sample: the network was in training mode, so its dropout was on: call net.eval() first.")
-    images = lambda z, **options: stage.decode(z, **options).clamp(-1, 1).detach()
-    if isinstance(got, Tensor) and got.shape == right.shape and got.abs().max() > 1 and torch.allclose(
-            got.clamp(-1, 1), right.clamp(-1, 1), atol=1e-4):
-        raise CheckFailed("sample: the decoder's output leaves [-1, 1] a little; clamp it: images.clamp(-1, 1).")
-    compare(got, right.clamp(-1, 1), "sample(...)", rtol=1e-3, atol=1e-4, mistakes=[
+    first, *_, z0 = ddim(make_denoiser(net, SCHEDULE, Cond()), z_T, SCHEDULE, steps=steps)
+    *_, every = ddim(make_denoiser(net, SCHEDULE, Cond()), z_T, SCHEDULE, steps=SCHEDULE.num_steps)
+    images = lambda z, **options: stage.decode(z, **options).clamp(-1, 1)
+    return stage.decode(z0 / scale), [
         (images(z0), "forgotten: divide by the scale before decoding. The decoder never saw scaled latents. (Did you "
          "scale z_T? It is noise of variance 1 already, and goes in as it is.)"),
         (images(first / scale), "this is the sampler's first step: take the *last* latent of its path."),
@@ -218,16 +198,23 @@ def latent_sample(function):
          "first, then let decode quantise."),
         (images(stage.quantize(z0)[0] / scale), "you quantised scaled latents: divide by the scale first."),
         (images(z_T / scale), "this is the noise, decoded: take the *last* latent of the sampler's path."),
-    ])
-    if net.training is False:
-        raise CheckFailed("sample left the network in evaluation mode, and training would go on without its dropout. "
-                          "Remember `net.training` and restore it.")
-    # and the other way round: whoever always calls net.train() at the end is wrong here
-    attempt(function, stage, net.eval(), SCHEDULE, z_T, scale, steps, name="sample")
-    if net.training:
-        raise CheckFailed("sample put the network into training mode, which was in evaluation mode before. Remember "
-                          "`net.training` and restore it: net.train(was_training).")
-    passed("sample: noise, denoise, unscale, decode; and the network is as it was")
+        (images(every / scale), "`steps` is not used: hand it to the sampler."),
+        (images(z0.clamp(-1, 1) / scale), "you clamped the latents; it is the *images* that lie in [-1, 1]."),
+        (images((z0 / scale).clamp(-1, 1)), "you clamped the latents; it is the *images* that lie in [-1, 1]."),
+    ]
+
+
+def _hold_images(got, right, mistakes, z_T):
+    """Compare with the images, and with those of known mistakes."""
+    if isinstance(got, Tensor) and got.shape == z_T.shape and z_T.shape != right.shape:
+        raise CheckFailed("sample returned latents, not images: divide by the scale and decode.")
+    if isinstance(got, Tensor) and got.requires_grad:
+        raise CheckFailed("sample kept a gradient through all steps, and all their memory. Use torch.no_grad().")
+    if isinstance(got, Tensor) and got.shape == right.shape and got.abs().max() > 1 and torch.allclose(
+            got.clamp(-1, 1), right.clamp(-1, 1), atol=1e-4):
+        raise CheckFailed("sample: the decoder's output leaves [-1, 1] a little; clamp it: images.clamp(-1, 1).")
+    compare(got, right.clamp(-1, 1), "sample(...)", rtol=1e-3, atol=1e-4, mistakes=mistakes)
+    same_dtype(got, z_T, "sample(...)")
 
 
 def freeze(function):
@@ -237,10 +224,15 @@ def freeze(function):
     got = attempt(function, stage, net, name="freeze")
     if got is None:
         raise CheckFailed("freeze returned None; it should return the parameters for the optimizer.")
-    try:
-        given = {id(p) for p in got}
-    except TypeError:
-        raise CheckFailed("freeze should return the parameters: a list, or what `.parameters()` gives.") from None
+    if not hasattr(got, "__iter__"):
+        raise CheckFailed("freeze should return the parameters: a list, or what `.parameters()` gives.")
+    got = list(got)
+    if not all(isinstance(p, Tensor) for p in got):
+        found = "pairs of names and parameters" if isinstance(got[0], tuple) else f"a {type(got[0]).__name__} in it"
+        raise CheckFailed(f"freeze should return the parameters themselves, as `.parameters()` does; got {found}.")
+    given = {id(p) for p in got}
+    if len(given) < len(got):
+        raise CheckFailed("freeze returned a parameter twice: the optimizer would refuse it.")
     if given & {id(p) for p in stage.parameters()}:
         raise CheckFailed("freeze: the optimizer would get the first stage's parameters too. Even without a gradient, "
                           "another loss or weight decay could move them: return the network's alone.")
@@ -253,8 +245,8 @@ def freeze(function):
     if stage.training or any(part.training for part in stage.modules()):
         raise CheckFailed("freeze: the first stage is still in training mode. Frozen weights are not enough: in that "
                           "mode dropout drops, and a codebook moves and restarts its codes. Call .eval().")
-    if not net.training:
-        raise CheckFailed("freeze: the network should stay in training mode.")
+    if not all(part.training for part in net.modules()):
+        raise CheckFailed("freeze: the network, all of it, should stay in training mode.")
     if not all(torch.equal(a, b) for a, b in zip(before, (*stage.parameters(), *net.parameters()))):
         raise CheckFailed("freeze changed the weights.")
     passed("freeze: one part is finished, the other learns")

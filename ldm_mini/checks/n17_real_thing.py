@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checking import CheckFailed, attempt, compare, count, noise, number, passed, several
+from .checking import CheckFailed, attempt, compare, count, number, passed, several
+from .properties import fresh, plain, same_dtype
 
 NAMES = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_proj": "emb_layers.1", "norm2": "out_layers.0",
          "conv2": "out_layers.3", "shortcut": "skip_connection"}  # ours: the released code's
@@ -14,9 +15,9 @@ NAMES = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_proj": "emb_layer
 
 def res_block_parameters(function):
     """`function(width_in, width_out, time_dim)` -> how many numbers a residual block of the U-Net holds."""
-    for case in ((320, 640, 1280), (96, 96, 384), (64, 32, 48)):
+    for case in ((320, 640, 1280), (96, 96, 384), (64, 32, 48), (32, 32, 32)):
         a, b, time = case
-        got = attempt(function, *case, name="res_block_parameters")
+        got = plain(attempt(function, *case, name="res_block_parameters"))
         norms, conv1, conv2, by_time = 2 * a + 2 * b, 9 * a * b + b, 9 * b * b + b, time * b + b
         skip = a * b + b if a != b else 0
         right = norms + conv1 + conv2 + by_time + skip
@@ -57,7 +58,8 @@ class _Norm:
 
 def epsilon(function):
     """`function(norm)`: norm takes (B,C,H,W), C a multiple of 32, and gives it normalised -> the norm's epsilon."""
-    for eps, groups in ((1e-5, 32), (1e-6, 8), (1e-3, 1), (1e-8, 32)):
+    # not powers of ten alone: these could be guessed
+    for eps, groups in ((1e-5, 32), (1e-6, 8), (1e-3, 1), (1e-8, 32), (3e-6, 32), (4e-5, 4)):
         norm = _Norm(eps, groups)
         got = number(attempt(function, norm, name="epsilon"), "epsilon").item()
         if not norm.seen:
@@ -85,9 +87,10 @@ def epsilon(function):
 
 def split_qkv(function):
     """`function(qkv, num_heads)`: (3C,C) or (3C,) in the released order -> q, k, v, each (C,C) or (C,)."""
-    for heads, width, seed in ((2, 6, 0), (3, 12, 1), (1, 4, 2)):
-        for shape in ((3 * width, width), (3 * width,)):
-            qkv, name = noise(*shape, seed=seed), f"split_qkv of {shape} with {heads} heads"
+    draw = fresh()
+    for heads, width in ((2, 6), (3, 12), (1, 4), (4, 8)):
+        for shape in ((3 * width, width), (3 * width,), (3 * width, 2 * width + 1, 1)):
+            qkv, name = draw(*shape), f"split_qkv of {shape} with {heads} heads"
             got = attempt(function, qkv, heads, name="split_qkv")
             got = several(list(got) if isinstance(got, Tensor) else got, name, "three tensors, q, k and v")
             parts = qkv.unflatten(0, (heads, 3, -1))
@@ -107,14 +110,16 @@ def split_qkv(function):
             for i, letter in enumerate("qkv"):
                 compare(got[i], right[i], f"{name}: {letter}", mistakes=[
                     (value[i], message) for message, value in wrong.items()])
+                same_dtype(got[i], qkv, f"{name}: {letter}")
     passed("split_qkv: head by head, q, k, v")
 
 
 def block_from_compvis(function):
     """`function(state)`: {released name: tensor} of one residual block -> {our name: the same tensor}."""
+    draw = fresh()
     for skip in (True, False):
-        state = {f"{theirs}.{kind}": noise(3, seed=3 * i + (kind == "bias")) for i, (ours, theirs) in
-                 enumerate(NAMES.items()) if skip or ours != "shortcut" for kind in ("weight", "bias")}
+        state = {f"{theirs}.{kind}": draw(3) for ours, theirs in NAMES.items() if skip or ours != "shortcut"
+                 for kind in ("weight", "bias")}
         right = {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in NAMES.items() for kind in ("weight", "bias")
                  if f"{theirs}.{kind}" in state}
         with_skip = "" if skip else " of a block without skip_connection"
@@ -133,20 +138,25 @@ def block_from_compvis(function):
         if missing or unknown:
             raise CheckFailed(f"block_from_compvis{with_skip}: missing {missing}, unknown {unknown}.")
         for ours, theirs in right.items():
-            if not isinstance(got[ours], Tensor) or not torch.equal(got[ours], state[theirs]):
-                source = next((name for name, value in state.items() if got[ours] is value or torch.equal(
-                    torch.as_tensor(got[ours]), value)), "something else")
+            if not _alike(got[ours], state[theirs]):
+                source = next((name for name, value in state.items() if _alike(got[ours], value)), "something else")
                 raise CheckFailed(f"block_from_compvis: {ours} is {source}; it should be {theirs}. The number is the "
                                   "place in a Sequential: norm, SiLU, (dropout,) convolution.")
     passed("block_from_compvis: same numbers, other names")
+
+
+def _alike(got, value: Tensor) -> bool:
+    return isinstance(got, Tensor) and got.dtype == value.dtype and torch.equal(got, value)
 
 
 def pooled_scale(function):
     """`function(batches)`: latents (b,c,h,w), b differs, once through -> 1 / standard deviation of all values."""
     differ = "Batches differ in size and in mean: add up n, sum and sum of squares."
     # the third stream has a mean of hundreds of spreads: in float32 the difference of two sums is rounding
-    for sizes, mean, spread in (((3, 2), 0.5, 1.0), ((8, 1, 4, 3), -1.0, 2.0), ((4, 4, 2), 40.0, 0.02)):
-        parts = [mean + spread * (1 + i) * noise(b, 4, 2, 2, seed=i) + spread * i for i, b in enumerate(sizes)]
+    draw = fresh()
+    for sizes, mean, spread, shape in (((3, 2), 0.5, 1.0, (4, 2, 2)), ((8, 1, 4, 3), -1.0, 2.0, (3, 2, 4)),
+                                       ((5,), 0.5, 1.0, (4, 1, 3)), ((4, 4, 2), 40.0, 0.02, (4, 2, 2))):
+        parts = [mean + spread * (1 + i) * draw(b, *shape) + spread * i for i, b in enumerate(sizes)]
         stream = _Stream(parts)
         got = attempt(function, stream, name="pooled_scale")
         if stream.begun > 1 or stream.given < len(parts):

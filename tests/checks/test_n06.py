@@ -1,6 +1,7 @@
 """Checks of notebook 06: known wrong solutions fail with a message that helps; right ones written another way pass."""
 
 import torch
+import torch.nn.functional as F
 from solutions import spoiled, try_all
 
 from ldm_mini import checks
@@ -93,10 +94,13 @@ CORRECT = {
         lambda x0, e, t, betas: jump(x0, e, abar(betas)[t]),
         lambda x0, e, t, betas: NoiseSchedule(betas).add_noise(x0, e, t),
         lambda x0, e, t, betas: jump(x0, e, (1 - betas).log().cumsum(0).exp()[t]), small_steps,
+        lambda x0, e, t, betas: torch.einsum("kb,kbd->bd", torch.stack(
+            [abar(betas)[t], 1 - abar(betas)[t]]).sqrt(), torch.stack([x0, e])),
     ],
-    checks.ddpm_letters: [letters, lambda a: list(letters(a.double()))],
+    checks.ddpm_letters: [letters, lambda a: list(letters(a.double())), lambda a: torch.stack(letters(a))],
     checks.diffusion_posterior: [
         textbook, precise, library_posterior, lambda *args: (textbook(*args)[0], float(textbook(*args)[1])),
+        lambda x0, x_t, t, a: [*textbook(x0, x_t, t, a)] if t else (x0, 0.0),
     ],
     checks.to_x0: [
         lambda *args: to_x0_eps(*args)[0], v_with(-1),
@@ -105,6 +109,7 @@ CORRECT = {
     checks.ideal_x0: [
         ideal, library_ideal, stable_loop,
         lambda p, x, a, s: torch.softmax(-torch.cdist(x / a, p).square() * a**2 / s**2 / 2, 1) @ p,
+        lambda p, x, a, s: (F.log_softmax(-torch.cdist(x, a * p) ** 2 / (2 * s**2), 1).exp()[..., None] * p).sum(1),
     ],
 }
 
@@ -124,6 +129,14 @@ MUTANTS = {
         (lambda x, e, t, b: jump(x, e, abar(b)[t]) + 0.01, "off by up to"),
         (lambda x, e, t, b: jump(e, x, abar(b)[t]), "swapped"),
         (lambda x, e, t, b: abar(b)[t].sqrt() @ x + (1 - abar(b)[t]).sqrt() @ e, "shape"),
+        (lambda x, e, t, b: (r := abar(b)[t].sqrt())[:, None].sqrt() * x + (1 - r)[:, None].sqrt() * e, "one root too"),
+        (lambda x, e, t, b: jump(x, e, b.cumprod(0)[t]), "not over beta"),
+        (lambda x, e, t, b: jump(x, e, 1 - b.cumprod(0)[t]), "not over beta"),
+        (lambda x, e, t, b: jump(x, e, abar(b)[t[:1]].expand(len(x))), "t of the first one"),
+        (lambda x, e, t, b: jump(x, e, abar(torch.linspace(0.002, 0.2, 40))[t]), "off by up to"),  # knows the betas
+        (lambda x, e, t, b: jump(x, e, abar(b)[t]).double(), "dtype"),
+        (lambda x, e, t, b: jump(x, e, abar(b)[t]).half(), "dtype|off by"),
+        (lambda x, e, t, b: jump(x, torch.randn_like(e), abar(b)[t]), "off by up to"),
     ],
     checks.ddpm_letters: [
         (lambda a: ((1 - a) / (1 - before(a)).clamp(min=1e-12), *letters(a)[1:]), "slip of the note"),
@@ -140,6 +153,13 @@ MUTANTS = {
         (lambda a: (*letters(a)[:2], letters(a)[1] * (1 - a) / (1 - before(a)).clamp(min=1e-12)), "upside down"),
         (lambda a: (*letters(a)[:2], letters(a)[2].sqrt()), "variance"),
         (lambda a: letters(a)[:2], "three tensors"),
+        (lambda a: letters(a.float()), "dtype torch.float32"),
+        (lambda a: (letters(a)[0], letters(a)[1], letters(a)[2].float()), "beta_tilde has dtype"),
+        (lambda a: (torch.cat([torch.ones_like(a[:1]), a[1:] / a[:-1]]), *letters(a)[1:]), "before the first step"),
+        (lambda a: (*letters(a)[:2], torch.cat([letters(a)[2][1:2], letters(a)[2][1:]])), "takes a logarithm"),
+        (lambda a: (*letters(a)[:2], torch.cat([letters(a)[1][:1], letters(a)[2][1:]])), "nothing left to guess"),
+        (lambda a: [v[1:] for v in letters(a)], "shape"),
+        (lambda a: [v[:40] if len(a) == 40 else v + 0.01 for v in letters(a)], "off by up to"),  # one length alone
     ],
     checks.diffusion_posterior: [
         *spoiled(textbook, (dict(variance="beta"), "this is beta.*beta_tilde"),
@@ -150,6 +170,14 @@ MUTANTS = {
         (lambda x0, x_t, t, a: textbook(x0, x_t, min(t + 1, len(a) - 1), a), r"off by one.*t \+ 1"),
         (lambda *args: textbook(*args)[0], "two things"),
         (lambda *args: (textbook(*args)[0] * 1.01, textbook(*args)[1]), "off by up to"),
+        (lambda *args: (textbook(*args)[0], textbook(*args)[1].expand_as(args[0])), "one number, the same"),
+        (lambda *args: (textbook(*args)[0], textbook(*args)[1].expand_as(args[0]) * (1 + args[0] - args[0][0, 0])),
+         "one number, the same"),  # right at [0] alone
+        (lambda *args: (textbook(*args)[0], [textbook(*args)[1]]), "one number"),
+        (lambda x0, x_t, t, a: (textbook(x0, x_t, t, a)[0] * (1 - a[t]), textbook(x0, x_t, t, a)[1]), "is missing"),
+        (lambda x0, x_t, t, a: textbook(x0, x_t, t, a) if t else (x0, torch.tensor(0.01)), "off by up to"),
+        (lambda *args: (textbook(*args)[0].double(), textbook(*args)[1]), "dtype"),
+        (lambda x0, x_t, t, a: textbook(x0, x_t, t, a) if t > 1 else (x0, 0.0), "posterior\\(x0, x_t, 1"),
     ],
     checks.to_x0: [
         (v_with(1), "sign of v"),
@@ -163,6 +191,13 @@ MUTANTS = {
         (lambda p, o, x, a, s: (x - s * o) / a if p == "eps" else o, "neither"),
         (lambda p, o, x, a, s: to_x0_eps(p, o, x, a, s)[p == "v"], "this is eps"),
         (lambda p, o, x, a, s: to_x0_eps(p, o, x, *((s, a) if p == "v" else (a, s)))[0], "swapped"),
+        (lambda *args: v_with(-1)(*args).clamp(-1, 1), "clipped"),
+        (lambda p, o, x, a, s: a * x - s * o, "as if it were v"),
+        (lambda p, o, x, a, s: (x - s * o) / a if p == "eps" else a * x - s * o, "as if it were v"),
+        (lambda p, o, x, a, s: x - s * o if p == "v" else v_with(-1)(p, o, x, a, s), "x_t carries alpha"),
+        (lambda p, o, x, a, s: (x - s**2 * o) / a if p == "eps" else v_with(-1)(p, o, x, a, s), "not squared"),
+        (lambda *args: v_with(-1)(*args).double(), "dtype"),
+        (lambda p, o, x, a, s: v_with(-1)(p, o, x, a[0], s[0]), "off by up to"),
     ],
     checks.ideal_x0: [
         *spoiled(ideal, (dict(shrink=False), r"alpha \* point"), (dict(over=lambda s: s**2), "the 2 is missing"),
@@ -173,6 +208,16 @@ MUTANTS = {
         (lambda p, x, a, s: a * ideal(p, x, a, s), "no alpha"),
         (lambda p, x, a, s: p[torch.cdist(x, a * p).argmin(1)], "nearest point"),
         (lambda p, x, a, s: p.mean(0).expand_as(x), "plain mean"),
+        (lambda p, x, a, s: torch.softmax(-(x[:, None] - a * p).square().mean(-1) / (2 * s**2), 1) @ p, "not their"),
+        (lambda p, x, a, s: torch.softmax(-torch.cdist(x, a * p) ** 2 / 2, 1) @ p, "sigma is not used"),
+        (lambda p, x, a, s: (w := weights(p, x, a, s) + 1e-20) @ p / w.sum(1, keepdim=True), "off by|exp underflows"),
+        (lambda p, x, a, s: weights(p, x, a, s) @ p / (weights(p, x, a, s).sum(1, keepdim=True) + 1e-8),
+         "exp underflows"),
+        (lambda p, x, a, s: torch.softmax(
+            (lambda d: (d.amin() - d) / (2 * s**2))(torch.cdist(x, a * p) ** 2), 0) @ p, "over the points"),
+        (lambda p, x, a, s: (w := torch.exp(((d := torch.cdist(x, a * p) ** 2).min() - d) / (2 * s**2))) @ p
+         / w.sum(1, keepdim=True), "NaN when sigma is small"),  # the smallest of all rows, not of each
+        (lambda p, x, a, s: ideal(p, x, a, s).double(), "dtype"),
     ],
 }
 

@@ -1,8 +1,10 @@
 """Checks of notebook 07: known wrong solutions fail with a message that helps; right ones written another way pass."""
 
 import math
+from collections import OrderedDict
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from torch import nn
 
 from ldm_mini import blocks, checks
 from ldm_mini.attention import AttentionBlock
+from ldm_mini.checks.n07_mistakes import unet_with
 from ldm_mini.ema import EMA
 from ldm_mini.unet import UNet, UNetConfig
 
@@ -171,6 +174,13 @@ class Net(nn.Module):
         return h + x if how == "plus x" else h
 
 
+def library_with(change):
+    """ldm_mini's U-Net with one thing changed in its forward."""
+    def make(**kw):
+        return variant(UNet, forward=lambda s, x, t, cond=None: unet_with(s, x, t, change))(library_net(**kw).config)
+    return make
+
+
 def library_net(channels, mults, num_res_blocks, attn_levels, groups, head_dim):
     return UNet(UNetConfig(3, channels=channels, channel_mults=mults, num_res_blocks=num_res_blocks,
                            attn_levels=attn_levels, groups=groups, head_dim=head_dim))
@@ -198,12 +208,21 @@ def ema_of_the_library(averages, net, n, max_decay=0.9999):
 
 
 CORRECT = {
-    checks.timestep_embedding: [code, code_by_loop, code_by_complex, blocks.timestep_embedding],
+    checks.timestep_embedding: [
+        code, code_by_loop, code_by_complex, blocks.timestep_embedding,
+        lambda t, dim: torch.from_numpy(code(t, dim).double().numpy()).float(),
+    ],
     checks.res_block: [Block, OtherBlock, partial(blocks.ResBlock, eps=1e-5, zero_init=True)],
     checks.through_the_u: [through, through_recursively, through_by_index],
-    checks.decoder_channels: [channels_up, channels_of_the_library, lambda *a: zip(*zip(*channels_up(*a)))],
+    checks.decoder_channels: [channels_up, channels_of_the_library, lambda *a: zip(*zip(*channels_up(*a))),
+                              lambda *a: (pair for pair in channels_up(*a)), lambda *a: torch.tensor(channels_up(*a)),
+                              lambda *a: np.array(channels_up(*a)), lambda *a: tuple(map(list, channels_up(*a)))],
     checks.unet: [Net, library_net],
-    checks.ema_update: [ema, ema_in_place, ema_of_the_library],
+    checks.ema_update: [
+        ema, ema_in_place, ema_of_the_library, partial(ema, rate=lambda n, m: torch.tensor(min(m, (1 + n) / (10 + n)))),
+        lambda a, net, n, m: OrderedDict((k, torch.lerp(p.data, a[k], min(m, (1 + n) / (10 + n))))
+                                         for k, p in net.named_parameters() if p.requires_grad),
+    ],
 }
 
 MUTANTS = {
@@ -220,6 +239,11 @@ MUTANTS = {
         (lambda t, d: code(t / 1000, d), "divided"),
         (lambda t, d: code(t, d)[:, :4], "shape"),
         (lambda t, d: code(t, d) * 1.01, "off by up to"),
+        (lambda t, d: code(t, d).double(), "dtype torch.float64"),
+        (lambda t, d: code(t + 1, d), "off by one"),
+        (lambda t, d: torch.cat([code(t, 8), code(t, 8)], 1)[:, :d] if d > 8 else code(t, 8), "shape|off by"),
+        (lambda t, d: code(t, d).T, "shape"),
+        (lambda t, d: code(t[:1].expand(len(t)), d), "off by up to"),
     ],
     checks.res_block: [
         (variant(Block, first=lambda s, x, e: s.conv1(F.silu(s.norm1(x + e))),
@@ -238,6 +262,15 @@ MUTANTS = {
         (variant(Block, first=lambda s, x, e: F.silu(s.norm1(s.conv1(x))),
                  second=lambda s, h, e: F.silu(s.norm2(s.conv2(h + e)))), "norm, SiLU, convolution"),
         (variant(Block, joined=2), "concatenated"),
+        (variant(Block, out=lambda s, x, h: F.silu(s.shortcut(x) + h)), "of the sum is one too many"),
+        (variant(Block, out=lambda s, x, h: s.shortcut(F.silu(x)) + h), "overwritten"),
+        (variant(Block, embed=lambda s, time: s.time_proj(F.silu(time[:1])).expand(len(time), -1)), "of the first one"),
+        (variant(Block, embed=lambda s, time: s.time_proj(F.silu(time)).detach()), "no gradient reaches input 1"),
+        (variant(Block, out=lambda s, x, h: s.shortcut(x).detach() + h), "gradient on|no gradient"),
+        (variant(Block, first=lambda s, x, e: s.conv1(F.silu(s.norm1(x))).detach()), "gradient"),
+        (variant(Block, forward=torch.no_grad()(Block.forward)), "no gradient"),
+        (variant(Block, out=lambda s, x, h: (s.shortcut(x) + h).double()), "dtype"),
+        (variant(Block, second=lambda s, h, e: s.conv2(F.dropout(F.silu(s.norm2(h + e)), 0.5))), "off by up to"),
         (variant(Block, embed=lambda s, time: s.time_proj(time)), r"silu\(time\)"),
         (variant(Block, embed=lambda s, time: F.silu(s.time_proj(time))), "comes before time_proj"),
         (variant(Block, out=lambda s, x, h: h), "shortcut is missing"),
@@ -259,6 +292,11 @@ MUTANTS = {
                  (dict(join=lambda up, h, skip: up(h)), "get no skips")),
         (lambda h, down, middle, up: hs.pop(), "hs ="),  # noqa: F821 - the reading note's: hs is never made
         (lambda h, d, m, u: None, "return"),
+        (lambda h, d, m, u: through(h, [lambda x, b=b: b(x.detach()) for b in d], m, u), "gradient"),
+        (lambda h, d, m, u: through(h, d, lambda x: m(x.detach()), u), "gradient"),
+        *spoiled(through, (dict(join=lambda up, h, skip: up(torch.cat([h, skip.detach()], 1))), "gradient")),
+        (torch.no_grad()(through), "no gradient"),
+        (lambda h, d, m, u: through(h, d[:4], m, u[-4:]), "off by up to"),  # four blocks, whatever there are
     ],
     checks.decoder_channels: [
         *spoiled(channels_up, ("one block less", r"num_res_blocks \+ 1"), ("own", "block that made it"),
@@ -268,6 +306,11 @@ MUTANTS = {
         (lambda *a: channels_up(*a)[1:], "as many as pushes"),
         (lambda *a: [(1, 1), *channels_up(*a)[1:]], "block 0"),
         (lambda *a: 12, "list of pairs"),
+        (lambda *a: [(i / 1.5, o) for i, o in channels_up(*a)], "whole numbers"),
+        (lambda *a: [i for i, o in channels_up(*a)], "list of pairs"),
+        (lambda *a: channels_up(a[0], (1, 2), 1), "block|blocks"),
+        (lambda *a: {i: o for i, o in channels_up(*a)}, "list of pairs"),
+        (lambda *a: [(o, i) for i, o in channels_up(*a)], "block 0"),
     ],
     checks.unet: [
         *spoiled(Net, ("not zero", "exactly 0"), ("plus x", "no such shortcut"), ("no silu", "SiLU before the last"),
@@ -275,6 +318,13 @@ MUTANTS = {
                  ("same t", "first one|one entry per sample"), ("t / T", "divided"), ("no t", "t does not matter"),
                  ("silu of time", "twice"), ("fifo", "last one pushed"), ("not joined", "joined to h")),
         (variant(Net, forward=lambda s, x, t, cond=None: [].pop()), "push after EVERY"),
+        (variant(Net, forward=torch.no_grad()(Net.forward)), "no gradient"),
+        (variant(Net, forward=lambda s, x, t, cond=None: Net.forward(s, x.detach(), t)), "no gradient reaches input 0"),
+        (variant(Net, forward=lambda s, x, t, cond=None: Net.forward(s, x, t.flip(0))), "off by up to"),
+        (variant(Net, forward=lambda s, x, t: Net.forward(s, x, t)), "TypeError"),
+        (library_with("timeless middle"), "middle gets another time"),
+        (library_with("timeless up"), "output blocks get another"),
+        (library_with("timeless down"), "input blocks get another"),
         (lambda **kw: library_net(**{**kw, "attn_levels": ()}), "other layers"),
     ],
     checks.ema_update: [
@@ -286,6 +336,14 @@ MUTANTS = {
                  (dict(rate=lambda n, m: (1 + n) / (10 + n)), "max_decay is not used"),
                  (dict(rate=lambda n, m: 0.0), "own weight"), (dict(detach=False), "gradients")),
         (lambda averages, net, n, m: averages, "nothing has moved"),
+        (lambda *a: ema_in_place(*a) and None, "returned None: the training loop"),
+        (lambda a, net, n, m: ema(a, net, n, m) if n > 1 else
+         {k: p.data.lerp_(a[k], 2 / 11) for k, p in net.named_parameters() if p.requires_grad}, "changed the network"),
+        (lambda a, net, n, m: ema(a, net, n, 0.9999 if n == 4 else m), "max_decay is not used"),
+        (lambda a, net, n, m: ema(a, net, n if n < 10 else 10**9, m), "warm-up is missing"),
+        *spoiled(ema, (dict(rate=lambda n, m: max(m, (1 + n) / (10 + n))), "you took the larger|warm-up is missing")),
+        (lambda *a: {k: v.double() for k, v in ema(*a).items()}, "dtype"),
+        (lambda a, net, n, m: ema(dict.fromkeys(a, 0.0), net, n, m), "off by up to"),
         (lambda averages, net, n, m: {name: v / 10 for name, v in net.state_dict().items()}, "buffers or frozen"),
         (lambda a, net, n, m: {k: (a[k] + p.detach()) / 2 for k, p in net.named_parameters()}, "frozen"),
         (lambda *a: dict(list(ema(*a).items())[1:]), "missing from the result"),

@@ -2,6 +2,7 @@
 
 from operator import getitem
 
+import numpy as np
 import pytest
 import torch
 from solutions import spoiled, try_all
@@ -137,6 +138,27 @@ def guided(net, x_t, t, cond, null, scale, swap=False, w=False, difference=True,
     return (c if w else u) + scale * (c - u if difference else c)
 
 
+def guided_unless_needless(net, x_t, t, cond, null, scale):
+    """As many programs have it: one half alone where the other has no weight."""
+    if scale in (0, 1):
+        return net(x_t, t, cond if scale else null)
+    return guided(net, x_t, t, cond, null, scale)
+
+
+def strided_floats(n, T):
+    """Right for most n: the rounding errors of an added stride."""
+    return torch.from_numpy(np.round(np.arange(T, 0, -T / n)).astype(int) - 1)
+
+
+def as_released(step, at_s):
+    """Stops at the noise of t = 0."""
+    return lambda *a: step(*a[:at_s], max(a[at_s], 0), *a[at_s + 1:]) if a[at_s - 1] > 0 else step(*a)
+
+
+def ends_early(step, at_s, x0):
+    return lambda *a: a[x0] if a[at_s] <= 0 else step(*a)
+
+
 def guided_other_order(net, x_t, t, cond, null, scale):
     both = net(x_t.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([cond, null]))
     return scale * both[:len(t)] + (1 - scale) * both[len(t):]
@@ -155,14 +177,24 @@ CORRECT = {
     checks.ddpm_step: [ddpm, ddpm_by_precision, ddpm_by_library, ddpm_as_ddim],
     checks.sampling_timesteps: [
         good_steps, list_steps, lambda n, T, spacing: NoiseSchedule(torch.full((T,), 0.01)).timesteps(n, spacing),
+        lambda n, T, spacing: torch.tensor([-(-i * T // n) + (-1 if spacing == "trailing" else 0) for i in (
+            range(n, 0, -1) if spacing == "trailing" else range(n - 1, -1, -1))]),  # the ceiling
+        lambda n, T, spacing: torch.tensor([T * (i + (spacing == "trailing")) // n - (spacing == "trailing")
+                                            for i in reversed(range(n))]),  # the floor
     ],
-    checks.ddim_step: [ddim_, ddim_by_library],
+    checks.ddim_step: [
+        ddim_, ddim_by_library,
+        lambda x0, eps, t, s, abar, eta, n: ddim_(x0, eps, t, s, abar, eta, n) if s >= 0 else x0,
+    ],
     checks.euler_step: [
         euler_, euler_by_ddim,
         lambda x, eps, t, s, abar: next(euler(lambda x, t: (0, eps), x, library(abar), [t] if s < 0 else [t, s])),
     ],
     checks.dpm_step: [dpm, dpm_with_r, dpm_by_library],
-    checks.batched_guidance: [guided, guided_other_order],
+    checks.batched_guidance: [
+        guided, guided_other_order, guided_unless_needless,
+        lambda net, x, t, c, n, s: torch.lerp(*net(x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([n, c])).chunk(2), s),
+    ],
 }
 
 MUTANTS = {
@@ -178,6 +210,14 @@ MUTANTS = {
         (shifted(ddpm, 2, 1), "off by one"),
         (lambda x, x0, t, s, abar, n: at(abar, s).sqrt() * x0 + (1 - at(abar, s)).sqrt() * n, "forgets x_t"),
         (lambda *a: 1.01 * ddpm(*a), "off by up to"),
+        (lambda x, x0, t, s, a, n: ddpm(x, x0, t, s, a, n) if s >= 0 else x0 + (a[s] - a[t]).sqrt() * n, r"abar\[-1\]"),
+        (as_released(ddpm, 3), "stops at the noise of t = 0"),
+        (ends_early(ddpm, 3, 1), "s = 0 is a noisy step"),
+        (lambda *a: ddpm(*a).double(), "dtype"),
+        (lambda *a: ddpm(*a[:5], torch.randn_like(a[0])), "off by up to"),
+        (lambda x, x0, t, s, abar, n: ddpm(x, x0, t, s, torch.cumprod(1 - torch.linspace(0.002, 0.18, 50), 0), n),
+         "off by up to"),  # knows the schedule
+        (lambda *a: ddpm(*a) if a[0].ndim == 2 else ddpm(*a[:5], a[5][:1]), "off by up to"),
     ],
     checks.sampling_timesteps: [
         (lambda n, T, p: strided(n, T, first=1), "must contain 0"),
@@ -187,12 +227,19 @@ MUTANTS = {
         (lambda n, T, p: good_steps(n, T, p) + int(p == "leading"), "must contain 0"),
         (lambda n, T, p: good_steps(n, T, p) - int(p == "leading"), "below the first"),
         (lambda n, T, p: good_steps(n, T, p).flip(0), "ascends"),
+        (lambda n, T, p: strided_floats(n, T) if p == "trailing" else good_steps(n, T, p), "too many"),
+        (lambda n, T, p: good_steps(n, T, p).int(), "int64"),
+        (lambda n, T, p: good_steps(n, T, p)[None], "timesteps"),
+        (lambda n, T, p: (torch.linspace(0, 1, n) ** 2 * (T - T / n)).round().long().flip(0) if p == "leading"
+         else good_steps(n, T, p), "equal parts|Equal parts|repeats"),
+        (lambda n, T, p: T - 1 - good_steps(n, T, "leading" if p == "trailing" else "trailing").flip(0)
+         if n != 7 else good_steps(n, T, p) + (p == "leading"), "must contain 0|nothing but noise"),
         (lambda n, T, p: good_steps(n, T, p).float(), "indices"),
         (lambda n, T, p: good_steps(n, T, p).tolist(), "not list"),
         (lambda n, T, p: torch.linspace(T - 1, 0, n).round().long(), "linspace"),
         (lambda n, T, p: good_steps(n, T, "leading"), "nothing but noise"),
         (lambda n, T, p: good_steps(n, T, "trailing"), "must contain 0"),
-        (lambda n, T, p: torch.arange(n).flip(0) if p == "leading" else good_steps(n, T, p), "from the other end"),
+        (lambda n, T, p: torch.arange(n).flip(0) if p == "leading" else good_steps(n, T, p), "Equal parts"),
         (lambda n, T, p: good_steps(n, T, p).clamp(max=T // 2) if p == "leading" else good_steps(n, T, p), "repeats"),
     ],
     checks.ddim_step: [
@@ -213,12 +260,27 @@ MUTANTS = {
         (lambda *a: ddim_(*a[:5], 1.0, a[6]), "eta is not used"),
         (lambda *a: ddim_(*a) + (a[3] < 0) * a[5] * a[6], "noise was added at the last step"),
         (lambda *a: 1.01 * ddim_(*a), "off by up to"),
+        (lambda x0, e, t, s, a, *z: ddim_(x0, e, t, s, a, *z) + (0 if s >= 0 else 0 * (1 - a[t] / a[s]).sqrt()),
+         r"abar\[-1\]"),
+        (as_released(ddim_, 3), "stops at the noise of t = 0"),
+        (ends_early(ddim_, 3, 0), "s = 0 is a noisy step"),
+        (lambda *a: ddim_(*a).double(), "dtype"),
+        (lambda *a: ddim_(*a[:6], torch.randn_like(a[0])), "off by up to"),
+        (lambda *a: ddim_(*a[:6], a[6][:1]), "off by up to"),
+        (lambda *a: ddim_(*a[:5], round(a[5]), a[6]), "off by up to|eta is not used"),
     ],
     checks.euler_step: spoiled(
         euler_, (dict(level=getitem), r"abar\[-1\]"), (dict(sign=-1), "the sign"), (dict(back=None), "this is y at s"),
         (dict(back="t"), "amplitude of \\*s"), (dict(scale=False), "divide x_t by alpha_t"),
         (dict(scale=False, back=None), "divide x_t by alpha_t"), (dict(hat=False), "not along sigma"),
-        (dict(slope="x0"), "not x0"), (dict(hat=False, scale=False, back=None), "no such simple slope")),
+        (dict(slope="x0"), "not x0"), (dict(hat=False, scale=False, back=None), "no such simple slope")) + [
+        (as_released(euler_, 3), "stops at the noise of t = 0"),
+        (lambda x, e, t, s, a: (x - (1 - a[t]).sqrt() * e) / a[t].sqrt() if s <= 0 else euler_(x, e, t, s, a),
+         "s = 0 is a noisy step"),
+        (lambda *a: euler_(*a).double(), "dtype"),
+        (lambda x, e, t, s, a: euler_(x, e, t, max(t - 1, -1), a), "however far s is"),
+        (lambda x, e, t, s, a: euler_(x, e[:1], t, s, a), "off by up to"),
+    ],
     checks.dpm_step: [
         *spoiled(dpm, (dict(sign=-1), "sign of h"), (dict(exp_sign=1), "sign of h"),
                  (dict(lam=lambda v: (v / (1 - v)).sqrt()), "log is missing"),
@@ -237,13 +299,27 @@ MUTANTS = {
         (lambda *a: dpm(*a, line=lambda x, y, h, g: x + (a[4] - a[5]) / (a[3] - a[4]) / 2 * (x - y)), "not in t"),
         (lambda *a: dpm(*a[:2], None, None, *a[4:], ends=False, level=getitem) if a[5] < 0 else dpm(*a),
          r"abar\[-1\]"),
+        (lambda *a: dpm(*a) if a[5] >= 0 else dpm(*a, ends=False, level=getitem), r"abar\[-1\].*"),
+        (lambda *a: dpm(*a[:5], max(a[5], 0), a[6]), "stops at the noise of t = 0"),
+        (ends_early(dpm, 5, 1), "s = 0 is a noisy step"),
+        (lambda *a: a[0].clone() if a[5] < 0 else dpm(*a), "not x_t"),
+        (lambda *a: dpm(*a).double(), "dtype"),
     ],
     checks.batched_guidance: [
         *spoiled(guided, (dict(w=True), "other convention"), (dict(swap=True), "swapped"),
                  (dict(difference=False), "difference"), (dict(times=1), "3 timesteps")),
         (lambda *a: guided(*a[:5], -a[5]), "wrong way"),
         (lambda net, x, t, c, n, s: (u := net(x, t, n)) + s * (net(x, t, c) - u), "calls the network twice"),
-        (lambda net, x, t, c, n, s: net(x, t, c), "off by up to"),
+        (lambda net, x, t, c, n, s: net(x, t, c), "scale is not used"),
+        (lambda net, x, t, c, n, s: (b := net(torch.cat([x, x]), t.repeat_interleave(2), torch.cat([n, c])).chunk(2))[0]
+         + s * (b[1] - b[0]), "another order"),
+        (lambda net, x, t, c, n, s: (u := torch.cat([net(*[v[None] for v in row]) for row in zip(x, t, n)]))
+         + s * (torch.cat([net(*[v[None] for v in row]) for row in zip(x, t, c)]) - u), "should call the network once"),
+        (lambda net, x, t, c, n, s: guided(net, x, t[:1].expand(len(t)), c, n, s), "off by up to"),
+        (lambda net, x, t, c, n, s: net(x, t, c) if s == 3 else guided(net, x, t, c, n, s), "scale is not used"),
+        (lambda net, x, t, c, n, s: guided(net, x, t, c, 0 * n, s), "off by up to"),  # a null of zeros
+        (lambda net, x, t, c, n, s: guided(net, x, t, c, n[:1].expand_as(n), s), "off by up to"),
+        (lambda *a: guided(*a).double(), "dtype"),
     ],
 }
 

@@ -4,6 +4,7 @@ import math
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from solutions import spoiled, try_all, welford
 
 from ldm_mini import checks
@@ -16,15 +17,17 @@ from ldm_mini.samplers import ddim, dpm_solver
 
 def loss(autoencoder, net, schedule, x, t, eps, factor, *, grad=False, scale=lambda s: s, quantize=False,
          t_noise=lambda t: t, t_net=lambda t: t, after=False, target="eps", reduce=lambda e: e.square().mean(),
-         keep=lambda v: v):
+         keep=lambda v: v, modes=lambda autoencoder, net: None):
     """The training loss; the options change one thing."""
+    modes(autoencoder, net)
     with torch.set_grad_enabled(grad):
         z = autoencoder.encode(x)
         z = autoencoder.quantize(z)[0] if quantize == "before" else z
         z0 = z if after else z * scale(factor)
         z0 = autoencoder.quantize(z0)[0] if quantize == "after" else z0
     x_t = schedule.add_noise(z0, eps, t_noise(t)) * (factor if after else 1)
-    return keep(reduce(net(x_t, t_net(t)) - {"eps": eps, "z0": z0}[target]))
+    v = schedule.alpha(t, 4) * eps - schedule.sigma(t, 4) * z0
+    return keep(reduce(net(x_t, t_net(t)) - {"eps": eps, "z0": z0, "v": v, "x_t": x_t}[target]))
 
 
 def library_loss(autoencoder, net, schedule, x, t, eps, factor):
@@ -48,7 +51,7 @@ def one_by_one(autoencoder, net, schedule, x, t, eps, factor):
 
 def sample(autoencoder, net, schedule, z_T, factor, steps, *, sampler=ddim, seen=-1, unscale=lambda z, s: z / s,
            grad=False, evaluate=True, mode=lambda was: was, quantize=True, clamp=True, first=False, stage_mode=None,
-           decode=True):
+           decode=True, steps_used=lambda k, schedule: k, latents=lambda z: z):
     """The sampling pipeline; the options change one thing."""
     training = net.training
     if evaluate:
@@ -56,9 +59,10 @@ def sample(autoencoder, net, schedule, z_T, factor, steps, *, sampler=ddim, seen
     if stage_mode is not None:
         autoencoder.train(stage_mode)
     with torch.set_grad_enabled(grad):
-        z = [*sampler(make_denoiser(net, schedule, Cond()), z_T, schedule, steps=steps)][seen]
+        z = [*sampler(make_denoiser(net, schedule, Cond()), z_T, schedule,
+                      steps=steps_used(steps, schedule))][seen]
         z = net.mix(z) * 0 + z if grad else z
-        z = unscale(z_T if first else z, factor)
+        z = latents(unscale(z_T if first else z, factor))
         images = autoencoder.decode(z, quantize=quantize) if decode else z
     net.train(mode(training))
     return images.clamp(-1, 1) if clamp else images
@@ -115,9 +119,14 @@ CORRECT = {
         lambda z: library_scale(torch.nn.Linear(1, 1), [{"latent": part} for part in z.split(1)]),
         lambda z: ((z - z.mean()).square().sum() / (z.numel() - 1)) ** -0.5, lambda z: welford(z.flatten().split(1)),
     ],
-    checks.latent_loss: [loss, library_loss, loop_loss],
-    checks.latent_sample: [sample, library_sample, ddim_by_hand],
-    checks.freeze: [freeze, partial(freeze, result=lambda a, n: [*n.parameters()]), partial(freeze, result=trainable)],
+    checks.latent_loss: [
+        loss, library_loss, loop_loss, partial(loss, reduce=lambda e: F.mse_loss(e, torch.zeros_like(e))),
+        partial(loss, reduce=lambda e: e.flatten(1).pow(2).mean(1).mean()),
+    ],
+    checks.latent_sample: [sample, library_sample, ddim_by_hand, torch.inference_mode()(sample)],
+    checks.freeze: [freeze, partial(freeze, result=lambda a, n: [*n.parameters()]), partial(freeze, result=trainable),
+                    partial(freeze, result=lambda a, n: tuple(n.parameters())),
+                    partial(freeze, result=lambda a, n: (p for p in n.parameters()))],
 }
 
 MUTANTS = {
@@ -134,6 +143,12 @@ MUTANTS = {
         (lambda h, w, f, c, k: (3 * f * f / c, math.log2(k) * h * w / f**2), "whole image"),
         (lambda h, w, f, c, k: (math.log2(k) / f**2, 3 * f * f / c), "the order"),
         (lambda h, w, f, c, k: 3 * f * f / c, "two numbers"),
+        (lambda h, w, f, c, k: (3 * f * f / c, math.log2(k) / f), "both sides shrink"),
+        (lambda h, w, f, c, k: (3 * f * f / 4, math.log2(k) / f**2), "off by"),
+        (lambda h, w, f, c, k: (3 * f * f // c, math.log2(k) // f**2), "off by"),
+        (lambda h, w, f, c, k: (3 * f * f / c, 10 / f**2), "off by"),
+        (lambda h, w, f, c, k: (3 * 64 * 64 / (c * (h // f) * (w // f)), math.log2(k) / f**2), "off by"),
+        (lambda h, w, f, c, k: (torch.tensor([3 * f * f / c] * 2), math.log2(k) / f**2), "one number"),
     ],
     checks.scale_factor: [
         (lambda z: z.std(), "upside down"),
@@ -147,6 +162,12 @@ MUTANTS = {
         (lambda z: 1 / z.flatten(1).std(1).mean(), "mean over pictures"),
         (lambda z: 1 / z.abs().max(), "outlier"),
         (lambda z: 0.18215, "off by up to"),
+        (lambda z: 1 / (z.std() + 1e-5), "off by up to"),
+        (lambda z: 1 / z.std().clamp(min=1e-3), "off by up to"),
+        (lambda z: (1 / z.std()).half(), "off by up to"),
+        (lambda z: 1 / z[:1].std(), "off by up to"),
+        (lambda z: 1 / z.std().round(decimals=2), "off by up to|NaN|infinity"),
+        (lambda z: z / z.std(), "numbers; it should be one"),
         (lambda z: None, "None"),
     ],
     checks.latent_loss: [
@@ -168,6 +189,15 @@ MUTANTS = {
                  (dict(reduce=lambda e: e.abs().mean()), "absolute")),
         (lambda a, n, s, x, t, e, f: loss(a, n, s, f * x, t, e, 1), "scaled the images"),
         (one_by_one, "called the network 4 times"),
+        *spoiled(loss, (dict(modes=lambda a, n: a.train()), "first stage into training mode"),
+                 (dict(modes=lambda a, n: n.eval()), "evaluation mode"), (dict(target="v"), "your target is v"),
+                 (dict(target="x_t"), "not the noisy"), (dict(reduce=lambda e: e.square().mean().sqrt()), "no root"),
+                 (dict(reduce=lambda e: e.square().mean() / 2), "half too many"),
+                 (dict(reduce=lambda e: e.square().flatten(1).mean(1)), "shape"),
+                 (dict(keep=lambda v: v.item()), "torch.Tensor"),
+                 (dict(keep=lambda v: v.detach() + (v - v.detach()) / 2), "gradient on"),
+                 (dict(keep=lambda v: v.double()), "dtype"), (dict(scale=lambda s: 1.7), "off by up to")),
+        (lambda a, n, s, x, t, e, f: loss(a, n, s, x, t, torch.randn_like(e), f), "off by up to"),
     ],
     checks.latent_sample: [
         *spoiled(sample, (dict(unscale=lambda z, s: z), "divide by the scale"),
@@ -182,6 +212,15 @@ MUTANTS = {
          "quantised scaled latents"),
         (lambda a, n, s, z, f, k: sample(a, n, s, z * f, f, k), "scale z_T"),
         (lambda *a: sample(*a) / 2 + 0.5, r"speaks \[-1, 1\]"),
+        (lambda a, n, s, z, f, k: sample(a, n, s, torch.randn_like(z), f, k), "off by up to"),  # not the noise given
+        *spoiled(sample, (dict(steps_used=lambda k, schedule: schedule.num_steps), "`steps` is not used"),
+                 (dict(steps_used=lambda k, schedule: 5), "off by up to"),
+                 (dict(latents=lambda z: z.clamp(-1, 1)), "clamped the latents"),
+                 (dict(unscale=lambda z, s: z / 0.4), "off by up to|forgotten"),
+                 (dict(sampler=partial(ddim, eta=1.0)), "off by up to"),
+                 (dict(sampler=partial(ddim, spacing="leading")), "off by up to")),
+        (lambda *a: sample(*a).double(), "dtype"),
+        (lambda a, *rest: (sample(a, *rest), a.train())[0], "training mode"),
     ],
     checks.freeze: [
         *spoiled(freeze, (dict(result=all_of), "first stage's parameters"),
@@ -191,7 +230,15 @@ MUTANTS = {
                  (dict(also=lambda a, n: n.eval()), "stay in training"),
                  (dict(also=lambda a, n: [p.data.zero_() for p in a.parameters()]), "changed the weights"),
                  (dict(result=lambda a, n: list(n.parameters())[:1]), "not all"),
-                 (dict(result=lambda a, n: None), "None"), (dict(result=lambda a, n: n), "list")),
+                 (dict(result=lambda a, n: None), "None"), (dict(result=lambda a, n: n), "list"),
+                 (dict(result=lambda a, n: n.named_parameters()), "pairs of names"),
+                 (dict(result=lambda a, n: [{"params": n.parameters()}]), "a dict in it"),
+                 (dict(result=lambda a, n: [*n.parameters()] * 2), "twice"),
+                 (dict(result=lambda a, n: n.state_dict()), "a str in it"),
+                 (dict(grads=False, also=lambda a, n: a.down.requires_grad_(False)), "asks for gradients"),
+                 (dict(evaluate=False, also=lambda a, n: a.down.eval()), "training mode"),
+                 (dict(evaluate=False, also=lambda a, n: setattr(a, "training", False)), "training mode"),
+                 (dict(also=lambda a, n: n.dropout.eval()), "all of it")),
     ],
 }
 

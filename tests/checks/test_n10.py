@@ -18,13 +18,21 @@ class Rows(nn.Module):
     def __init__(self, num_classes, dim, how="right"):
         super().__init__()
         self.table, self.how = nn.Embedding(num_classes + (how != "no row"), dim), how
+        if how == "padding":
+            self.table = nn.Embedding(num_classes + 1, dim, padding_idx=num_classes)
+        if how == "null of zeros":
+            nn.init.zeros_(self.table.weight[-1])
 
     def forward(self, classes):
         last = self.table.num_embeddings - 1
         rows = {"right": torch.where(classes < 0, last, classes), "zero": classes.clamp(min=0), "shift": classes + 1,
-                "last class": torch.where(classes < 0, last - 1, classes)}.get(self.how, classes % (last + 1))
+                "last class": torch.where(classes < 0, last - 1, classes),
+                "four": torch.where(classes < 0, 4, classes)}.get(self.how, classes % (last + 1))
         out = self.table(rows)[:, None]
-        return {"flat": out[:, 0], "detached": out.detach()}.get(self.how, out)
+        none = (classes < 0)[:, None, None]
+        return {"flat": out[:, 0], "detached": out.detach(), "double": out.double(), "zeros": out.masked_fill(none, 0),
+                "null detached": torch.where(none, out.detach(), out), "first": out[:1].expand(len(out), -1, -1),
+                }.get(self.how, out)
 
 
 class Library(nn.Module):
@@ -45,102 +53,150 @@ class Text(nn.Module):
     def __init__(self, vocab_size, max_length, width=32, layers=2, heads=2, how="right"):
         super().__init__()
         self.how, self.words, self.positions = how, nn.Embedding(vocab_size, width), nn.Embedding(max_length, width)
-        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+        if how == "zero positions":
+            nn.init.zeros_(self.positions.weight)
+        if how == "sinusoids":
+            del self.positions
+            self.register_buffer("code", (torch.arange(30.0)[:, None] / torch.arange(1, width + 1)).sin())
+        layer = nn.TransformerEncoderLayer(width, 1 if how == "one head" else heads, 4 * width, 0.0, "gelu",
+                                           batch_first=how != "batch second", norm_first=how != "post")
+        layers = 1 if how == "one layer" else layers
         norm = None if how == "no norm" else nn.LayerNorm(width)
         self.encoder = nn.TransformerEncoder(layer, layers, norm, enable_nested_tensor=False)
 
     def forward(self, ids, mask):
         h = self.words(ids)
-        if self.how != "no positions":
+        if self.how == "words detached":
+            h = h.detach()
+        if self.how == "sinusoids":
+            h = h + self.code[:ids.shape[1]]
+        elif self.how == "full table":
+            h = h + self.positions.weight
+        elif self.how != "no positions":
             h = h + self.positions(torch.arange(ids.shape[1]))
+        h = h * mask[..., None] if self.how == "zeroed padding" else h
         if self.how == "no attention":
             return F.layer_norm(h, h.shape[-1:])
         causal = nn.Transformer.generate_square_subsequent_mask(ids.shape[1]) if self.how == "causal" else None
-        unread = {"no mask": None, "inverted": mask}.get(self.how, ~mask)
+        unread = {"no mask": None, "inverted": mask, "zeroed padding": None}.get(self.how, ~mask)
         causal = causal if causal is None else causal.isinf()
         out = self.encoder(h, mask=causal, src_key_padding_mask=unread)
-        return {"pooled": out.mean(1), "detached": out.detach().requires_grad_()}.get(self.how, out)
+        return {"pooled": out.mean(1), "detached": out.detach().requires_grad_(), "double": out.double()}.get(
+            self.how, out)
 
 
 class ByHand(nn.Module):
-    """Attention written out, sinusoidal positions, post-LN layers: another transformer, and a right one."""
+    """Attention written out, positions as one parameter that starts at zero, no feed-forward: right, too."""
 
     def __init__(self, vocab_size, max_length, width=32, layers=2, heads=2):
         super().__init__()
-        self.words = nn.Embedding(vocab_size, width)
-        angles = torch.arange(max_length)[:, None] / 10 ** torch.linspace(0, 2, width // 2)
-        self.register_buffer("code", torch.cat([angles.sin(), angles.cos()], 1))
+        self.words, self.positions = nn.Embedding(vocab_size, width), nn.Parameter(torch.zeros(1, max_length, width))
         self.qkv = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(layers))
-        self.norm = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
+        self.norm = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers + 1))
 
     def forward(self, ids, mask):
-        h = self.words(ids) + self.code[:ids.shape[1]]
+        h = self.words(ids) + self.positions[:, :ids.shape[1]]
         for qkv, norm in zip(self.qkv, self.norm):
-            q, k, v = qkv(h).chunk(3, -1)
+            q, k, v = qkv(norm(h)).chunk(3, -1)
             scores = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~mask[:, None], -torch.inf)
-            h = norm(h + scores.softmax(-1) @ v)
-        return h
+            h = h + scores.softmax(-1) @ v
+        return self.norm[-1](h)
 
 
 def maps_of(maps, size, heads="mean", mode="bilinear", mix=False, calls="mean", layers="mean", swap=False):
     out = []
     for each in maps.values():
-        w = sum(each) / len(each) if calls == "mean" else each[-1]
-        w = w[0].mean(0) if heads == "mean" else w[0].sum(0)
+        w = {"mean": sum(each) / len(each), "sum": sum(each), "first": each[0]}.get(calls, each[-1])
+        w = {"mean": w[0].mean(0), "sum": w[0].sum(0), "max": w[0].amax(0)}.get(heads, w[0, 0])
         side = int(w.shape[0] ** 0.5)
         picture = w.reshape(-1, side, side) if mix else w.view(side, side, -1).permute(2, 0, 1)
         picture = picture.mT if swap else picture
-        out.append(F.interpolate(picture[None], scale_factor=size / side, mode=mode)[0])
-    return sum(out) / (len(out) if layers == "mean" else 1)
+        out += [F.interpolate(picture[None], scale_factor=size / side, mode=mode)[0]] * (
+            len(each) if layers == "by calls" else 1)
+    return out[-1] if layers == "last" else sum(out) / (1 if layers == "sum" else len(out))
+
+
+def maps_by_upsampling(maps, size):
+    """All heads and calls are enlarged first, and the mean taken at the end: the same, since both are linear."""
+    def enlarge(weights):
+        side = round(weights.shape[2] ** 0.5)
+        pictures = weights[0].mT.unflatten(2, (side, side))
+        return nn.Upsample((size, size), mode="bilinear")(pictures).mean(0)
+
+    return torch.stack([torch.stack([*map(enlarge, calls)]).mean(0) for calls in maps.values()]).mean(0)
 
 
 def dropped(cond, null, p, generator, how="right"):
     size = len(cond["context"])
-    source = torch.Generator().manual_seed(9) if how == "no generator" else generator
+    source = torch.Generator().manual_seed(9) if how == "own generator" else None if how == "global" else generator
     drop, out = torch.rand(size, generator=source) < p, {}
-    drop = {"never": torch.zeros_like(drop), "batch": drop[:1].expand(size), "swapped": ~drop}.get(how, drop)
+    drop = {"never": torch.zeros_like(drop), "batch": drop[:1].expand(size), "swapped": ~drop,
+            "always half": torch.rand(size, generator=generator) < 0.3}.get(how, drop)
     for name, value in cond.items():
         if how == "each part":
             drop = torch.rand(size, generator=generator) < p
         where = drop.view(-1, *[1] * (value.ndim - 1))
         if how == "pieces" and value.ndim == 3:
             where = torch.rand(value.shape, generator=generator) < p
-        out[name] = value if how == "mask forgotten" and name == "mask" else torch.where(where, null[name], value)
+        fill = {"zeros": torch.zeros_like(value), "first null": null[name][:1]}.get(how, null[name])
+        out[name] = value if how == "mask forgotten" and name == "mask" else torch.where(where, fill, value)
         if how == "blend" and value.is_floating_point():
             out[name] = (1 - p) * value + p * null[name]
-    return out
+        if how == "in place":
+            out[name] = value.copy_(out[name])
+        if how == "double" and value.is_floating_point():
+            out[name] = out[name].double()
+    return {name: out[name] for name in ("context", "mask", "vector")} if how == "three parts" else out
 
 
 def loop(cond, null, p, generator):
     """Sample by sample."""
-    draws = [torch.rand((), generator=generator).item() < p for _ in cond["vector"]]
+    draws = [torch.rand((), generator=generator).item() < p for _ in cond["context"]]
     return {name: torch.stack([null[name][i] if draw else cond[name][i] for i, draw in enumerate(draws)])
             for name in cond}
 
 
+def by_index(cond, null, p, generator):
+    rows = torch.bernoulli(torch.full((len(cond["context"]),), p), generator=generator).nonzero()[:, 0]
+    return {name: value.index_copy(0, rows, null[name][rows]) for name, value in cond.items()}
+
+
 CORRECT = {
-    checks.class_tokens: [Rows, Library, partial(Rows, how="modulo")],  # the last: -1 is the last row by itself
-    checks.text_transformer: [Text, ByHand],
-    checks.word_maps: [maps_of],
-    checks.drop_conditions: [dropped, loop],
+    # "modulo": -1 is the last row by itself
+    checks.class_tokens: [Rows, Library, partial(Rows, how="modulo"), partial(Rows, how="null of zeros")],
+    checks.text_transformer: [Text, ByHand, partial(Text, how="zero positions"), partial(Text, how="full table")],
+    checks.word_maps: [maps_of, maps_by_upsampling],
+    checks.drop_conditions: [dropped, loop, by_index],
 }
 
 MUTANTS = {
     checks.class_tokens: spoiled(
         Rows, ("zero", "not the first class"), ("last class", "row of its own"), ("shift", "shifted by one"),
-        ("flat", "shape"), ("no row", "one row more"), ("detached", "no gradient")),
+        ("flat", "shape"), ("no row", "one row more"), ("detached", "no gradient"), ("padding", "padding_idx"),
+        ("four", "off by up to|IndexError"), ("zeros", "became zeros"), ("null detached", "padding_idx"),
+        ("double", "dtype"), ("first", "off by up to")),
     checks.text_transformer: spoiled(
         Text, ("no positions", "order is lost"), ("no mask", "padding is read"), ("inverted", "(?i)mask"),
         ("causal", "causal"), ("no norm", "LayerNorm"), ("pooled", r"\(3, 8, 16\)"),
-        ("no attention", "attention is missing"), ("detached", "no gradient")),
+        ("no attention", "attention is missing"), ("detached", "no gradient"), ("sinusoids", "not learned"),
+        ("post", "post-LN"), ("one layer", "number of layers"), ("one head", "number of heads"),
+        ("words detached", "no gradient reaches words"), ("zeroed padding", "padding is read"), ("double", "dtype"),
+        ("batch second", "batch_first|attention is missing|padding|RuntimeError|AssertionError")),
     checks.word_maps: spoiled(
         maps_of, (dict(heads="sum"), "over the heads"), (dict(mode="nearest"), "bilinear"),
         (dict(mix=True), "transpose first"), (dict(calls="last"), "all calls"), (dict(layers="sum"), "do not add"),
-        (dict(swap=True), "row by row")),
+        (dict(swap=True), "row by row"), (dict(calls="first"), "not the first one"), (dict(calls="sum"), "their sum"),
+        (dict(heads="first"), "not the first one"), (dict(heads="max"), "largest"), (dict(mode="bicubic"), "bilinear"),
+        (dict(layers="by calls"), "counts once"), (dict(layers="last"), "this is the last one")) + [
+        (lambda maps, size: maps_of(maps, 8), "shape"), (lambda maps, size: maps_of(maps, size).double(), "dtype"),
+        (lambda maps, size: (m := maps_of(maps, size)) / m.amax((1, 2), keepdim=True), "off by up to"),
+    ],
     checks.drop_conditions: spoiled(
         dropped, ("never", "nothing was dropped"), ("batch", "not once for all"), ("swapped", "swapped"),
         ("each part", "same draw"), ("pieces", "in pieces"), ("mask forgotten", "same draw"), ("blend", "mixture"),
-        ("no generator", "generator")),
+        ("own generator", "generator"), ("global", "generator"), ("zeros", "filled with zeros"),
+        ("first null", "each sample's own"), ("in place", "in place"), ("double", "must keep"),
+        ("three parts", "KeyError"), ("always half", "with p = 85%|with p = 1")),
 }
 
 test_right_solutions_pass, test_wrong_ones_fail_with_a_hint, test_the_stub_is_named = try_all(CORRECT, MUTANTS)

@@ -94,7 +94,8 @@ def over(batches, function, then=lambda v: v):
 
 
 CORRECT = {
-    checks.res_block_parameters: [by_formula, by_building, lambda *case: float(by_formula(*case))],
+    checks.res_block_parameters: [by_formula, by_building, lambda *case: float(by_formula(*case)),
+                                  lambda *case: torch.tensor(by_formula(*case))],
     checks.epsilon: [from_signs, from_deviations, two_sizes],
     checks.split_qkv: [
         split_in_loops, split_by_index,
@@ -120,6 +121,11 @@ MUTANTS = {
         (lambda a, b, t: by_formula(a, b, t) - 9 * a * b - 9 * b * b + a * b + b * b, "are 3x3"),
         (lambda a, b, t: by_formula(a, b, t) + 1, "expected"),
         (lambda a, b, t: None, "whole number"),
+        (lambda a, b, t: by_formula(a, b, t, skip=(a * b + b) * (a < b)), "1x1 convolution"),
+        (lambda a, b, t: by_formula(a, b, 4 * b), "expected"),
+        (lambda a, b, t: by_formula(a, b, t) - t * b - b + t * 2 * b + 2 * b, "once"),
+        (lambda a, b, t: by_formula(a, b, t) / 1e6, "whole number"),
+        (lambda a, b, t: by_formula(b, a, t), "expected"),
     ],
     checks.epsilon: [
         (lambda norm: from_signs(norm, 1.0), "float32 cannot see"),
@@ -127,6 +133,10 @@ MUTANTS = {
         (lambda norm: from_signs(norm) ** 0.5, "square root"),
         (lambda norm: 1 / from_signs(norm), "1 / epsilon"),
         (lambda norm: 1e-5, "never called"),
+        (lambda norm: 10.0 ** torch.log10(from_signs(norm)).round(), "found .* in a norm with"),
+        (lambda norm: min((1e-5, 1e-6, 1e-3, 1e-8), key=lambda e: abs(from_signs(norm).item() - e)), "found"),
+        (lambda norm: from_signs(norm) * 2, "found"),
+        (lambda norm: None, "None"),
         (lambda norm: norm(signs()), "one number"),
         (lambda norm: norm(signs()).mean().item() + 1e-5, "found 1e-05 in a norm with 1e-06"),
         (lambda norm: norm(torch.zeros(1, 3, 4, 4)), "multiple of 32"),
@@ -142,6 +152,12 @@ MUTANTS = {
          "must stay blocks"),
         (lambda qkv, heads: qkv, "three tensors"),
         (lambda qkv, heads: [qkv] * 3, "has shape"),
+        (lambda qkv, heads: [part.double() for part in split_in_loops(qkv, heads)], "dtype"),
+        (lambda qkv, heads: [part[:, :len(part)] if part.ndim > 1 else part for part in split_in_loops(qkv, heads)],
+         "has shape"),
+        (lambda qkv, heads: split_in_loops(qkv, 2 if heads == 4 else heads), "off by up to|must stay blocks"),
+        (lambda qkv, heads: [part.mT if part.ndim == 2 else part for part in split_in_loops(qkv, heads)], "off by"),
+        (lambda qkv, heads: dict(zip("qkv", split_in_loops(qkv, heads))), "three tensors"),
     ],
     checks.block_from_compvis: [
         (swapped("in_layers.0", "out_layers.0"), "norm1.weight is out_layers.0.weight"),
@@ -154,6 +170,11 @@ MUTANTS = {
         (lambda state: state | rename(state), "still have the released names"),
         (lambda state: {name: value * 2 for name, value in rename(state).items()}, "something else"),
         (lambda state: list(rename(state)), "should return a dict"),
+        (swapped("emb_layers.1", "skip_connection"), "KeyError|is skip_connection|unknown|missing"),
+        (lambda state: {name: value.half() for name, value in rename(state).items()}, "something else"),
+        (lambda state: {name: None for name in rename(state)}, "something else|raised"),
+        (lambda state: {name.replace("bias", "weight"): value for name, value in rename(state).items()}, "missing"),
+        (lambda state: {f"block.{name}": value for name, value in rename(state).items()}, "unknown"),
     ],
     checks.pooled_scale: [
         *spoiled(three_sums, (dict(less=0), "n - 1")),
@@ -171,6 +192,11 @@ MUTANTS = {
         (lambda b: sum(z.mean() for z in b) * 0 + three_sums(b), "come once"),
         (lambda b: torch.ones(4) * sum(z.numel() for z in b), "returned 4 numbers"),
         (lambda b: [z for z in b] and None, "returned None"),
+        (lambda b: over(b, lambda z: z.std() * len(z), lambda v: 1 / v), "off by up to"),
+        (lambda b: three_sums(z - z.mean() for z in b), "off by up to|centred"),
+        (lambda b: 1 / (1 / three_sums(b) + 1e-3), "off by up to"),
+        (lambda b: three_sums(b).half(), "off by up to"),
+        (lambda b: three_sums(z[:, :1] for z in b), "off by up to"),
     ],
 }
 

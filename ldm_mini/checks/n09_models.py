@@ -1,0 +1,63 @@
+"""The models that the checks of notebook 09 give to a learner's functions, and their schedule."""
+
+import torch
+from torch import Tensor, nn
+
+from ..schedule import NoiseSchedule
+from .checking import noise
+
+SCHEDULE = NoiseSchedule(torch.linspace(0.01, 0.35, 20, dtype=torch.float64))
+CODES = torch.linspace(-2.25, 2.25, 16)  # the codebook of `FirstStage`, in one dimension
+
+
+class FirstStage(nn.Module):
+    """A first stage small enough to know everything about: 2x2 patches to `channels` numbers, rounded to 16 levels.
+
+    It counts what is asked of it, and behaves wrongly in training mode, as one with dropout or a codebook would.
+    """
+
+    def __init__(self, channels: int = 3):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, channels, 2, stride=2), nn.ConvTranspose2d(channels, 3, 2, stride=2)
+        with torch.no_grad():
+            for i, p in enumerate(self.parameters()):
+                p.copy_(0.4 * noise(*p.shape, seed=10 + i))
+        self.seen = torch.zeros(())  # how often it was used in training mode
+
+    def encode(self, x: Tensor, sample: bool = False, generator=None) -> Tensor:
+        """x (B,3,H,W) -> z (B,c,H/2,W/2), before quantisation."""
+        self.seen += self.training
+        return self.down(x) + 0.3
+
+    def quantize(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z -> nearest levels (straight-through), indices, loss: as of `Autoencoder`, but one code per value."""
+        indices = (z.detach()[..., None] - CODES).abs().argmin(-1)
+        z_q = CODES[indices]
+        return z + (z_q - z).detach(), indices, (z - z_q).square().mean()
+
+    def decode(self, z: Tensor, quantize: bool = True) -> Tensor:
+        """z -> x; quantises first, unless told not to."""
+        self.seen += self.training
+        return self.up(self.quantize(z)[0] if quantize else z)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x -> reconstruction, loss."""
+        z_q, _, loss = self.quantize(self.encode(x))
+        return self.decode(z_q, quantize=False), loss
+
+
+class Net(nn.Module):
+    """Predicts noise, badly, from x_t and t; remembers in which mode it was asked."""
+
+    def __init__(self, channels: int = 3, dropout: float = 0.5):
+        super().__init__()
+        self.mix = nn.Conv2d(channels, channels, 1)
+        with torch.no_grad():
+            self.mix.weight.copy_(0.5 * noise(channels, channels, 1, 1, seed=20))
+            self.mix.bias.zero_()
+        self.dropout, self.calls = nn.Dropout(dropout), []
+
+    def forward(self, x: Tensor, t: Tensor, cond=None) -> Tensor:
+        """x (B,c,h,w), t (B,) -> (B,c,h,w)"""
+        self.calls.append(self.training)
+        return self.dropout(self.mix(x) * (1 + t.view(-1, 1, 1, 1) / 10))
