@@ -11,7 +11,8 @@ solutions must fail it, and correct ones written another way must pass (`tests/c
 from .checking import CheckFailed
 from .n00_start import guidance, latent_numbers, to_picture
 from .n01_data import alpha_over, box_iou, inpainting_input
-from .n02_attention import attention, attention_macs, is_order_blind, masked_attention, multi_head
+from .n02_attention import attention, masked_attention, multi_head
+from .n02_order import attention_macs, is_order_blind
 from .n03_codebook import ema_codebook, restart_dead
 from .n03_vq_vae import nearest_code, straight_through, vector_quantizer, vq_loss
 from .n04_perceptual_loss import best_guess, layer_distance, lpips, ssim_map, unit_normalise
