@@ -16,7 +16,8 @@ from .n02_order import attention_macs, is_order_blind
 from .n03_codebook import ema_codebook, restart_dead
 from .n03_quantizer import vector_quantizer
 from .n03_vq_vae import nearest_code, straight_through, vq_loss
-from .n04_perceptual_loss import best_guess, layer_distance, lpips, ssim_map, unit_normalise
+from .n04_lpips import lpips
+from .n04_perceptual_loss import best_guess, layer_distance, ssim_map, unit_normalise
 from .n05_players import adaptive_lambda, discriminator_step, vqgan_loss
 from .n05_vqgan import gaussian_kl, hinge_losses, receptive_field
 from .n06_diffusion import add_noise, ddpm_letters, diffusion_posterior, ideal_x0, to_x0

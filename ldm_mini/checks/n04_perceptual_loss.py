@@ -1,13 +1,10 @@
 """Checks of notebook 04, perceptual loss."""
 
-from copy import deepcopy
-
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from .checking import CheckFailed, attempt, compare, noise, passed
-from .properties import fresh, learn, own_randomness, same_dtype, same_gradient
+from .checking import CheckFailed, attempt, compare, passed
+from .properties import fresh, learn, same_dtype, same_gradient
 
 
 def best_guess(function):
@@ -142,7 +139,8 @@ def _judge_silence(function, draw, name: str):
                           "`features.norm(dim=1, keepdim=True).clamp(min=1e-10)`.")
 
 
-def _unit(x):
+def unit(x):
+    """(B,C,h,w) -> the same with vectors of length 1 at every position."""
     return F.normalize(x, dim=1)
 
 
@@ -161,135 +159,26 @@ def layer_distance(function):
 def _judge_distance(got, a, b, head, name: str):
     """Compare with the right distances, which are returned with their graph."""
     h = head[:, None, None]
-    square = (_unit(a) - _unit(b)).square()
+    square = (unit(a) - unit(b)).square()
     want = (h * square).sum(1).mean((1, 2))
     shapes = {(len(a), *a.shape[2:]): "the positions are still there: take the mean over height and width.",
               **dict.fromkeys([(), (1,)], "this is one number for the batch. Give one for each pair, shape (B,).")}
     compare(got, want, name, shapes=shapes, mistakes=[
         ((h * (a - b).square()).sum(1).mean((1, 2)), "the maps are not unit-normalised."),
-        ((h * _unit(a - b).square()).sum(1).mean((1, 2)), "normalise the two maps first, then subtract."),
+        ((h * unit(a - b).square()).sum(1).mean((1, 2)), "normalise the two maps first, then subtract."),
         (square.sum(1).mean((1, 2)), "the head has no effect: each channel's squared difference times its weight."),
         (square.mean((1, 2, 3)), "the head has no effect: each channel's squared difference times its weight."),
         ((h * square).mean((1, 2, 3)), "the mean over channels: a 1x1 convolution *sums* over them."),
         ((h * square).sum((1, 2, 3)), "the sum over positions: a larger picture would be farther. Take the mean."),
-        ((h * (_unit(a) - _unit(b)).abs()).sum(1).mean((1, 2)), "absolute differences: square them."),
-        ((h * (_unit(a) - _unit(b))).square().sum(1).mean((1, 2)), "the head was squared too: weigh *after* squaring."),
-        ((h * (_unit(a) - _unit(b))).sum(1).square().mean((1, 2)), "first square, then weigh and sum over channels: "
+        ((h * (unit(a) - unit(b)).abs()).sum(1).mean((1, 2)), "absolute differences: square them."),
+        ((h * (unit(a) - unit(b))).square().sum(1).mean((1, 2)), "the head was squared too: weigh *after* squaring."),
+        ((h * (unit(a) - unit(b))).sum(1).square().mean((1, 2)), "first square, then weigh and sum over channels: "
                                                                    "differences of either sign must not cancel."),
         ((h * square).sum(1).sqrt().mean((1, 2)), "no square root: LPIPS adds squared differences."),
         (want.sqrt(), "no square root: LPIPS adds squared differences."),
         ((h.sqrt() * square).sum(1).mean((1, 2)), "the root of the weight stands inside the norm: squared, it is the "
                                                   "weight itself."),
-        ((_unit(h * a) - _unit(h * b)).square().sum(1).mean((1, 2)), "the head weighs squared differences, not the "
+        ((unit(h * a) - unit(h * b)).square().sum(1).mean((1, 2)), "the head weighs squared differences, not the "
                                                                     "features."),
     ], rtol=1e-3)
     return want
-
-
-class _Trunk(nn.Module):
-    """Three maps of an RGB picture; its dropout shows whether somebody forgot eval()."""
-
-    def __init__(self):
-        super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in ((3, 4), (4, 6), (6, 8)))
-        self.drop = nn.Dropout(0.5)
-        for i, conv in enumerate(self.convs):
-            conv.weight.data = noise(*conv.weight.shape, seed=i) / 3
-            conv.bias.data = noise(*conv.bias.shape, seed=9 + i) / 3
-
-    def forward(self, x):
-        maps = []
-        for conv in self.convs:
-            x = self.drop(conv(x).relu())
-            maps.append(x)
-        return maps
-
-
-def lpips(make):
-    """`make(net, heads, shift, scale)`: a module with forward(x, y): images (B,3,H,W) in [-1,1] -> distances (B,).
-
-    net: images -> list of maps; heads: one (C,) tensor per map; shift, scale (3,): of the input.
-    """
-    shift, scale = torch.tensor([-0.1, 0.2, 0.3]), torch.tensor([0.4, 0.5, 0.6])
-    heads = [noise(c, seed=c).abs() for c in (4, 6, 8)]
-    x, y = noise(2, 3, 16, 16).tanh(), noise(2, 3, 16, 16, seed=1).tanh()
-    build = lambda: attempt(make, _Trunk(), deepcopy(heads), shift, scale, name="LPIPS(net, heads, shift, scale)")
-    # two of the same parts: random heads and dropout betray themselves by a difference
-    mine, again = build(), build()
-    if not isinstance(mine, nn.Module):
-        raise CheckFailed("LPIPS should be an nn.Module: `class LPIPS(nn.Module)`, with super().__init__() first.")
-    _held(mine, x, y, heads)
-    name = "LPIPS(...)(x, y)"
-    got = attempt(mine, x, y, name=name)
-    attempt(mine.eval, name="LPIPS.eval")
-    if any(part.training for part in mine.modules()):
-        raise CheckFailed("your `train` does nothing, and `.eval()` calls `self.train(False)`: dropout stays on for ever. "
-                          "Override it by `def train(self, mode=True): return super().train(False)`.")
-    if isinstance(got, torch.Tensor) and not torch.equal(got, attempt(mine, x, y, name=name)):
-        raise CheckFailed(f"{name} gives another number each time: dropout is on. Call `.eval()` in __init__.")
-    if isinstance(got, torch.Tensor) and not torch.equal(got, attempt(again, x, y, name=name)):
-        raise CheckFailed("two LPIPS made of the same parts disagree: random heads? Use the calibrated ones given.")
-    _value(got, _Trunk().eval(), heads, x, y, shift[:, None, None], scale[:, None, None])
-    attempt(nn.ModuleList([mine]).train, name="LPIPS.train")
-    if not torch.allclose(attempt(mine, x, y, name=name), got):
-        raise CheckFailed(f"{name} changes when a model that contains it is put into train mode: dropout comes on. "
-                          "Override `train`: `def train(self, mode=True): return super().train(False)`.")
-    _gradient(mine, x, y)
-    passed("LPIPS: scaled, tapped, normalised, weighed; frozen, and with a gradient for the picture")
-
-
-def _held(mine, x, y, heads):
-    """Everything learned is frozen, and moves with the module."""
-    if any(p.requires_grad for p in mine.parameters()):
-        raise CheckFailed("LPIPS is not frozen: an optimizer could bend the judge. Call `self.requires_grad_(False)` "
-                          "as the last line of __init__.")
-    kept = [t.flatten() for t in (*mine.parameters(), *mine.buffers())]
-    # alone, or as a part of one long buffer
-    inside = lambda h, t: len(t) >= len(h) and (t.unfold(0, len(h), 1) - h).abs().amax(1).min() < 1e-6
-    missing = [h for h in heads if not any(inside(h, t) for t in kept if t.is_floating_point())]
-    if missing:
-        raise CheckFailed("LPIPS does not hold the given heads as buffers (or frozen parameters): are they loaded? A "
-                          "plain list of tensors stays behind when the module moves to a GPU: register_buffer.")
-    if plain := [f"self.{name}" for name, value in vars(mine).items() if isinstance(value, torch.Tensor)]:
-        raise CheckFailed(f"{' and '.join(plain)}: a plain tensor stays behind when the module moves to a GPU. Use "
-                          "register_buffer, as for the heads.")
-
-
-def _value(got, net, heads, x, y, shift, scale):
-    with torch.no_grad():
-        def total(x, y, unit=_unit, heads=heads):
-            return torch.stack([(h[:, None, None] * (unit(a) - unit(b)).square()).sum(1).mean((1, 2))
-                                for h, a, b in zip(heads, net(x), net(y))])
-
-        s = lambda t: (t - shift) / scale
-        layers = total(s(x), s(y))
-        torch.manual_seed(0)
-        compare(got, layers.sum(0), "LPIPS(...)(x, y)", mistakes=[
-            (total(x, y).sum(0), "the input is not scaled: (x - shift) / scale. (LPIPS v0.0 had that bug.)"),
-            (total(s(x), y).sum(0), "scale both pictures."),
-            (total(x - shift, y - shift).sum(0), "shifted, but not divided by scale."),
-            (total(x / scale, y / scale).sum(0), "divided by scale, but not shifted."),
-            (total((x + shift) / scale, (y + shift) / scale).sum(0), "subtract the shift; you added it."),
-            (total(x * scale + shift, y * scale + shift).sum(0), "this is the scaling backwards: (x - shift) / scale."),
-            (layers.mean(0), "the mean of the layers: LPIPS is their *sum*."),
-            (layers[-1], "only the last layer counts: add all of them."),
-            (layers[0], "only the first layer counts: add all of them."),
-            (total(s(x), s(y), unit=lambda t: t).sum(0), "the features are not unit-normalised."),
-            (total(s(x), s(y), unit=lambda t: F.normalize(t.flatten(1), dim=1).view_as(t)).sum(0),
-             "normalise over channels at every position, not over the whole map."),
-            (total(s(x), s(y), heads=[torch.ones_like(h) for h in heads]).sum(0), "the heads are not used."),
-            (-layers.sum(0), "a distance cannot be negative."),
-        ], rtol=1e-3)
-
-
-def _gradient(mine, x, y):
-    for first in (True, False):
-        image = (x if first else y).clone().requires_grad_()
-        out = mine(image, y) if first else mine(x, image)
-        if not out.requires_grad:
-            raise CheckFailed("no gradient comes back to the picture: frozen *weights* are right, but the forward must "
-                              "stay differentiable. No torch.no_grad(), no .detach() in it.")
-        out.sum().backward()
-        if image.grad is None or not image.grad.isfinite().all() or not image.grad.any():
-            raise CheckFailed("the gradient of the picture is missing, zero or not finite: something in the forward is "
-                              "cut off.")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from solutions import spoiled, try_all
 
 from ldm_mini import checks
+from ldm_mini.checks.properties import SEED
 
 
 def picture(x, low=-1.0, scale=127.5, last=(0, 2, 3, 1), end=torch.round, dtype=torch.uint8):
@@ -212,3 +213,39 @@ def test_a_stub_further_down_is_named():
 
     with pytest.raises(checks.CheckFailed, match="MyVQ's forward calls nearest, which is still a stub"):
         checks.vector_quantizer(MyVQ)
+
+
+@pytest.mark.parametrize("check, right", [(checks.guidance, lambda u, c, s: torch.lerp(u, c, float(s))),
+                                          (checks.alpha_over, lambda s, a, c: torch.lerp(c, s, a)),
+                                          (checks.box_iou, iou_from), (checks.to_picture, picture)])
+def test_who_knows_the_answers_by_heart_fails(check, right, monkeypatch):
+    """Inputs are drawn anew at every call: answers written down at the first are wrong at the second."""
+    monkeypatch.delenv(SEED)
+    answers = []
+    check(lambda *inputs: answers.append(right(*inputs)) or answers[-1])
+    written = iter(answers)
+    with pytest.raises(checks.CheckFailed):
+        check(lambda *inputs: next(written))
+
+
+def test_a_check_leaves_the_random_numbers_that_follow_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    checks.restart_dead(lambda codes, idle, vectors, patience: (
+        torch.where((dead := idle >= patience)[:, None], vectors[torch.randperm(len(vectors))[:len(codes)]], codes),
+        idle.masked_fill(dead, 0)))
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_a_stub_anywhere_in_a_class_is_named():
+    class LPIPS(torch.nn.Module):
+        def __init__(self, net, heads, shift, scale):
+            super().__init__()
+            self.eval()
+
+        def train(self, mode=True):
+            raise NotImplementedError
+
+    with pytest.raises(checks.CheckFailed, match="calls LPIPS.train, which is still a stub"):
+        checks.lpips(LPIPS)
