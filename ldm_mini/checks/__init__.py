@@ -11,11 +11,15 @@ solutions must fail it, and correct ones written another way must pass (`tests/c
 from .checking import CheckFailed
 from .n00_start import guidance, latent_numbers, to_picture
 from .n01_data import alpha_over, box_iou, inpainting_input
-from .n02_attention import attention, attention_macs, is_order_blind, masked_attention, multi_head
+from .n02_attention import attention, masked_attention, multi_head
+from .n02_order import attention_macs, is_order_blind
 from .n03_codebook import ema_codebook, restart_dead
-from .n03_vq_vae import nearest_code, straight_through, vector_quantizer, vq_loss
-from .n04_perceptual_loss import best_guess, layer_distance, lpips, ssim_map, unit_normalise
-from .n05_vqgan import adaptive_lambda, discriminator_step, gaussian_kl, hinge_losses, receptive_field, vqgan_loss
+from .n03_quantizer import vector_quantizer
+from .n03_vq_vae import nearest_code, straight_through, vq_loss
+from .n04_lpips import lpips
+from .n04_perceptual_loss import best_guess, layer_distance, ssim_map, unit_normalise
+from .n05_players import adaptive_lambda, discriminator_step, vqgan_loss
+from .n05_vqgan import gaussian_kl, hinge_losses, receptive_field
 from .n06_diffusion import add_noise, ddpm_letters, diffusion_posterior, ideal_x0, to_x0
 from .n07_parts import ema_update, res_block, timestep_embedding
 from .n07_unet import decoder_channels, through_the_u, unet

@@ -1,25 +1,27 @@
 """Checks of notebook 04, perceptual loss."""
 
-from copy import deepcopy
-
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from .checking import CheckFailed, attempt, compare, noise, passed
+from .checking import CheckFailed, attempt, compare, passed
+from .properties import fresh, learn, same_dtype, same_gradient
 
 
 def best_guess(function):
     """`function(candidates, loss)`: candidates (K,...), loss "l2" or "l1" -> the picture of least mean loss to them."""
-    for count in (5, 4):
-        candidates = noise(count, 3, 4, seed=count).sign() + noise(count, 3, 4)
+    draw = fresh()
+    for count, *shape in ((5, 3, 4), (4, 2, 3, 5), (7, 6)):
+        candidates = draw(count, *shape).sign() + draw(count, *shape)
         mean, median = candidates.mean(0), candidates.median(0).values
         got = attempt(function, candidates, "l2", name="best_guess")
         compare(got, mean, 'best_guess(candidates, "l2")', mistakes=[
             (median, "this is the median. Set the derivative of the mean squared error to zero: what remains?"),
+            ((candidates.amax(0) + candidates.amin(0)) / 2, "this is the middle between the extremes. Set the "
+             "derivative of the mean squared error to zero: what remains?"),
             (candidates.sum(0), "this is the sum: divide by the number of candidates."),
             (candidates.mean().expand_as(mean), "one number for all pixels. Each pixel has its own best value."),
         ])
+        same_dtype(got, candidates, 'best_guess(candidates, "l2")')
         got = attempt(function, candidates, "l1", name="best_guess")
         name = 'best_guess(candidates, "l1")'
         if isinstance(got, torch.Tensor) and got.shape == median.shape:
@@ -37,21 +39,32 @@ def best_guess(function):
 
 def ssim_map(function):
     """`function(x, y, local_mean)`: x, y (B,C,H,W) in [0,1], local_mean a function of images -> index (B,C,H,W)."""
-    x, y = noise(2, 3, 12, 12).sigmoid(), noise(2, 3, 12, 12, seed=1).sigmoid()
-    # pictures that are alike: of unrelated ones the covariance is about 0, and hides its mistakes
-    y = 0.6 * x + 0.4 * y
-    average = lambda t: F.avg_pool2d(F.pad(t, (1,) * 4, mode="reflect"), 3, 1)
+    draw, name = fresh(), "ssim_map(x, y, local_mean)"
+    # pictures that are alike, then opposite: of unrelated ones the covariance is about 0, and hides its mistakes
+    for shape, sign, r in (((2, 3, 12, 12), 1, 1), ((1, 2, 9, 14), -1, 2)):
+        x, y = draw(*shape).sigmoid(), draw(*shape).sigmoid()
+        y = 0.5 + sign * 0.6 * (x - 0.5) + 0.4 * (y - 0.5)
+        average = lambda t, r=r: F.avg_pool2d(F.pad(t, (r,) * 4, mode="reflect"), 2 * r + 1, 1)
+        got = attempt(function, x, y, average, name="ssim_map")
+        _judge_map(got, x, y, average, name)
+        same_dtype(got, x, name)
+    dark, light = torch.full((1, 1, 8, 8), 0.3), torch.full((1, 1, 8, 8), 0.6)
+    for one, other in ((dark, dark), (dark, light)):
+        index = (2 * one * other + 1e-4) / (one**2 + other**2 + 1e-4)
+        compare(attempt(function, one, other, average, name="ssim_map"), index, name + " of flat pictures", rtol=1e-3)
+    passed("ssim_map: means, variances and a covariance, in every neighbourhood")
+
+
+def _judge_map(got, x, y, average, name: str):
     m, n, xx, yy, xy = average(x), average(y), average(x * x), average(y * y), average(x * y)
     v, w, c = xx - m * m, yy - n * n, xy - m * n
 
     def index(v=v, w=w, c=c, c1=0.01**2, c2=0.03**2, two=2):
         return (two * m * n + c1) * (two * c + c2) / ((m * m + n * n + c1) * (v + w + c2))
 
-    got = attempt(function, x, y, average, name="ssim_map")
-    name = "ssim_map(x, y, local_mean)"
     mean = f"return the whole map {tuple(x.shape)}; whoever calls it takes the mean."
     shown = (2 * c + 0.03**2) / (v + w + 0.03**2)
-    compare(got, index(), name, shapes=dict.fromkeys([(), (1,), (2,), (2, 1, 1, 1)], mean), mistakes=[
+    compare(got, index(), name, shapes=dict.fromkeys([(), (1,), (len(x),), (len(x), 1, 1, 1)], mean), mistakes=[
         (index(xx, yy, xy), "variance and covariance are not centred: the mean of x*x, *minus* the square of the mean; "
                             "the mean of x*y, minus the product of the means."),
         (index(c=xy), "the covariance is not centred: subtract the product of the local means."),
@@ -59,6 +72,9 @@ def ssim_map(function):
         (index(v.clamp(min=0).sqrt(), w.clamp(min=0).sqrt()), "the second factor has *variances* below."),
         (index(c1=0.03**2, c2=0.01**2), "the two constants are swapped: 0.01**2 with the means."),
         (index(c1=0.01, c2=0.03), "the constants are 0.01**2 and 0.03**2."),
+        (index(c1=2.55**2, c2=7.65**2), "the constants are those of pictures in [0, 255]; here L = 1."),
+        (index(c=c.clamp(min=0)), "a covariance may be negative: do not clamp it."),
+        (index(c=c.abs()), "a covariance may be negative: no absolute value."),
         (index(c1=0, c2=0), "the constants are missing: on a flat picture this divides 0 by 0."),
         (index(two=1), "the 2 above is missing: SSIM of a picture with itself must be 1."),
         (shown, "the first factor, which compares the means, is missing."),
@@ -70,18 +86,25 @@ def ssim_map(function):
         (index(-v, -w, -c), "variance and covariance have the wrong sign: mean of the square *minus* square of the "
                             "mean."),
         (index() / shown + shown, "the two factors are multiplied, not added."),
-    ], rtol=1e-3)
-    flat = torch.full((1, 1, 8, 8), 0.5)
-    compare(attempt(function, flat, flat, average, name="ssim_map"), torch.ones_like(flat), name + " of flat pictures")
-    passed("ssim_map: means, variances and a covariance, in every neighbourhood")
+    ], rtol=1e-3, atol=1e-4)
 
 
 def unit_normalise(function):
     """`function(features)`: (B,C,h,w) -> the same, each position's vector of C numbers with length 1, or zero."""
-    x = noise(2, 5, 3, 4)
+    draw, name = fresh(), "unit_normalise(features)"
+    # the last map whispers: a number that keeps lengths from 0 must be far below them
+    for shape, loudness in (((2, 5, 3, 4), 1.0), ((3, 8, 2, 2), 20.0), ((1, 4, 5, 3), 0.01)):
+        x, = learn(loudness * draw(*shape))
+        got = attempt(function, x, name="unit_normalise")
+        _judge_units(got, x, name)
+        same_dtype(got, x, name)
+        same_gradient(got, x / x.square().sum(1, keepdim=True).sqrt(), {"features": x}, name)
+    _judge_silence(function, draw, name)
+    passed("unit_normalise: directions are left, lengths are gone")
+
+
+def _judge_units(got, x, name: str):
     length = lambda axes: x.square().sum(axes, keepdim=True).sqrt()
-    name = "unit_normalise(features)"
-    got = attempt(function, x, name="unit_normalise")
     wrong_axis = "normalised over the wrong axis: the vector of a position runs over the *channels*, axis 1."
     compare(got, x / length(1), name, mistakes=[
         *[(x / length(axis), wrong_axis) for axis in (0, 2, 3, (2, 3))],
@@ -91,163 +114,71 @@ def unit_normalise(function):
         (x / x.abs().sum(1, keepdim=True), "divided by the sum of absolute values: length is the root of the sum of "
                                            "squares."),
         (x / x.sum(1, keepdim=True), "divided by the sum of the entries: length is the root of the sum of squares."),
-        (x / length(1) * 5**0.5, "divided by the root *mean* square: take the sum over channels."),
+        (x / length(1) * x.shape[1]**0.5, "divided by the root *mean* square: take the sum over channels."),
         (x.softmax(1), "this is a softmax. Divide each vector by its length."),
         ((x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True), "this standardises. Subtract no mean, only divide by "
                                                                  "the length."),
     ], rtol=1e-3)
-    # a position where no channel speaks: ReLU networks have many, and one NaN spoils a training
-    silent = torch.zeros(1, 5, 2, 2, requires_grad=True)
-    try:
-        out = function(silent)
-        out.sum().backward()
-    except Exception as error:
-        raise CheckFailed(f"{name} raised {type(error).__name__} where all channels are 0, or in the backward pass: "
-                          f"{error}") from error
+
+
+def _judge_silence(function, draw, name: str):
+    """Positions where no channel speaks: ReLU networks have many, and one NaN spoils a training."""
+    silent = draw(1, 5, 2, 3)
+    silent[..., 0] = 0
+    silent, = learn(silent)
+    out = attempt(function, silent, name="unit_normalise")
     if not out.isfinite().all():
         raise CheckFailed(f"{name}: where all channels are 0 the result is 0 / 0 = NaN. Keep the length from being 0: "
                           "`.clamp(min=1e-10)`, or add 1e-10.")
-    if not silent.grad.isfinite().all():
+    if out[..., 0].any():
+        raise CheckFailed(f"{name}: where all channels are 0 the result must be 0 too; there is no direction.")
+    if not torch.autograd.grad(out.sum(), silent)[0].isfinite().all():
         raise CheckFailed(f"{name}: where all channels are 0 the *gradient* is NaN, because a square root is "
                           "infinitely steep at 0, or because `where` or `nan_to_num` after the division hides 0 / 0 "
                           "from the value but not from the gradient. Keep the length away from 0 *before* you divide: "
                           "`features.norm(dim=1, keepdim=True).clamp(min=1e-10)`.")
-    passed("unit_normalise: directions are left, lengths are gone")
 
 
-def _unit(x):
+def unit(x):
+    """(B,C,h,w) -> the same with vectors of length 1 at every position."""
     return F.normalize(x, dim=1)
 
 
 def layer_distance(function):
     """`function(a, b, head)`: maps a, b (B,C,h,w), head (C,) >= 0 -> distances (B,)."""
-    a, b, head = noise(3, 6, 4, 5) + 0.5, noise(3, 6, 4, 5, seed=1) + 0.5, noise(6, seed=2).abs()
+    draw, name = fresh(), "layer_distance(a, b, head)"
+    for shape in ((3, 6, 4, 5), (2, 9, 3, 2)):
+        a, b = learn(draw(*shape) + 0.5, draw(*shape) + 0.5)
+        head = draw(shape[1]).abs()
+        got = attempt(function, a, b, head, name="layer_distance")
+        same_gradient(got, _judge_distance(got, a, b, head, name), {"a": a, "b": b}, name)
+        same_dtype(got, a, name)
+    passed("layer_distance: unit vectors, squared difference, weighted sum over channels, mean over positions")
+
+
+def _judge_distance(got, a, b, head, name: str):
+    """Compare with the right distances, which are returned with their graph."""
     h = head[:, None, None]
-    square = (_unit(a) - _unit(b)).square()
+    square = (unit(a) - unit(b)).square()
     want = (h * square).sum(1).mean((1, 2))
-    name = "layer_distance(a, b, head)"
-    got = attempt(function, a, b, head, name="layer_distance")
-    shapes = {(3, 4, 5): "the positions are still there: take the mean over height and width.",
+    shapes = {(len(a), *a.shape[2:]): "the positions are still there: take the mean over height and width.",
               **dict.fromkeys([(), (1,)], "this is one number for the batch. Give one for each pair, shape (B,).")}
     compare(got, want, name, shapes=shapes, mistakes=[
         ((h * (a - b).square()).sum(1).mean((1, 2)), "the maps are not unit-normalised."),
-        ((h * _unit(a - b).square()).sum(1).mean((1, 2)), "normalise the two maps first, then subtract."),
+        ((h * unit(a - b).square()).sum(1).mean((1, 2)), "normalise the two maps first, then subtract."),
         (square.sum(1).mean((1, 2)), "the head has no effect: each channel's squared difference times its weight."),
         (square.mean((1, 2, 3)), "the head has no effect: each channel's squared difference times its weight."),
         ((h * square).mean((1, 2, 3)), "the mean over channels: a 1x1 convolution *sums* over them."),
         ((h * square).sum((1, 2, 3)), "the sum over positions: a larger picture would be farther. Take the mean."),
-        ((h * (_unit(a) - _unit(b)).abs()).sum(1).mean((1, 2)), "absolute differences: square them."),
-        ((h * (_unit(a) - _unit(b))).square().sum(1).mean((1, 2)), "the head was squared too: weigh *after* squaring."),
-        ((h * (_unit(a) - _unit(b))).sum(1).square().mean((1, 2)), "first square, then weigh and sum over channels: "
+        ((h * (unit(a) - unit(b)).abs()).sum(1).mean((1, 2)), "absolute differences: square them."),
+        ((h * (unit(a) - unit(b))).square().sum(1).mean((1, 2)), "the head was squared too: weigh *after* squaring."),
+        ((h * (unit(a) - unit(b))).sum(1).square().mean((1, 2)), "first square, then weigh and sum over channels: "
                                                                    "differences of either sign must not cancel."),
         ((h * square).sum(1).sqrt().mean((1, 2)), "no square root: LPIPS adds squared differences."),
         (want.sqrt(), "no square root: LPIPS adds squared differences."),
         ((h.sqrt() * square).sum(1).mean((1, 2)), "the root of the weight stands inside the norm: squared, it is the "
                                                   "weight itself."),
-        ((_unit(h * a) - _unit(h * b)).square().sum(1).mean((1, 2)), "the head weighs squared differences, not the "
+        ((unit(h * a) - unit(h * b)).square().sum(1).mean((1, 2)), "the head weighs squared differences, not the "
                                                                     "features."),
     ], rtol=1e-3)
-    passed("layer_distance: unit vectors, squared difference, weighted sum over channels, mean over positions")
-
-
-class _Trunk(nn.Module):
-    """Three maps of an RGB picture; its dropout shows whether somebody forgot eval()."""
-
-    def __init__(self):
-        super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in ((3, 4), (4, 6), (6, 8)))
-        self.drop = nn.Dropout(0.5)
-        for i, conv in enumerate(self.convs):
-            conv.weight.data = noise(*conv.weight.shape, seed=i) / 3
-            conv.bias.data = noise(*conv.bias.shape, seed=9 + i) / 3
-
-    def forward(self, x):
-        maps = []
-        for conv in self.convs:
-            x = self.drop(conv(x).relu())
-            maps.append(x)
-        return maps
-
-
-def lpips(make):
-    """`make(net, heads, shift, scale)`: a module with forward(x, y): images (B,3,H,W) in [-1,1] -> distances (B,).
-
-    net: images -> list of maps; heads: one (C,) tensor per map; shift, scale (3,): of the input.
-    """
-    shift, scale = torch.tensor([-0.1, 0.2, 0.3]), torch.tensor([0.4, 0.5, 0.6])
-    heads = [noise(c, seed=c).abs() for c in (4, 6, 8)]
-    x, y = noise(2, 3, 16, 16).tanh(), noise(2, 3, 16, 16, seed=1).tanh()
-    build = lambda: attempt(make, _Trunk(), deepcopy(heads), shift, scale, name="LPIPS(net, heads, shift, scale)")
-    # two of the same parts: random heads and dropout betray themselves by a difference
-    mine, again = build(), build()
-    if not isinstance(mine, nn.Module):
-        raise CheckFailed("LPIPS should be an nn.Module: `class LPIPS(nn.Module)`, with super().__init__() first.")
-    _held(mine, x, y, heads)
-    name = "LPIPS(...)(x, y)"
-    got = attempt(mine, x, y, name=name)
-    if isinstance(got, torch.Tensor) and not torch.equal(got, attempt(mine, x, y, name=name)):
-        raise CheckFailed(f"{name} gives another number each time: dropout is on. Call `.eval()` in __init__.")
-    if isinstance(got, torch.Tensor) and not torch.equal(got, attempt(again, x, y, name=name)):
-        raise CheckFailed("two LPIPS made of the same parts disagree: random heads? Use the calibrated ones given.")
-    _value(got, _Trunk().eval(), heads, x, y, shift[:, None, None], scale[:, None, None])
-    attempt(nn.ModuleList([mine]).train, name="LPIPS.train")
-    if not torch.allclose(attempt(mine, x, y, name=name), got):
-        raise CheckFailed(f"{name} changes when a model that contains it is put into train mode: dropout comes on. "
-                          "Override `train`: `def train(self, mode=True): return super().train(False)`.")
-    _gradient(mine, x, y)
-    passed("LPIPS: scaled, tapped, normalised, weighed; frozen, and with a gradient for the picture")
-
-
-def _held(mine, x, y, heads):
-    """Everything learned is frozen, and moves with the module."""
-    if any(p.requires_grad for p in mine.parameters()):
-        raise CheckFailed("LPIPS is not frozen: an optimizer could bend the judge. Call `self.requires_grad_(False)` "
-                          "as the last line of __init__.")
-    kept = [t.flatten() for t in (*mine.parameters(), *mine.buffers())]
-    missing = [h for h in heads if not any(t.shape == h.shape and torch.allclose(t, h) for t in kept)]
-    if missing:
-        raise CheckFailed("LPIPS does not hold the given heads as buffers (or frozen parameters): are they loaded? A "
-                          "plain list of tensors stays behind when the module moves to a GPU: register_buffer.")
-    if plain := [f"self.{name}" for name, value in vars(mine).items() if isinstance(value, torch.Tensor)]:
-        raise CheckFailed(f"{' and '.join(plain)}: a plain tensor stays behind when the module moves to a GPU. Use "
-                          "register_buffer, as for the heads.")
-
-
-def _value(got, net, heads, x, y, shift, scale):
-    with torch.no_grad():
-        def total(x, y, unit=_unit, heads=heads):
-            return torch.stack([(h[:, None, None] * (unit(a) - unit(b)).square()).sum(1).mean((1, 2))
-                                for h, a, b in zip(heads, net(x), net(y))])
-
-        s = lambda t: (t - shift) / scale
-        layers = total(s(x), s(y))
-        torch.manual_seed(0)
-        compare(got, layers.sum(0), "LPIPS(...)(x, y)", mistakes=[
-            (total(x, y).sum(0), "the input is not scaled: (x - shift) / scale. (LPIPS v0.0 had that bug.)"),
-            (total(s(x), y).sum(0), "scale both pictures."),
-            (total(x - shift, y - shift).sum(0), "shifted, but not divided by scale."),
-            (total(x / scale, y / scale).sum(0), "divided by scale, but not shifted."),
-            (total((x + shift) / scale, (y + shift) / scale).sum(0), "subtract the shift; you added it."),
-            (total(x * scale + shift, y * scale + shift).sum(0), "this is the scaling backwards: (x - shift) / scale."),
-            (layers.mean(0), "the mean of the layers: LPIPS is their *sum*."),
-            (layers[-1], "only the last layer counts: add all of them."),
-            (layers[0], "only the first layer counts: add all of them."),
-            (total(s(x), s(y), unit=lambda t: t).sum(0), "the features are not unit-normalised."),
-            (total(s(x), s(y), unit=lambda t: F.normalize(t.flatten(1), dim=1).view_as(t)).sum(0),
-             "normalise over channels at every position, not over the whole map."),
-            (total(s(x), s(y), heads=[torch.ones_like(h) for h in heads]).sum(0), "the heads are not used."),
-            (-layers.sum(0), "a distance cannot be negative."),
-        ], rtol=1e-3)
-
-
-def _gradient(mine, x, y):
-    for first in (True, False):
-        image = (x if first else y).clone().requires_grad_()
-        out = mine(image, y) if first else mine(x, image)
-        if not out.requires_grad:
-            raise CheckFailed("no gradient comes back to the picture: frozen *weights* are right, but the forward must "
-                              "stay differentiable. No torch.no_grad(), no .detach() in it.")
-        out.sum().backward()
-        if image.grad is None or not image.grad.isfinite().all() or not image.grad.any():
-            raise CheckFailed("the gradient of the picture is missing, zero or not finite: something in the forward is "
-                              "cut off.")
+    return want

@@ -1,7 +1,9 @@
 """The checks of notebook 02: known wrong attention must fail with a hint, right attention of any style must pass."""
 
 import math
+import random
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from solutions import spoiled, try_all
@@ -65,49 +67,78 @@ def by_hand(x, context, w_q, w_k, w_v, w_out, num_heads):
 
 
 def masked_loops(q, k, v, mask):
-    out = torch.zeros_like(q)
+    out = torch.zeros(*q.shape[:3], v.shape[3])
     for b in range(len(q)):
         if mask[b].any():
             out[b] = F.scaled_dot_product_attention(q[b], k[b][:, mask[b]], v[b][:, mask[b]])
     return out
 
 
-def masked_by_hand(q, k, v, mask):
-    weights = torch.exp(scores(q, k)) * mask[:, None, None]
+def masked_by_hand(q, k, v, mask, stable=True):
+    seen = mask[:, None, None]
+    largest = scores(q, k).masked_fill(~seen, -INF).amax(-1, keepdim=True).clamp(min=-1e9) if stable else 0
+    weights = torch.exp(torch.where(seen, scores(q, k) - largest, -INF)) * seen
     return weights @ v / weights.sum(-1, keepdim=True).clamp(min=1e-9)
 
 
-def masked(q, k, v, mask, fill=-INF, clean=True):
-    out = scores(q, k).masked_fill(~mask[:, None, None], fill).softmax(-1) @ v
-    return out.nan_to_num() if clean else out
+def masked(q, k, v, mask, fill=-INF, clean=torch.nan_to_num, after=lambda out: out, scale=None):
+    table = (scores(q, k) if scale is None else q @ k.mT / scale).masked_fill(~mask[:, None, None], fill)
+    return after(clean(table.softmax(-1)) @ v)
 
 
-def shuffled(layer, x, order=None, again=True, close=torch.allclose, axis=1):
-    order = torch.randperm(x.shape[axis]) if order is None else order
+def same(x):
+    return x
+
+
+def emptied(fill):
+    """A finite number in place of minus infinity, and zeros where all is hidden."""
+    return lambda q, k, v, m: masked(q, k, v, m, fill) * m.any(-1).view(-1, 1, 1, 1)
+
+
+def near(a, b):
+    return torch.allclose(a, b, atol=1e-5)
+
+
+def shuffled(layer, x, order=None, again=True, close=near, axis=1):
+    order = torch.randperm(x.shape[axis]) if order is None else order(x.shape[axis])
     new, old = layer(x.index_select(axis, order)), layer(x)
     return close(new, old.index_select(axis, order) if again else old)
+
+
+def as_sets(a, b):
+    return near(a.sort(1).values, b.sort(1).values)
 
 
 def macs(n, m, d, c, q=1, kv=2, table=2, out=1):
     return q * n * d * d + kv * m * c * d + table * n * m * d + out * n * d * d
 
 
-N = 40  # the tokens that the check of is_order_blind uses
 CORRECT = {
     checks.attention: [
         attention_in_loops, attention_in_einsum, F.scaled_dot_product_attention, ours.attention,
         lambda q, k, v: (k @ q.mT / q.shape[-1] ** 0.5).softmax(-2).mT @ v,
+        lambda q, k, v: F.softmax(torch.matmul(q, k.permute(0, 1, 3, 2)) / torch.tensor(q.size(3)).sqrt(), 3).matmul(v),
+        lambda q, k, v: torch.stack([s.softmax(-1) @ w for s, w in zip(scores(q, k).flatten(0, 1), v.flatten(0, 1))]
+                                    ).unflatten(0, q.shape[:2]),
+        lambda q, k, v: (scores(q, k) - scores(q, k).logsumexp(-1, keepdim=True)).exp() @ v,
     ],
     checks.multi_head: [multi_head, head_by_head, batched_heads, by_hand],
     checks.masked_attention: [
         masked, masked_loops, masked_by_hand, ours.attention,
-        lambda q, k, v, m: masked(q, k, v, m, -1e9) * m.any(-1).view(-1, 1, 1, 1),
+        emptied(-1e9), emptied(torch.finfo(torch.float32).min),
+        lambda q, k, v, m: F.scaled_dot_product_attention(
+            q, k, v, torch.where(m | ~m.any(-1, keepdim=True), 0.0, -INF)[:, None, None]) * m.any(-1).view(-1, 1, 1, 1),
     ],
     checks.is_order_blind: [
         shuffled, lambda f, x: all(shuffled(f, x) for _ in range(3)),
+        lambda f, x: shuffled(f, x, lambda n: torch.tensor(random.sample(range(n), n))),
+        lambda f, x: near(f(x[:, (order := torch.randperm(len(x[0])))])[:, order.argsort()], f(x)),
+        lambda f, x: shuffled(f, x, close=lambda a, b: np.allclose(a.numpy(), b.numpy(), atol=1e-5)),
         lambda f, x: shuffled(f, x, close=lambda a, b: (a - b).abs().max() < 1e-4),  # a tensor of one bool
     ],
-    checks.attention_macs: [macs, lambda n, m, d, c: 2 * d * (n * d + m * c + n * m)],
+    checks.attention_macs: [macs, lambda n, m, d, c: 2 * d * (n * d + m * c + n * m),
+                            lambda *a: torch.tensor(macs(*a)), lambda *a: float(macs(*a)),
+                            lambda *a: np.int64(macs(*a))],
 }
 
 MUTANTS = {
@@ -122,10 +153,27 @@ MUTANTS = {
         (lambda q, k, v: scores(q, k).softmax(1) @ v, "over the heads"),
         (lambda q, k, v: scores(q, k).softmax(-2) @ v, "wrong axis"),
         (lambda q, k, v: scores(q, k) @ v, "softmax is missing"),
-        (lambda q, k, v: (q @ k.mT).softmax(-1) / 2 @ v, "off by"),
+        (lambda q, k, v: (q @ k.mT).softmax(-1) / 2 @ v, "before the softmax"),
         (lambda q, k, v: scores(q, k).softmax(-1) / q.shape[-1] ** 0.5 @ v, "before the softmax"),
         (lambda q, k, v: scores(q, k).softmax(-1), "shape of the weights"),
         (lambda q, k, v: scores(q, k).exp() / scores(q, k).exp().sum(-1, keepdim=True) @ v, "overflows"),
+        *[(lambda q, k, v, c=c: (q @ k.mT / c).softmax(-1) @ v, "fixed number") for c in (2, math.sqrt(4), 8)],
+        (lambda q, k, v: (q @ k.mT / (q.shape[1] * q.shape[-1]) ** 0.5).softmax(-1) @ v, "all heads together"),
+        (lambda q, k, v: (q @ k.mT * q.shape[-1]).softmax(-1) @ v, "multiplied by d"),
+        (lambda q, k, v: scores(q, k).exp() @ v, "exp alone"),
+        (lambda q, k, v: scores(q, k).sigmoid() @ v, "a sigmoid"),
+        (lambda q, k, v: scores(-q, k).softmax(-1) @ v, "the sign"),
+        (lambda q, k, v: scores(q, k).clamp(-50, 50).softmax(-1) @ v, "large scores"),
+        (lambda q, k, v: masked_by_hand(q, k, v, torch.ones(len(k), k.shape[2]).bool(), stable=False), "overflows|NaN"),
+        (lambda q, k, v: (w := scores(q, k).clamp(max=80).exp()) @ v / (w.sum(-1, keepdim=True) + 1e-9), "scores"),
+        (lambda q, k, v: ours.attention(q.detach(), k, v), "no gradient reaches q"),
+        (lambda q, k, v: ours.attention(q, k.detach(), v), "no gradient reaches k"),
+        (lambda q, k, v: ours.attention(q, k, v.detach()), "no gradient reaches v"),
+        (lambda q, k, v: scores(q, k).softmax(-1).detach() @ v, "no gradient reaches q"),
+        (torch.no_grad()(ours.attention), "no gradient"),
+        (lambda q, k, v: ours.attention(q, k, v).double(), "dtype"),
+        (lambda q, k, v: torch.tensor(ours.attention(q, k, v).tolist()), "no gradient"),
+        (lambda q, k, v: attention_in_einsum(q, k, v).sum(1), "shape"),
         (lambda q, k, v: q @ k @ v, "RuntimeError"),
         (lambda q, k, v: None, "return"),
     ],
@@ -137,11 +185,39 @@ MUTANTS = {
                  (dict(split=lambda t: t.view(2, -1, 4, 3).permute(0, 3, 1, 2)), "neighbouring"),
                  (dict(mix=lambda q, k, v: (q @ k.mT / 12**0.5).softmax(-1) @ v), "head's"),
                  (dict(mix=lambda q, k, v: (q @ k.mT).softmax(-1) @ v), "missing")),
+        *spoiled(multi_head, (dict(split=lambda t: t.unflatten(2, (3, -1)).transpose(1, 2)), "shape|raised|scale"),
+                 (dict(split=lambda t: t.unflatten(2, (-1, 4)).transpose(1, 2)), "raised|off by|fixed number"),
+                 (dict(mix=lambda q, k, v: (q @ k.mT / 2).softmax(-1) @ v), "fixed number"),
+                 (dict(mix=lambda q, k, v: F.scaled_dot_product_attention(q, v, k)), "changed places"),
+                 (dict(mix=lambda q, k, v: F.scaled_dot_product_attention(q, k, k)), "keys again"),
+                 (dict(mix=lambda q, k, v: ours.attention(q.detach(), k, v)), "no gradient reaches w_q"),
+                 (dict(mix=lambda q, k, v: ours.attention(q, k.detach(), v)), "no gradient reaches w_k"),
+                 (dict(merge=lambda t: t.transpose(1, 2).flatten(2).detach()), "no gradient reaches w_v"),
+                 (dict(mix=lambda q, k, v: scores(q, k).softmax(1) @ v), "off by"),
+                 (dict(mix=lambda q, k, v: scores(q, k).softmax(-2) @ v), "off by")),
+        (lambda x, c, q, k, v, o, h: multi_head(x, c, q, k, v, o, h, mix=lambda q, k, v:
+                                                (q @ k.mT / x.shape[2] ** 0.5).softmax(-1) @ v), "width of x"),
+        (lambda x, c, q, k, v, o, h: multi_head(x, c, q, k, v, o, 3), "raised|off by"),
+        (torch.no_grad()(by_hand), "no gradient"),
         (lambda x, c, q, k, v, o, h: multi_head(x, x, q, k, v, o, h), "RuntimeError"),
         (lambda x, c, q, k, v, o, h: multi_head(x, c, q, k, v, torch.eye(12), h), "shape"),
     ],
     checks.masked_attention: [
-        *spoiled(masked, (dict(clean=False), "NaN")),
+        *spoiled(masked, (dict(clean=same), "NaN"), (dict(clean=same, after=torch.nan_to_num), "gradient is NaN"),
+                 (dict(scale=2), "fixed number"), (dict(fill=0.0), "exp"),
+                 (dict(after=torch.detach), "no gradient"), (dict(after=torch.Tensor.double), "dtype"),
+                 (dict(after=lambda out: out.sum(1)), "shape")),
+        *[(emptied(-float(c)), "-100 is not minus infinity") for c in (100, 50, 1000)],
+        (emptied(-5.0), "hidden|off by"),
+        (lambda q, k, v, m: masked_by_hand(q, k, v, m, stable=False), "made by hand"),
+        (lambda q, k, v, m: masked(q, k, v, m, -100.0) * m.any(), "minus infinity"),
+        (lambda q, k, v, m: masked(q, k, v, m) * m.any(-1).all(), "emptied the others|off by"),
+        (lambda q, k, v, m: masked(q, k, v, m, -1e9) * m.any(), "large negative"),
+        (lambda q, k, v, m: masked(q, k, v, m, clean=lambda w: w.nan_to_num(1 / w.shape[-1])), "large negative"),
+        (lambda q, k, v, m: (scores(q, k) + m[:, None, None]).softmax(-1) @ v, "True is only 1"),
+        (lambda q, k, v, m: masked(0 * q, k, v, m), "play no part"),
+        (lambda q, k, v, m: masked(q.detach(), k, v, m), "no gradient reaches q"),
+        (lambda q, k, v, m: masked(q, k, v.detach(), m), "no gradient reaches v"),
         (lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v), "Did you use it"),
         (lambda q, k, v, m: masked(2 * q, k, v, m), "scale is missing"),
         (lambda q, k, v, m: masked(q, k, v, ~m), "upside down"),
@@ -150,17 +226,25 @@ MUTANTS = {
         (lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v * m[:, None, :, None]), "adds up"),
         (lambda q, k, v, m: masked(q, k, v, m, -1e9), "large negative"),
         (lambda q, k, v, m: masked(q, k, v, m | ~m.any(-1, keepdim=True)), "seen again"),
-        (lambda q, k, v, m: masked(q, k, v, m[0].expand_as(m)), "off by"),
+        (lambda q, k, v, m: masked(q, k, v, m[:1].expand_as(m)), "the first one's"),
     ],
     checks.is_order_blind: [
         *spoiled(shuffled, (dict(axis=0), "axis 1"), (dict(again=False), "it should be True"),
-                 (dict(close=torch.equal), "last digit")),
-        (lambda f, x: torch.equal(f(x[:, torch.randperm(N)]), f(x)), "reordered alike"),
+                 (dict(close=torch.equal), "last digit"), (dict(close=torch.allclose), "rounding"),
+                 (dict(close=as_sets), "token by token"), (dict(close=as_sets, again=False), "token by token"),
+                 (dict(close=lambda a, b: near(a.sum(1), b.sum(1))), "token by token|position code"),
+                 (dict(close=lambda a, b: near(a.flatten().sort()[0], b.flatten().sort()[0])), "token by token"),
+                 (dict(close=lambda a, b: torch.allclose(a, b, atol=0.5)), "more strictly"),
+                 (dict(close=lambda a, b: a.shape == b.shape), "position code"),
+                 (dict(close=lambda a, b: (a == b).all(-1)), "True or False")),
+        (lambda f, x: shuffled(f, x, lambda n: torch.tensor([1, 0, *range(2, n)])), "not only the first"),
+        (lambda f, x: all(shuffled(f, x, lambda n: torch.arange(n).roll(i)) for i in range(5)), "too tame"),
+        (lambda f, x: torch.equal(f(x[:, torch.randperm(x.shape[1])]), f(x)), "reordered alike"),
         (lambda f, x: True, "position code"),
         (lambda f, x: False, "treats every token alike"),
-        (lambda f, x: shuffled(f, x, torch.arange(N)), "Did your shuffle move"),
-        (lambda f, x: shuffled(f, x, torch.arange(N).flip(0)), "reversal"),
-        (lambda f, x: shuffled(f, x, torch.arange(N).roll(7)), "reversal"),
+        (lambda f, x: shuffled(f, x, torch.arange), "Did your shuffle move"),
+        (lambda f, x: shuffled(f, x, lambda n: torch.arange(n).flip(0)), "reversal"),
+        (lambda f, x: shuffled(f, x, lambda n: torch.arange(n).roll(7)), "reversal"),
         (lambda f, x: "yes", "True or False"),
     ],
     checks.attention_macs: [
@@ -169,6 +253,12 @@ MUTANTS = {
         (lambda n, m, d, c: d * (2 * n * d + 2 * m * c + 2 * n * n), "n tokens look at m"),
         (lambda n, m, d, c: macs(n, n, d, d) - 2 * (n - m) * n * d, "come from the context"),
         (lambda n, m, d, c: macs(n, m, d, d), "context_dim"),
+        (lambda n, m, d, c: macs(n, m, d, c) + 2 * (n - m) * c * d, "has m tokens"),
+        (lambda n, m, d, c: macs(n, m, d, c, table=0), "table itself"),
+        (lambda n, m, d, c: macs(n, m, d, c, table=0) + 2 * n * m, "a sum of dim"),
+        (lambda n, m, d, c: macs(1024, 77, 320, 1280), "expected"),
+        (lambda n, m, d, c: macs(n, m, d, c) / 2 + 0.5, "whole number|expected"),
+        (lambda n, m, d, c: (macs(n, m, d, c),), "whole number"),
         (lambda *a: 2 * macs(*a), "as one"),
         (lambda *a: macs(*a) + 1, "expected"),
         (lambda n, m, d, c: None, "whole number"),

@@ -134,6 +134,24 @@ class LpipsByConv(nn.Module):
         return total
 
 
+class LpipsFlat(Lpips):
+    """All heads in one long buffer."""
+
+    def __init__(self, net, heads, shift, scale):
+        super().__init__(net, heads, shift, scale, held=False)
+        self.sizes, self.heads = [len(head) for head in heads], []
+        self.register_buffer("flat", torch.cat(heads))
+
+    def forward(self, x, y):
+        self.heads = self.flat.split(self.sizes)
+        return super().forward(x, y)
+
+
+class DeafToTrain(Lpips):
+    def train(self, mode=True):
+        return self
+
+
 class OneScaled(Lpips):
     def forward(self, x, y):
         return super().forward(x, y * self.scale + self.shift)
@@ -167,7 +185,7 @@ CORRECT = {
     ],
     checks.lpips: [
         Lpips, LpipsByConv, partial(Lpips, stays=False, first=nn.Module.eval),  # the last: dropout is off at every call
-        partial(Lpips, layer=layer_in_einsum, join=lambda d: torch.stack(d).sum(0)),
+        partial(Lpips, layer=layer_in_einsum, join=lambda d: torch.stack(d).sum(0)), LpipsFlat,
     ],
 }
 
@@ -177,7 +195,9 @@ MUTANTS = {
         (lambda c, loss: c.median(0).values, "this is the median"),
         (lambda c, loss: guess(c, {"l1": "l2", "l2": "l1"}[loss]), "this is the median"),
         (lambda c, loss: c.mean() + 0 * c[0], "one number for all pixels"),
-        (lambda c, loss: c.sum(0), "sum"),
+        (lambda c, loss: c.sum(0), "sum"), (lambda c, loss: c.sum(0) / 5 if loss == "l2" else guess(c, loss), "off by"),
+        (lambda c, loss: (c.amax(0) + c.amin(0)) / 2, "extremes"), (lambda c, loss: guess(c, loss).double(), "dtype"),
+        (lambda c, loss: c.mean(0) if loss == "l2" else c.median(0), "torch.Tensor"),
         (lambda c, loss: c.mean(0) if loss == "l2" else c.median() + 0 * c[0], "own median"),
         (lambda c, loss: c.mean(0) if loss == "l2" else c.median(0), "torch.Tensor"),
         (lambda c, loss: c.mean(0) if loss == "l2" else c[0], "off by"),
@@ -190,6 +210,11 @@ MUTANTS = {
                  (dict(c1=9e-4, c2=1e-4), "swapped"), (dict(c1=0.01, c2=0.03), r"0.01\*\*2"),
                  (dict(c1=0, c2=0), "constants are missing"), (dict(two=1), "2 above"),
                  (dict(centre=(2, 2, 2)), "off by")),
+        (lambda x, y, m: ssim(x, y, lambda t: F.avg_pool2d(F.pad(t, (1,) * 4, mode="reflect"), 3, 1)), "off by"),
+        (lambda *a: ssim(*a, c1=2.55**2, c2=7.65**2), "255"), (lambda *a: ssim(*a).double(), "dtype"),
+        (lambda x, y, m: ssim_from(x, y, m, lambda a, b: (m(a * b) - m(a) * m(b)).clamp(min=0)), "do not clamp"),
+        (lambda x, y, m: ssim_from(x, y, m, lambda a, b: (m(a * b) - m(a) * m(b)).abs()), "no absolute"),
+        (lambda *a: ssim(*a).clamp(min=0), "off by"), (lambda *a: ssim(*a).mean(1, keepdim=True), "shape"),
         (lambda *a: ssim(*a).mean(), "whole map"),
         (lambda *a: ssim(*a).mean((1, 2, 3)), "whole map"),
         (lambda *a: 1 - ssim(*a), "1 - SSIM"),
@@ -205,7 +230,12 @@ MUTANTS = {
         (lambda x: F.normalize(x, dim=-1), "channels"),
         (lambda x: F.normalize(x.flatten(2), dim=2).view_as(x), "channels"),
         (flat_length, "own"),
-        (lambda x: x / x.norm(), "own"),
+        (lambda x: x / x.norm(), "own"), (lambda x: unit(x).double(), "dtype"), (torch.no_grad()(unit), "no gradient"),
+        (lambda x: x / x.detach().norm(dim=1, keepdim=True).clamp(min=1e-10), "cut off"),
+        (lambda x: unit(x.detach()), "no gradient"), (lambda x: x / (x.norm(dim=1, keepdim=True) + 1e-3), "off by"),
+        (lambda x: x / x.norm(dim=1, keepdim=True).clamp(min=0.1), "off by"),
+        (lambda x: F.normalize(x, dim=1, eps=0.5), "off by"), (lambda x: unit(x) + 0.1 * (x == 0), "no direction"),
+        (lambda x: unit(x) * 5**0.5, "mean. square"),
         (lambda x: x / x.square().sum(1, keepdim=True), "square root is missing"),
         (lambda x: F.normalize(x, p=1, dim=1), "absolute"),
         (lambda x: x / x.sum(1, keepdim=True), "sum of the entries"),
@@ -219,15 +249,19 @@ MUTANTS = {
     checks.layer_distance: [
         *spoiled(layer, (dict(normalise=lambda t: t), "not unit-normalised"), (dict(power=1), "square them"),
                  (dict(normalise=flat_length), "off by")),
+        (torch.no_grad()(layer), "no gradient"), (lambda a, b, h: layer(a.detach(), b, h), "no gradient reaches a"),
+        (lambda a, b, h: layer(a, b.detach(), h), "no gradient reaches b"), (lambda *a: layer(*a).double(), "dtype"),
+        (lambda a, b, h: layer(a, b, h, normalise=lambda t: t / t.detach().norm(dim=1, keepdim=True)), "cut off"),
+        (lambda a, b, h: layer(a, b, h[:6]), "raised"), (lambda *a: layer(*a).detach(), "no gradient"),
         (lambda a, b, h: layer(a, b, h.sqrt()), "the weight itself"),
         (lambda a, b, h: (h[:, None, None] * unit(a - b) ** 2).sum(1).mean((1, 2)), "then subtract"),
         (lambda a, b, h: layer(a, b, torch.ones_like(h)), "no effect"),
         (lambda a, b, h: layer(a, b, h) / len(h), "mean over channels"),
-        (lambda a, b, h: layer(a, b, h) * 20, "sum over positions"),
+        (lambda a, b, h: layer(a, b, h) * a[0, 0].numel(), "sum over positions"),
         (lambda a, b, h: layer(a, b, h * h), "weigh .after. squaring"),
         (lambda a, b, h: ((unit(a) - unit(b)) * h[:, None, None]).sum(1).square().mean((1, 2)), "must not cancel"),
         (lambda *a: layer(*a).sqrt(), "no square root"),
-        (lambda a, b, h: layer(h[:, None, None] * a, h[:, None, None] * b, torch.ones(6)), "not the features"),
+        (lambda a, b, h: layer(h[:, None, None] * a, h[:, None, None] * b, torch.ones_like(h)), "not the features"),
         (lambda *a: layer(*a).mean(), "one number for the batch"),
         (lambda a, b, h: (h[:, None, None] * (unit(a) - unit(b)) ** 2).sum(1), "height and width"),
         (lambda a, b, h: ((unit(a) - unit(b)) ** 2 * h).sum(1).mean((1, 2)), "RuntimeError"),
@@ -251,8 +285,14 @@ MUTANTS = {
                  (dict(frozen=False), "not frozen"), (dict(evaluating=False, stays=False), "another number each time"),
                  (dict(stays=False), "Override `train`"), (dict(join=torch.no_grad()(sum)), "no gradient comes back"),
                  (dict(layer=lambda a, b, h: layer(a.detach(), b.detach(), h)), "no gradient comes back")),
+        *spoiled(Lpips, (dict(join=lambda d: sum(d[:2])), "first two"),
+                 (dict(join=lambda d: d[0] + d[1] + d[2]), "raised"),
+                 (dict(join=lambda d: sum(d).sqrt()), "no square root"),
+                 (dict(join=lambda d: sum(d).double()), "dtype"),
+                 (dict(layer=lambda a, b, h: layer(a, b.detach(), h)), "gradient"),
+                 (dict(join=lambda d: d[0] + sum(d[1:]).detach()), "cut off")),
         (lambda *parts: Lpips(*parts).forward, "nn.Module"),
-        (OneScaled, "both pictures"),
+        (OneScaled, "both pictures"), (DeafToTrain, "your `train` does nothing"),
         (with_random_heads, "random heads"),
     ],
 }
