@@ -53,20 +53,19 @@ def read_notebook(path) -> dict:
     """
     try:
         notebook = json.loads(Path(path).read_text(encoding="utf-8"))
-        if notebook["nbformat"] != 4:
-            raise FileError(f"{path} has the notebook format {notebook['nbformat']}. Open and save it in JupyterLab.")
-        for number, cell in enumerate(notebook["cells"]):
-            cell["source"] = "".join(cell["source"])
-            cell["metadata"] = dict(cell.get("metadata", {}))
-            cell.setdefault("id", f"cell-{number:03}")  # formats before 4.5 have none
-        notebook["metadata"] = dict(notebook.get("metadata", {}))
-        return notebook
+        if notebook["nbformat"] == 4:
+            notebook["metadata"] = dict(notebook.get("metadata", {}))
+            for number, cell in enumerate(notebook["cells"]):
+                cell["source"] = "".join(cell["source"])
+                cell["metadata"] = dict(cell.get("metadata", {}))
+                cell["cell_type"] = str(cell["cell_type"])
+                cell.setdefault("id", f"cell-{number:03}")  # formats before 4.5 have none
+            return notebook
     except OSError as error:
-        raise FileError(f"{path} cannot be read: {error}.") from None
+        raise FileError(f"{path} cannot be read: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, FileError):
-            raise
-        raise FileError(f"{path} is no notebook, or a damaged one: {error!r}.") from None
+        raise FileError(f"{path} is no notebook, or a damaged one: {error!r}") from None
+    raise FileError(f"{path} has the format {notebook['nbformat']}, not 4: open and save it in JupyterLab")
 
 
 def write_notebook(notebook: dict) -> bytes:
