@@ -1,8 +1,12 @@
 """A way on for who is stuck: the course's version of an exercise, put in place in the notebook that runs."""
 
+import io
 import os
 import sys
+from contextlib import redirect_stdout, suppress
 from functools import wraps
+
+import torch
 
 from ..editions import Solution, find_solutions
 from .checking import CheckFailed, NotWritten, still_a_stub
@@ -20,7 +24,7 @@ def solve(exercise):
         raise CheckFailed("checks.solve works in a notebook: it puts the course's version there.")
     solution = _find(name)[0]
     if solution is None:
-        raise CheckFailed(f"the course's version of {name!r} was not found, in the notebooks of this folder or of a "
+        raise CheckFailed(f"The course's version of {name!r} was not found, in the notebooks of this folder or of a "
                           "clone of the course.")
     _put(solution)
     print(f"The course's version of {solution.name} is in place; the cells below run with it. "
@@ -34,15 +38,13 @@ def with_a_way_on(check):
     Elsewhere (tests, graders, notebooks with solutions, or with LDM_MINI_CHECKS=strict), a stub fails.
     """
     @wraps(check)
-    def checked(solution):
+    def checked(solution, *rest, **options):
         if any(solution is put for put in _put_in_place):
             print(f"– {solution.__name__} is the course's version. Write yours, run its cell, then this one again.")
             return
+        random = torch.get_rng_state()
         try:
-            try:
-                check(solution)
-            except NotImplementedError as error:
-                raise still_a_stub(error, getattr(solution, "__name__", check.__name__)) from None
+            _run(check, solution, *rest, **options)
         except CheckFailed as failed:
             if _namespace() is None:
                 raise
@@ -52,11 +54,22 @@ def with_a_way_on(check):
                 raise
             if stub and not failed.stub and edition and os.environ.get("LDM_MINI_CHECKS") != "strict":
                 _put(known)
+                torch.set_rng_state(random)
+                # the cells below expect the random state that a check which passes leaves behind
+                with redirect_stdout(io.StringIO()), suppress(CheckFailed):
+                    _run(check, _namespace()[known.name], *rest, **options)
                 print(f"– {known.name} is not written yet. The cells below run with the course's version.")
             else:
                 failed.way_on = f'Stuck? checks.solve("{known.name}") puts the course\'s version in place.'
                 raise
     return checked
+
+
+def _run(check, solution, *rest, **options):
+    try:
+        check(solution, *rest, **options)
+    except NotImplementedError as error:  # where the check itself did not expect it
+        raise still_a_stub(error, getattr(solution, "__name__", check.__name__)) from None
 
 
 def _find(name: str) -> tuple[Solution | None, bool]:
@@ -76,6 +89,6 @@ def _put(solution: Solution):
     try:
         exec(compile(solution.code, f"<the course's {solution.name}>", "exec"), namespace)
     except Exception as error:
-        raise CheckFailed(f"the course's version of {solution.name} needs the cells above it: {type(error).__name__}: "
+        raise CheckFailed(f"The course's version of {solution.name} needs the cells above it: {type(error).__name__}: "
                           f"{error}. Run them first.") from None
     _put_in_place.append(namespace[solution.name])

@@ -25,7 +25,7 @@ WELCOME = """\
   where the course has a new text for it, that is laid below yours.
 * Stuck? A check that fails tells the call that puts the course's version of the exercise in place, so that you can
   go on.
-* To begin a notebook again, rename or delete it and give the command once more."""
+* To begin a notebook again, delete it or move it to another folder, and give the command once more."""
 
 
 def make_edition(folder, sources=FOLDER) -> list[str]:

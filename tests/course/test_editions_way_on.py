@@ -1,9 +1,11 @@
 """Who is stuck goes on: checks in a learner's edition, with a made-up shell, and one edition run for real."""
 
+import ast
 import shutil
-import sys
+from contextlib import suppress
 from types import SimpleNamespace
 
+import IPython
 import nbclient
 import nbformat
 import pytest
@@ -11,12 +13,13 @@ import torch
 
 from ldm_mini import checks
 from ldm_mini.checks import stuck
-from ldm_mini.editions import find_solutions, make_edition, source_notebooks
+from ldm_mini.editions import exercises, find_solutions, make_edition, read_notebook, source_notebooks
 
 STUB = 'def {}({}):\n    raise NotImplementedError("your code here")'
 WRONG = "def guide(uncond, cond, scale):\n    return cond + scale * (cond - uncond)"
 RIGHT = "def guide(uncond, cond, scale):\n    return uncond + scale * (cond - uncond)"
 SOURCES = source_notebooks()
+DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def notebook(edition, monkeypatch):
     """What a running notebook of the edition sees."""
     names = {"torch": torch, "checks": checks}
     monkeypatch.chdir(edition)
-    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: SimpleNamespace(user_ns=names)))
+    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(user_ns=names))
     monkeypatch.setattr(stuck, "_put_in_place", [])
     return lambda code: exec(code, names)
 
@@ -81,13 +84,37 @@ def test_where_nothing_may_be_given_a_stub_fails(notebook, monkeypatch, tmp_path
     assert 'checks.solve("guide")' in failed.value.way_on
 
 
-def test_every_check_knows_a_stub_that_raises_anywhere():
-    """Even where the check itself does not expect it."""
+def test_a_stub_is_known_even_where_the_check_does_not_expect_it():
+    names = {"__name__": "ldm_mini.checks.made_up"}
+    exec("def careless(solution):\n    solution(1)", names)
+
     def draft(x):
         raise NotImplementedError
 
     with pytest.raises(checks.CheckFailed, match="draft is still the stub"):
-        stuck.with_a_way_on(lambda solution: solution(1))(draft)
+        stuck.with_a_way_on(names["careless"])(draft)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[path.stem for path in SOURCES])
+def test_each_stub_of_a_notebook_is_told_and_replaced(path, notebook, capsys):
+    """All definitions of a notebook, with nothing solved; the random state is the one that solutions leave behind."""
+    source, tasks = read_notebook(path), {task.cell_id: task for task in exercises(path)}
+    for cell in source["cells"]:
+        if cell["cell_type"] == "code" and cell["id"] in tasks:
+            task = tasks[cell["id"]]
+            torch.manual_seed(3)
+            notebook(f"{task.stub}\nchecks.{task.check}({task.name})")
+            assert f"– {task.name} is not written yet" in capsys.readouterr().out
+            state = torch.get_rng_state()
+            torch.manual_seed(3)
+            notebook(f"{task.solution}\nchecks.{task.check}({task.name})")
+            assert capsys.readouterr().out.startswith("✓") and torch.equal(state, torch.get_rng_state())
+            notebook(f"checks.solve('{task.name}')")
+        elif cell["cell_type"] == "code":
+            for node in ast.parse(cell["source"]).body:
+                with suppress(NameError):  # what only a run would make
+                    if isinstance(node, DEFINITIONS):
+                        notebook(ast.unparse(node))
 
 
 def test_solve_tells_what_is_missing(notebook, monkeypatch):
@@ -95,7 +122,7 @@ def test_solve_tells_what_is_missing(notebook, monkeypatch):
         notebook("checks.solve('gide')")
     with pytest.raises(checks.CheckFailed, match="needs the cells above it.*'nn' is not defined"):
         notebook("checks.solve('MyVQ')")
-    monkeypatch.setitem(sys.modules, "IPython", None)
+    monkeypatch.setattr(IPython, "get_ipython", lambda: None)
     with pytest.raises(checks.CheckFailed, match="works in a notebook"):
         checks.solve("guide")
 
@@ -115,20 +142,17 @@ def test_a_lone_notebook_of_an_edition_works_without_a_clone(notebook, monkeypat
 
 
 def test_an_edition_with_nothing_solved_runs_to_its_end(edition):
-    """Notebook 01 in a real kernel: a cell that stopped would raise here."""
-    nb = nbformat.read(edition / SOURCES[1].name, as_version=4)
-    nbclient.NotebookClient(nb, timeout=300, kernel_name="python3", resources={"metadata": {"path": edition}}).execute()
-    said = [output.get("text", "") for cell in nb.cells for output in cell.get("outputs", ())]
-    assert sum("is not written yet" in text for text in said) == 3 and not any("✓" in text for text in said)
-
-
-def test_a_wrong_solution_stops_with_the_mistake_and_the_way_on(edition):
-    """In a real kernel, as the learner sees it; and after the call, the next cell runs."""
-    new = nbformat.v4.new_code_cell
-    nb = nbformat.v4.new_notebook(cells=[new("from ldm_mini import checks"), new(WRONG), new("checks.guidance(guide)"),
-                                         new("checks.solve('guide')"), new("print(guide(1.0, 3.0, 2.0))")])
-    nbclient.NotebookClient(nb, timeout=300, kernel_name="python3", allow_errors=True,
+    """Notebook 01 in a real kernel; then a wrong solution, as the learner sees it, and the call that goes on."""
+    nb, new = nbformat.read(edition / SOURCES[1].name, as_version=4), nbformat.v4.new_code_cell
+    course_cells, after = list(nb.cells), [new(WRONG), new("checks.guidance(guide)"), new("checks.solve('guide')"),
+                                           new("print(guide(1.0, 3.0, 2.0))")]
+    nb.cells += after
+    nbclient.NotebookClient(nb, timeout=600, kernel_name="python3", allow_errors=True,
                             resources={"metadata": {"path": edition}}).execute()
-    failed = "\n".join(nb.cells[2].outputs[0].traceback)
+    outputs = [output for cell in course_cells for output in cell.get("outputs", ())]
+    said = [output.get("text", "") for output in outputs]
+    assert sum("is not written yet" in text for text in said) == 3 and not any("✓" in text for text in said)
+    assert not [output for output in outputs if output.output_type == "error"]
+    failed = "\n".join(after[1].outputs[0].traceback)
     assert "convention" in failed and "Traceback" not in failed and 'checks.solve("guide")' in failed
-    assert nb.cells[4].outputs[0].text == "5.0\n"
+    assert after[3].outputs[0].text == "5.0\n"
