@@ -2,7 +2,7 @@
 
 from .learner import edition_of, make_edition
 from .solutions import Solution, find_solutions
-from .source import Exercise, exercises, exercises_in, read_notebook, source_notebooks, write_notebook
+from .source import FOLDER, Exercise, exercises, exercises_in, read_notebook, source_notebooks, write_notebook
 
-__all__ = ["Exercise", "Solution", "edition_of", "exercises", "exercises_in", "find_solutions", "make_edition",
-           "read_notebook", "source_notebooks", "write_notebook"]
+__all__ = ["FOLDER", "Exercise", "Solution", "edition_of", "exercises", "exercises_in", "find_solutions",
+           "make_edition", "read_notebook", "source_notebooks", "write_notebook"]

@@ -1,11 +1,11 @@
-"""Where a running notebook finds the course's version of an exercise: in the notebooks beside it, or in the clone."""
+"""Where a running notebook finds the course's version of an exercise: in the notebooks of a folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..files import FileError
 from .merge import record_of
-from .source import FOLDER, exercises_in, read_notebook
+from .source import exercises_in, read_notebook
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,13 @@ class Solution:
     code: str  # of the cell
 
 
-def find_solutions(folder=".", sources=FOLDER) -> tuple[list[Solution], bool]:
-    """All solutions to be found, those of `folder` first; and whether `folder` holds a learner's edition.
+def find_solutions(folder) -> tuple[list[Solution], bool]:
+    """All solutions in the notebooks of a folder; and whether it holds a learner's edition.
 
     A learner's edition carries solutions in its cells' metadata, so that it works without a clone.
     """
     found, edition = [], False
-    for path in sorted(Path(folder).glob("*.ipynb")) + sorted(Path(sources).glob("*.ipynb")):
+    for path in sorted(Path(folder).glob("*.ipynb")):
         try:
             notebook = read_notebook(path)
             found += [Solution(task.name, task.check, task.solution) for task in exercises_in(notebook, path.name)]

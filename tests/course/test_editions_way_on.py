@@ -132,8 +132,8 @@ def test_a_lone_notebook_of_an_edition_works_without_a_clone(notebook, monkeypat
     shutil.copy(edition / SOURCES[0].name, tmp_path / "mine.ipynb")
     (tmp_path / "broken.ipynb").write_text("{")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(stuck, "find_solutions", lambda: find_solutions(".", tmp_path / "nowhere"))
-    solutions, edition = stuck.find_solutions()
+    monkeypatch.setattr(stuck, "FOLDER", tmp_path / "nowhere")
+    solutions, edition = find_solutions(tmp_path)
     assert edition and {solution.name for solution in solutions} == {"latent_numbers", "to_picture", "guide"}
     notebook(STUB.format("guide", "uncond, cond, scale") + "\nchecks.guidance(guide)")
     assert "not written yet" in capsys.readouterr().out
