@@ -91,7 +91,7 @@ def _bring(folder: Path, name: str, fresh: dict, made: list, told: list):
         told.append(f"{path.name}: left alone ({error}). Rename it to get a fresh one.")
         return
     (notebook, lines), was = bring_up_to_date(theirs, fresh), path.name
-    if path.name == record_of(theirs)["source"] != name:  # renamed in the course, not by the learner
+    if path.name == record_of(theirs).get("source") != name:  # renamed in the course, not by the learner
         lines.append(f"is now {name}")
         path = path.rename(folder / name)
     if notebook != theirs:
@@ -105,7 +105,7 @@ def _theirs(folder: Path, name: str) -> Path:
         return folder / name
     for path in sorted(folder.glob("*.ipynb")):
         try:
-            source = record_of(read_notebook(path)).get("source", "")
+            source = str(record_of(read_notebook(path)).get("source"))
         except FileError:
             continue
         if source.split("_")[0] == name.split("_")[0]:

@@ -54,7 +54,7 @@ def bring_up_to_date(theirs: dict, fresh: dict) -> tuple[dict, list[str]]:
         key = record.get("key")
         if "beside" in record:
             # an older text that was laid beside a cell goes when there is a newer one
-            if _touched(cell) or _laid_hash(new, partner, record["beside"]) == record["hash"]:
+            if _touched(cell) or _laid_hash(new, partner, record["beside"]) == record.get("hash"):
                 cells.append(cell)
         elif key not in given or key in seen:  # their own; or a copy of one of ours, and theirs from now on
             cells.append(_with_record(cell, None))
@@ -77,7 +77,7 @@ def _cell_brought(cell: dict, fresh: dict | None, told: list) -> list[dict]:
         told.append(f"gone from the course; yours stays: {_about(cell)}")
         return [_with_record(cell, None)]
     record = record_of(fresh)
-    if record["hash"] in (record_of(cell)["hash"], _hash(cell["source"])):
+    if record["hash"] in (record_of(cell).get("hash"), _hash(cell["source"])):
         return [_with_record(cell, record)]
     if not _touched(cell):
         told.append(f"changed: {_about(fresh)}")
