@@ -1,6 +1,8 @@
 """Set up the course, then do something with it. Needs nothing but Python 3.10 or newer and its pip.
 
-    python course.py lab           open JupyterLab at the first notebook
+    python course.py lab           open JupyterLab at your copy of the course, made or updated in my-course/ (what you
+                                   wrote stays), and the same notebooks with solutions
+    python course.py edition DIR   only make such a copy, or bring it up to date
     python course.py test          run all tests and all notebooks (pytest --nbval)
     python course.py run ...       the command line of ldm_mini, e.g. run sample "a red apple" --out grid.png
     python course.py setup         only install
@@ -28,8 +30,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
-FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
-COMMANDS = ("lab", "test", "run", "setup")
+MINE = "my-course"  # the learner's copy; git ignores it
+START, FIRST_NOTEBOOK = f"{MINE}/START.ipynb", "notebooks/00_start_here.ipynb"
+COMMANDS = ("lab", "edition", "test", "run", "setup")
 OLDEST, NEWEST = (3, 10), (3, 13)  # the versions of Python that are tested
 DISK_GB = 8  # what a CUDA build of PyTorch takes, and its download
 # PyTorch's threads spin while they wait for each other, and on a busy machine they spin instead of working: drawing
@@ -79,6 +82,8 @@ def parse(arguments):
         if option == "--torch" and not rest:
             raise Problem("--torch needs the name of a build of PyTorch, e.g. `--torch cpu`.")
         backend = "cpu" if option == "--cpu" else rest.pop(0)
+    if command == "edition" and len(rest) != 1:
+        raise Problem("edition needs the name of a folder: `course.py edition my-course`.")
     return command, backend, rest
 
 
@@ -168,11 +173,23 @@ def ensure_installed(backend=None):
     return python
 
 
+def make_my_course(python):
+    """Make the learner's copy, or bring it up to date. True if it is there."""
+    say(f"your copy of the course, {MINE}:")
+    done = subprocess.call([str(python), "-m", "ldm_mini.editions", "learner", MINE], cwd=str(ROOT)) == 0
+    if not done:
+        say("that failed (the reason is above); opening the notebooks with solutions.")
+    return done
+
+
 def command_line(command, python, rest):
     """The process to start, and the folder to start it in (None: where the user is)."""
     if command == "lab":
+        first = START if make_my_course(python) else FIRST_NOTEBOOK
         return [str(python), "-m", "jupyterlab", f"--ServerApp.root_dir={ROOT}",
-                f"--LabApp.default_url=/lab/tree/{FIRST_NOTEBOOK}", *rest], ROOT
+                f"--LabApp.default_url=/lab/tree/{first}", *rest], ROOT
+    if command == "edition":
+        return [str(python), "-m", "ldm_mini.editions", "learner", *rest], None
     if command == "test":
         return [str(python), "-m", "pytest", "--nbval", *rest], ROOT
     return [str(python), "-m", "ldm_mini", *rest], None
@@ -202,7 +219,7 @@ def main(arguments):
             say(f"ready: {python}")
             return 0
         words, folder = command_line(command, python, rest)
-        say({"lab": "starting JupyterLab; stop it with Ctrl-C.", "run": "starting ldm_mini.",
+        say({"lab": "starting JupyterLab; stop it with Ctrl-C.", "run": "starting ldm_mini.", "edition": "making it.",
              "test": "running tests and notebooks: several minutes for all of them."}[command])
         return start(words, folder)
     except Problem as problem:

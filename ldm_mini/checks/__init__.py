@@ -6,6 +6,8 @@
 A check prints one line when all is well and raises `CheckFailed` otherwise, so it works in a notebook cell, under
 `pytest --nbval` and as an autograder test alike. One file per notebook. Every check is itself tested: known wrong
 solutions must fail it, and correct ones written another way must pass (`tests/checks`).
+
+Who is stuck goes on with the course's version: `checks.solve("box_iou")` puts it in place (`stuck.py`).
 """
 
 from .checking import CheckFailed
@@ -31,6 +33,7 @@ from .n11_pictures import class_shares, inpaint_condition, join_lowres, keep_kno
 from .n12_layouts import box_tokens, draw_subsets, join_conditions, shuffle_objects, two_guidances
 from .n13_where import border_reach, coordinates, knows_where, order_error, probe
 from .n17_real_thing import block_from_compvis, epsilon, pooled_scale, res_block_parameters, split_qkv
+from .stuck import solve, with_a_way_on
 
 __all__ = [
     "CheckFailed", "adaptive_lambda", "add_noise", "alpha_over", "attention", "attention_macs", "batched_guidance",
@@ -41,8 +44,12 @@ __all__ = [
     "inpaint_condition", "inpainting_input", "is_order_blind", "join_conditions", "join_lowres", "keep_known",
     "knows_where", "latent_loss", "latent_numbers", "latent_sample", "layer_distance", "lpips", "masked_attention",
     "multi_head", "nearest_code", "order_error", "paste", "pooled_scale", "probe", "receptive_field", "res_block",
-    "res_block_parameters", "restart_dead", "sampling_timesteps", "scale_factor", "shuffle_objects", "split_qkv",
-    "ssim_map", "straight_through", "text_transformer", "through_the_u", "timestep_embedding", "to_picture",
-    "to_x0", "two_guidances", "unet", "unit_normalise", "vector_quantizer", "vq_loss", "vqgan_loss", "widen",
-    "word_maps",
+    "res_block_parameters", "restart_dead", "sampling_timesteps", "scale_factor", "shuffle_objects", "solve",
+    "split_qkv", "ssim_map", "straight_through", "text_transformer", "through_the_u", "timestep_embedding",
+    "to_picture", "to_x0", "two_guidances", "unet", "unit_normalise", "vector_quantizer", "vq_loss", "vqgan_loss",
+    "widen", "word_maps",
 ]
+
+# what a learner meets is the check with its way on
+for _name in set(__all__) - {"CheckFailed", "solve"}:
+    globals()[_name] = with_a_way_on(globals()[_name])

@@ -1,5 +1,6 @@
 """What every check is made of: call a learner's function safely, compare its result, name the likely mistake."""
 
+import textwrap
 import traceback
 from numbers import Real
 
@@ -10,9 +11,20 @@ from torch import Tensor
 class CheckFailed(AssertionError):
     """Your solution differs from what the exercise asks; the message says how, and what to look at."""
 
+    way_on = ""  # what a notebook adds to the message
+
     def _render_traceback_(self):
         """Jupyter shows this instead of a stack trace through our files: the message is what helps."""
-        return [f"CheckFailed: {self}"]
+        lines = [*f"CheckFailed: {self}".splitlines(), self.way_on]
+        return [textwrap.fill(line, 80, break_long_words=False, break_on_hyphens=False) for line in lines if line]
+
+
+class NotWritten(CheckFailed):
+    """An exercise is still a stub: this one, or an earlier one that it calls, whose name is `stub` then."""
+
+    def __init__(self, message: str, stub: str = ""):
+        super().__init__(message)
+        self.stub = stub
 
 
 def compare(got, want, what: str, mistakes=(), shapes=None, rtol=1e-4, atol=1e-5):
@@ -133,15 +145,15 @@ def _brief(x) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def still_a_stub(error: NotImplementedError, name: str) -> CheckFailed:
+def still_a_stub(error: NotImplementedError, name: str) -> NotWritten:
     """Whose stub it was that raised: this exercise's, or that of an earlier one, which the solution calls."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     own = [f for f in frames if f.f_globals.get("__name__", "").partition(".")[0] not in ("ldm_mini", "torch")]
     if own and own[-1].f_code is not own[0].f_code:
         owner = own[-1].f_locals.get("self")
-        stub = (f"{type(owner).__name__}." if owner is not None else "") + own[-1].f_code.co_name
-        return CheckFailed(f"{name} calls {stub}, which is still a stub: write that first.")
-    return CheckFailed(f"{name} is still the stub: replace `raise NotImplementedError` by your code.")
+        stub = [type(owner).__name__] * (owner is not None) + [own[-1].f_code.co_name]
+        return NotWritten(f"{name} calls {'.'.join(stub)}, which is still a stub: write that first.", stub[0])
+    return NotWritten(f"{name} is still the stub: replace `raise NotImplementedError` by your code.")
 
 
 def noise(*shape, seed=0) -> Tensor:

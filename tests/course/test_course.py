@@ -82,7 +82,8 @@ def test_words_are_understood_or_passed_on(words, expected):
 
 
 @pytest.mark.parametrize("words, message", [
-    (["lba"], "no command 'lba'.*lab, test, run, setup"), (["lab", "--torch"], "--torch cpu")])
+    (["lba"], "no command 'lba'.*lab, edition, test, run, setup"), (["lab", "--torch"], "--torch cpu"),
+    (["edition"], "name of a folder"), (["edition", "a", "b"], "name of a folder")])
 def test_wrong_words_are_explained(words, message):
     with pytest.raises(course.Problem, match=message):
         course.parse(words)
@@ -123,9 +124,24 @@ def test_first_run_installs_and_second_starts_at_once(clone):
     assert calls[-1] == ([python, "-m", "pytest", "--nbval", "-k", "unet"], course.ROOT)
     calls.clear()
     course.main(["lab", "--no-browser"])
-    (words, folder), = calls  # nothing else was started
+    edition, (words, folder) = calls  # nothing else was started
+    assert edition == [python, "-m", "ldm_mini.editions", "learner", course.MINE]
     assert words[:3] == [python, "-m", "jupyterlab"] and words[-1] == "--no-browser" and folder == course.ROOT
-    assert any(word.endswith(course.FIRST_NOTEBOOK) for word in words)
+    assert any(word.endswith(course.START) for word in words)
+
+
+def test_lab_opens_without_the_learners_copy_if_it_cannot_be_made(clone, capsys):
+    calls, fails = clone
+    fails.append("learner")
+    assert course.main(["lab"]) == 7
+    assert any(word.endswith(course.FIRST_NOTEBOOK) for word in calls[-1][0])
+    assert "opening the notebooks with solutions" in capsys.readouterr().out
+
+
+def test_edition_is_made_where_the_user_stands(clone):
+    calls, _ = clone
+    course.main(["edition", "there"])
+    assert calls[-1] == ([str(course.venv_python()), "-m", "ldm_mini.editions", "learner", "there"], None)
 
 
 def test_changed_pins_install_again_without_a_new_environment(clone):

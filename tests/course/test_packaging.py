@@ -31,7 +31,8 @@ PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 RUN = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["dependencies"])}
 TEST = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["optional-dependencies"]["test"])}
 CONDA_NAMES = {"pytorch": "torch"}  # where conda's name differs from pip's
-IMPORT_NAMES = {"pil": "pillow", "yaml": "pyyaml", "ipython": "ipykernel", "nbformat": "nbval"}
+IMPORT_NAMES = {"pil": "pillow", "yaml": "pyyaml", "ipython": "ipykernel", "nbformat": "nbval",
+                "nbclient": "jupyterlab"}
 TOOLS = {"jupyterlab", "nbval", "ipykernel", "ipywidgets", "pytest-timeout", "ruff", "hatchling"}  # start or plug in
 BENCH = {"diffusers": "17_the_real_thing.ipynb"}  # what it compares with: from the test extra
 
