@@ -51,9 +51,10 @@ two ways:
 
 * `python3 course.py grade SUBMISSIONS --out grades.csv`: seconds a learner, in processes that can harm nothing. It runs
   the exercises and their checks only, each on inputs that the learner saw and on others.
-* nbgrader, started in this folder: `nbgrader generate_assignment NAME --force`, then `nbgrader autograde NAME` (it
-  expects `submitted/<student>/<assignment>/`). It runs whole notebooks, minutes each, as the user who calls it: do that
-  in a container if you do not know who wrote them. Its kernel needs ldm_mini; `pip install nbgrader` beside it.
+* nbgrader, in its activated environment and this folder: `nbgrader generate_assignment NAME --force`, then
+  `nbgrader autograde NAME` (it expects `submitted/<student>/<assignment>/`). It runs whole notebooks, minutes each, as
+  the user who calls it: do that in a container if you do not know who wrote them. Its kernel needs ldm_mini, so
+  `pip install nbgrader` into the environment that has it.
 
 Points are the exercises' stars. An exercise without a check (the open one of each notebook) has none: read it.
 """
@@ -92,11 +93,12 @@ def _write_assignment(out: Path, path: Path, week: int) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / path.name, write_notebook(made))
     first = notebook["cells"][0]["source"]
-    read, run = (found[1] if (found := re.search(rf"\*\*{word}:\*\* *([^\n]*)", first)) else "" for word in ("Read", "Run"))
+    stated = dict(re.findall(r"\*\*(Read|Run):\*\* *([^\n]*)", first))
     title = re.match(r"# *([^\n]*)", first)
     worth = sum(points(task) for task in tasks if task.check)
-    return (f"| {week} | {title[1] if title else path.stem} | {read} | {run} | {len(tasks)}: "
-            f"{sum(task.minutes for task in tasks)} min | {worth} |")
+    minutes = f"{len(tasks)}: {sum(task.minutes for task in tasks)} min"
+    columns = week, title[1] if title else path.stem, stated.get("Read", ""), stated.get("Run", ""), minutes, worth
+    return f"| {' | '.join(map(str, columns))} |"
 
 
 def source_of_course(notebook: dict, tasks: list[Exercise]) -> dict:

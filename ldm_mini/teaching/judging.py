@@ -55,7 +55,8 @@ def tasks_of(path) -> list[Task]:
     course = statements(source.without_marks(cell["source"]) for cell in code)
     found = []
     for task in source.exercises_in(notebook, path.name):
-        calls = tuple(call for id_ in task.check_cell_ids for call in check_calls(code[place[id_]]["source"], task.name))
+        checking = [code[place[id_]]["source"] for id_ in task.check_cell_ids]
+        calls = tuple(call for cell in checking for call in check_calls(cell, task.name))
         if calls:
             above = tuple(statement for statement in course if statement.cell <= place[task.cell_id])
             found.append(Task(task.cell_id, task.name, points(task), calls, above))
@@ -86,14 +87,15 @@ def _judge_exercise(task, cells, given, others, untouched, seeds) -> tuple[int, 
     at = find_exercise(task, cells)
     if at is None:
         return 0, task.points, "not found"
-    plans = [_plan(task, cells[at].source, _around(given, at)),
+    plans = [_plan(task, cells[at].source, _around(given, at)),  # with the learner's version of what it calls, or
              _plan(task, cells[at].source, [s for s in _around(given, at) if not s.binds & others])]
     notes = []
     for number, plan in enumerate(plans):
         if number and plan == plans[0]:
             break
         try:
-            result = run_apart(lambda: _run(task, *plan, untouched, seeds), WALL_S, prepare=lambda: limit(CPU_S, MEMORY))
+            result = run_apart(lambda: _run(task, *plan, untouched, seeds), WALL_S,
+                               prepare=lambda: limit(CPU_S, MEMORY))
         except Died as died:
             result = {"passed": False, "note": str(died)}
         if result["passed"]:

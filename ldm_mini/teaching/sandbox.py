@@ -19,7 +19,7 @@ from ..files import FileError
 
 NOBODY = 65534
 LONGEST = 1_000_000  # bytes of a result
-_inherited: list = []  # ends of pipes that lead past this process
+MANY = 1 << 16  # file descriptors
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 AUDITED = ("ctypes.", "os.chmod", "os.chown", "os.exec", "os.fork", "os.kill", "os.link", "os.mkdir", "os.posix_spawn",
            "os.remove", "os.rename", "os.rmdir", "os.setxattr", "os.spawn", "os.symlink", "os.system",
@@ -58,14 +58,9 @@ def run_apart(work, seconds: float, prepare=lambda: None):
 def _child(work, prepare, word, writing):
     try:
         os.setsid()
-        if not _inherited:
-            null = os.open(os.devnull, os.O_RDWR)
-            for fd in (0, 1, 2):
-                os.dup2(null, fd)
-            sys.stdout = sys.stderr = open(1, "w", closefd=False)
-        for fd in _inherited:
-            os.close(fd)
-        _inherited[:] = [writing]
+        # what else is open here is not its own
+        os.closerange(3, writing)
+        os.closerange(writing + 1, MANY)
         prepare()
         result = word + json.dumps(work()).encode()
         while result:
@@ -105,8 +100,12 @@ def _end(pid) -> int:
 
 
 def leave_privileges(folder):
-    """Make this process one that can neither write nor send, in `folder`, and if root's, nobody's. For good."""
+    """Make this process one that cannot write, send or be heard, in `folder`, and if root's, nobody's. For good."""
     os.chdir(folder)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    sys.stdout = sys.stderr = open(1, "w", closefd=False)
     if os.geteuid() == 0 and _read_by_nobody(os.__file__, sys.executable, __file__):
         os.setgroups([])
         os.setgid(NOBODY)

@@ -82,7 +82,7 @@ def test_words_are_understood_or_passed_on(words, expected):
 
 
 @pytest.mark.parametrize("words, message", [
-    (["lba"], "no command 'lba'.*lab, test, run, setup"), (["lab", "--torch"], "--torch cpu")])
+    (["lba"], "no command 'lba'.*lab, test, run, teach, grade, setup"), (["lab", "--torch"], "--torch cpu")])
 def test_wrong_words_are_explained(words, message):
     with pytest.raises(course.Problem, match=message):
         course.parse(words)

@@ -1,10 +1,12 @@
-"""The grader: what learners hand in is worth what it is worth, and what attacks it is worth nothing and harms nothing."""
+"""The grader: what learners hand in is worth what it should be; what attacks it is worth nothing and harms nothing."""
 
+import builtins
 import csv
 import json
 import os
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,11 @@ def old_format(made):
         {"cells": [{k: v for k, v in cell.items() if k not in ("id", "source")} for cell in cells]}]}
 
 
+def latin(made):
+    """Without the characters that this encoding lacks."""
+    return json.loads(json.dumps(made, ensure_ascii=False).encode("latin-1", "ignore").decode("latin-1"))
+
+
 def without_ids(made):
     return {**made, "cells": [{k: v for k, v in cell.items() if k != "id"} for cell in made["cells"]]}
 
@@ -68,13 +75,11 @@ STATES = {
                   {**FULL, "box_iou": 0}),
     "old format": (lambda: old_format(notebook()), "utf-8", FULL),
     "no ids": (lambda: without_ids(notebook()), "utf-8", FULL),
-    "latin-1": (lambda: notebook(answers={"box_iou": "# caf\xe9\nbox_iou = None"}, write=lambda code: without_marks(code)
-                                 .encode("latin-1", "ignore").decode("latin-1"), cells=[
-        cell for cell in read_notebook(DATA)["cells"] if cell["cell_type"] == "code"]), "latin-1", {**FULL, "box_iou": 0}),
+    "latin-1": (lambda: latin(notebook(answers={"box_iou": "# caf\xe9\nbox_iou = None"})), "latin-1",
+                {**FULL, "box_iou": 0}),
     "utf-16": (lambda: notebook(), "utf-16", FULL),
-    "missing cells": (lambda: notebook(cells=[cell for cell in read_notebook(DATA)["cells"]
-                                              if "def box_iou" not in cell["source"] and "import" not in cell["source"]]),
-                      "utf-8", {**FULL, "box_iou": 0}),
+    "missing cells": (lambda: notebook(cells=[cell for cell in read_notebook(DATA)["cells"] if not any(
+        word in cell["source"] for word in ("def box_iou", "import"))]), "utf-8", {**FULL, "box_iou": 0}),
     "does not parse": (lambda: notebook(answers={"box_iou": "def box_iou(a, b:\n"}), "utf-8", {**FULL, "box_iou": 0}),
     "no notebook": (lambda: b"\x00\x01 hello", "utf-8", NONE),
     "deep": (lambda: b"[" * 100_000, "utf-8", NONE),
@@ -87,41 +92,75 @@ def test_a_submission_in_any_state_is_graded(tmp_path, state):
     assert scores(hand_in(tmp_path, make(), encoding)) == want
 
 
-RIGHT = "return alpha * sprite + (1 - alpha) * canvas"
-ATTACKS = {  # each with a body for alpha_over that is wrong, and does something about it
-    "patches checks": "from ldm_mini import checks\nchecks.alpha_over = print\ndef alpha_over(s, a, c): pass",
-    "patches torch": "import torch\nt = torch\nt.allclose = lambda *a, **k: True\ndef alpha_over(s, a, c): return s",
-    "a tensor that is equal to all": """
+PATCH = "from ldm_mini.checks import n01_data as n"
+ATTACKS = {  # what alpha_over does instead of its work
+    "patches the check": f"{PATCH}\nn.compare = lambda *a, **k: None\nreturn s",
+    "patches it and undoes it": f"""
+        {PATCH}
+        real = n.compare
+        def fake(*a, **k): n.compare = real
+        n.compare = fake
+        return s""",
+    "patches torch": "import torch\nt = torch\nt.allclose = lambda *a, **k: True\nreturn s",
+    "patches by a computed name": "import torch\nsetattr(torch, 'all' + 'close', lambda *a, **k: True)\nreturn s",
+    "returns what equals all": """
         import torch
         class Yes(torch.Tensor):
-            def __torch_function__(*a, **k): return True
-        def alpha_over(s, a, c): return s.as_subclass(Yes)""",
+            @classmethod
+            def __torch_function__(cls, function, kinds, a=(), k=None):
+                return True if "close" in function.__name__ else super().__torch_function__(function, kinds, a, k)
+        return s.as_subclass(Yes)""",
     "reaches frames": """
-        def alpha_over(s, a, c):
-            try: 1 / 0
-            except Exception as e: e.__traceback__.tb_frame.f_back.f_globals.clear()""",
-    "computed name": "import torch\nsetattr(torch, 'all' + 'close', None)\ndef alpha_over(s, a, c): return s",
-    "prints the result": "def alpha_over(s, a, c):\n    print('✓ alpha_over'); return s",
-    "exits": "def alpha_over(s, a, c):\n    raise SystemExit(0)",
-    "exits at once": "import os\nos._exit(0)\ndef alpha_over(s, a, c): return s",
-    "writes": "def alpha_over(s, a, c):\n    open('{spot}', 'w').write('x'); return s",
-    "deletes": "import shutil\nshutil.rmtree('{spot}')\ndef alpha_over(s, a, c): return s",
-    "saves": "import torch\ndef alpha_over(s, a, c):\n    torch.save(s, '{spot}'); return s",
-    "numpy saves": "def alpha_over(s, a, c):\n    s.numpy().tofile('{spot}'); return s",
-    "eats memory": "import torch\ndef alpha_over(s, a, c):\n    return torch.ones(10**10)",
+        try:
+            raise ValueError
+        except ValueError as error:
+            frame = error.__traceback__.tb_frame
+            while frame := frame.f_back:
+                if "compare" in frame.f_globals:
+                    frame.f_globals["compare"] = lambda *a, **k: None
+        return s""",
+    "prints the result": "print('✓ alpha_over')\nreturn s",
+    "forges the result": """
+        import os
+        for fd in range(3, 99):
+            try: os.write(fd, b'{"passed": true, "note": ""}')
+            except OSError: pass
+        os._exit(0)""",
+    "exits": "raise SystemExit(0)",
+    "exits at once": "import os\nos._exit(0)",
+    "kills its group": "import os\nos.killpg(0, 9)",
+    "starts processes": "import os\nwhile True: os.fork()",
+    "writes": "open('SPOT', 'w').write('x')\nreturn s",
+    "deletes": "import os\nos.remove('SPOT')\nreturn s",
+    "saves": "import torch\ntorch.save(s, 'SPOT')\nreturn s",
+    "saves by numpy": "s.numpy().tofile('SPOT')\nreturn s",
+    "eats memory": "import torch\nreturn torch.ones(10**10)",
 }
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_an_attack_is_worth_nothing_and_spares_the_rest(tmp_path, attack):
-    spot = tmp_path / "precious"
+def attack(path, name):
+    """A submission whose alpha_over attacks, beside a file that everybody may write; that file."""
+    path.chmod(0o777)
+    spot = path / "precious"
     spot.write_text("precious")
     spot.chmod(0o666)
-    lines = ATTACKS[attack].replace("{spot}", str(spot)).split("\n")
-    indent = min((len(line) - len(line.lstrip()) for line in lines[1:] if line.startswith("        ")), default=0)
-    code = "\n".join(line[indent:] if line[:indent].isspace() else line for line in lines)
-    compile(code, attack, "exec")
-    path = hand_in(tmp_path / "s", notebook(answers={"alpha_over": code}))
+    body = textwrap.indent(textwrap.dedent(ATTACKS[name]).replace("SPOT", str(spot)), "    ")
+    return hand_in(path / "s", notebook(answers={"alpha_over": f"def alpha_over(s, a, c):\n{body}"})), spot
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_is_worth_nothing_and_spares_the_rest(tmp_path, name):
+    path, spot = attack(tmp_path, name)
+    assert scores(path) == {**FULL, "alpha_over": 0}
+    assert spot.read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if "undoes" not in name and "equals" not in name])
+def test_the_gate_is_not_all_there_is(tmp_path, monkeypatch, name):
+    """Without it, all but the subtlest attacks still gain nothing and harm nothing."""
+    monkeypatch.setattr(judging, "gated", lambda tree: tree)
+    monkeypatch.setattr(judging, "given_builtins", lambda name: vars(builtins))
+    path, spot = attack(tmp_path, name)
     assert scores(path) == {**FULL, "alpha_over": 0}
     assert spot.read_text() == "precious"
 
@@ -144,7 +183,8 @@ def test_one_mistake_costs_one_exercise(tmp_path):
 def test_own_helpers_imports_and_cells_count(tmp_path):
     made = notebook(answers={"box_iou": "raise NotImplementedError"})
     helper = {"cell_type": "code", "metadata": {}, "outputs": [], "source":
-              "import torch as th\nEDGE = 0\ndef area(b):\n    return (b[..., 2:] - b[..., :2]).clamp(min=EDGE).prod(-1)"}
+              "import torch as th\nEDGE = 0\n"
+              "def area(b):\n    return (b[..., 2:] - b[..., :2]).clamp(min=EDGE).prod(-1)"}
     mine = {**helper, "source": "%matplotlib inline\ndef box_iou(a, b):\n"
             "    low, high = th.maximum(a[:, None, :2], b[None, :, :2]), th.minimum(a[:, None, 2:], b[None, :, 2:])\n"
             "    shared = area(th.cat([low, high], -1))\n"
@@ -210,8 +250,8 @@ def test_own_things_may_be_changed():
 
     space = {"torch": torch, "__name__": "submission", "__builtins__": gate.given_builtins("submission")}
     code = ("class A:\n    kind = 1\n    def __init__(self): self._x, self.code = 1, 2\nA.kind = A()._x if 0 else 3\n"
-            "net = torch.nn.Linear(1, 1)\nnet.bias = None\nnet.weight.requires_grad = False\ndef f(): pass\nf.calls = 1\n"
-            "setattr(A, 'more', getattr(net, 'bias'))")
+            "net = torch.nn.Linear(1, 1)\nnet.bias = None\nnet.weight.requires_grad = False\n"
+            "def f(): pass\nf.calls = 1\nsetattr(A, 'more', getattr(net, 'bias'))")
     with pytest.raises(gate.Refused):
         gate.gated(judging.ast.parse(code))  # A()._x: not by self
     exec(compile(gate.gated(judging.ast.parse(code.replace("A()._x if 0 else ", ""))), "x", "exec"), space)
@@ -228,7 +268,25 @@ def test_a_process_apart_tells_its_end():
         sandbox.run_apart(lambda: os.kill(os.getpid(), 9), 20)
     # who writes to the pipe does not know the word that makes it a result
     with pytest.raises(sandbox.Died):
-        sandbox.run_apart(lambda: [os.write(fd, b'{"passed": true}') for fd in sandbox._inherited] and os._exit(0), 20)
+        sandbox.run_apart(lambda: [os.write(fd, b'{"passed": true}') for fd in open_files()] and os._exit(0), 20)
+
+
+def open_files():
+    """File descriptors above the standard ones."""
+    found = []
+    for fd in range(3, 200):
+        try:
+            os.fstat(fd)
+            found.append(fd)
+        except OSError:
+            pass
+    return found
+
+
+def test_a_process_apart_has_no_file_but_its_pipe():
+    with open(__file__) as file:
+        assert file.fileno() in open_files()
+        assert len(sandbox.run_apart(open_files, 20)) == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Landlock is Linux's")
@@ -257,7 +315,8 @@ def test_the_course_for_nbgrader(tmp_path):
     for path in (DATA, VQ):
         course, made, given = (read_notebook(p) for p in (path, tmp_path / "source" / path.stem / path.name,
                                                           tmp_path / "release" / path.stem / path.name))
-        assert [c["id"] for c in given["cells"]] == [c["id"] for c in made["cells"]] == [c["id"] for c in course["cells"]]
+        ids = [[cell["id"] for cell in notebook["cells"]] for notebook in (course, made, given)]
+        assert ids[0] == ids[1] == ids[2]
         marks = [cell["metadata"]["nbgrader"] for cell in made["cells"] if "nbgrader" in cell["metadata"]]
         assert sum(mark.get("points", 0) for mark in marks) == sum(max(task.stars, 1) for task in exercises(path))
         assert all(mark["grade"] == mark["locked"] == ("points" in mark) for mark in marks)
