@@ -7,6 +7,11 @@
     python course.py run ...       the command line of ldm_mini, e.g. run sample "a red apple" --out grid.png
     python course.py setup         only install
 
+For teachers:
+    python course.py teach OUT     write a course for nbgrader; `teach OUT 03 05` of these notebooks alone
+    python course.py grade FOLDER --out grades.csv
+                                   grade FOLDER/<student>/<assignment>/<notebook>.ipynb
+
 On Windows say `py course.py lab`. Whatever follows the first word is passed on: `lab --no-browser`, `test -k unet`.
 
 The first time, everything is installed into the folder .venv beside this file (nothing outside it is touched):
@@ -32,7 +37,7 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 MINE = "my-course"  # the learner's copy; git ignores it
 START, FIRST_NOTEBOOK = f"{MINE}/START.ipynb", "notebooks/00_start_here.ipynb"
-COMMANDS = ("lab", "edition", "test", "run", "setup")
+COMMANDS = ("lab", "edition", "test", "run", "teach", "grade", "setup")
 OLDEST, NEWEST = (3, 10), (3, 13)  # the versions of Python that are tested
 DISK_GB = 8  # what a CUDA build of PyTorch takes, and its download
 # PyTorch's threads spin while they wait for each other, and on a busy machine they spin instead of working: drawing
@@ -192,6 +197,8 @@ def command_line(command, python, rest):
         return [str(python), "-m", "ldm_mini.editions", "learner", *rest], None
     if command == "test":
         return [str(python), "-m", "pytest", "--nbval", *rest], ROOT
+    if command in ("teach", "grade"):
+        return [str(python), "-m", "ldm_mini.teaching", command, *rest], None
     return [str(python), "-m", "ldm_mini", *rest], None
 
 
@@ -220,7 +227,8 @@ def main(arguments):
             return 0
         words, folder = command_line(command, python, rest)
         say({"lab": "starting JupyterLab; stop it with Ctrl-C.", "run": "starting ldm_mini.", "edition": "making it.",
-             "test": "running tests and notebooks: several minutes for all of them."}[command])
+             "test": "running tests and notebooks: several minutes for all of them.",
+             "teach": "writing a course for nbgrader.", "grade": "grading."}[command])
         return start(words, folder)
     except Problem as problem:
         say(str(problem))

@@ -12,7 +12,7 @@ What serves it stands in wings, each of which hands out its names:
 
     scenes    the data set           measure   how good is it?          training   recipes, runs, resuming
     show      pictures of pictures   released  the paper's own weights  checks     of the exercises
-    editions  of the notebooks
+    editions  of the notebooks       teaching  courses and grades
 
     from ldm_mini.scenes import EmojiScenes
 

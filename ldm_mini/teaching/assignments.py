@@ -1,0 +1,144 @@
+"""A course for nbgrader, made from the notebooks: source, release, configuration, a plan of weeks, a page on reuse."""
+
+import ast
+import re
+from pathlib import Path
+
+from ..editions.source import (
+    FOLDER,
+    STUB,
+    Exercise,
+    exercises_in,
+    read_notebook,
+    without_solution,
+    write_notebook,
+)
+from ..files import FileError, write_file
+from .grading import SEEDS, graded_notebooks, source_of
+from .judging import SEED, check_calls, points
+
+HIDDEN = f"""\
+
+### BEGIN HIDDEN TESTS
+import os
+os.environ["{SEED}"] = "{SEEDS[-1]}"  # the same checks on other inputs
+try:
+    {{calls}}
+finally:
+    del os.environ["{SEED}"]
+### END HIDDEN TESTS"""
+CONFIG = f"""\
+# nbgrader reads this where it is started. Made by `course.py teach`.
+c = get_config()
+c.CourseDirectory.course_id = "ldm_mini"
+c.ClearSolutions.code_stub = {{"python": {STUB!r}}}
+c.Execute.timeout = 300  # seconds for a cell: some train
+c.Execute.kernel_name = "python3"
+c.Validator.width = 100
+"""
+PLAN = """\
+# A plan of weeks
+
+One notebook a week, in this order; what a notebook needs is in its header. Times are those stated in the notebooks:
+reading, running on 2 CPU cores, and the exercises' own.
+
+| week | notebook | read | run | exercises | points |
+|---|---|---|---|---|---|
+{rows}
+
+Hand out `release/`, collect into a folder `SUBMISSIONS/<student>/<assignment>/<notebook>.ipynb`, and grade it in one of
+two ways:
+
+* `python3 course.py grade SUBMISSIONS --out grades.csv`: seconds a learner, in processes that can harm nothing. It runs
+  the exercises and their checks only, each on inputs that the learner saw and on others.
+* nbgrader, in its activated environment and this folder: `nbgrader generate_assignment NAME --force`, then
+  `nbgrader autograde NAME` (it expects `submitted/<student>/<assignment>/`). It runs whole notebooks, minutes each, as
+  the user who calls it: do that in a container if you do not know who wrote them. Its kernel needs ldm_mini, so
+  `pip install nbgrader` into the environment that has it.
+
+Points are the exercises' stars. An exercise without a check (the open one of each notebook) has none: read it.
+"""
+
+
+def teach(out, wanted=(), sources=FOLDER) -> list[str]:
+    """Write the course for nbgrader into `out`, of all notebooks or of those named by number. What was made, in lines.
+
+    Raises FileError for a number without a notebook, or a folder that cannot be written.
+    """
+    out, known = Path(out), graded_notebooks(sources)
+    paths = [_named(word, known) for word in wanted] or list(known.values())
+    try:
+        rows = [_write_assignment(out, path, week) for week, path in enumerate(paths, 1)]
+        write_file(out / "nbgrader_config.py", CONFIG.encode())
+        write_file(out / "PLAN.md", PLAN.format(rows="\n".join(rows)).encode())
+        write_file(out / "REUSE.md", Path(__file__).with_name("reuse.md").read_bytes())
+    except OSError as error:
+        raise FileError(f"{out} cannot hold the course: {error}.") from None
+    return [f"{len(paths)} assignments in {out}: source/, release/, nbgrader_config.py, PLAN.md, REUSE.md"]
+
+
+def _named(word: str, known: dict[str, Path]) -> Path:
+    path = source_of(word, known)
+    if path is None:
+        raise FileError(f"there is no notebook {word!r}; there are: {', '.join(known)}.")
+    return path
+
+
+def _write_assignment(out: Path, path: Path, week: int) -> str:
+    """Source and release of one notebook; its row in the plan."""
+    notebook = read_notebook(path)
+    tasks = exercises_in(notebook, path.name)
+    for kind, made in (("source", source_of_course(notebook, tasks)), ("release", release_of(notebook, tasks))):
+        folder = out / kind / path.stem
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(folder / path.name, write_notebook(made))
+    first = notebook["cells"][0]["source"]
+    stated = dict(re.findall(r"\*\*(Read|Run):\*\* *([^\n]*)", first))
+    title = re.match(r"# *([^\n]*)", first)
+    worth = sum(points(task) for task in tasks if task.check)
+    minutes = f"{len(tasks)}: {sum(task.minutes for task in tasks)} min"
+    columns = week, title[1] if title else path.stem, stated.get("Read", ""), stated.get("Run", ""), minutes, worth
+    return f"| {' | '.join(map(str, columns))} |"
+
+
+def source_of_course(notebook: dict, tasks: list[Exercise]) -> dict:
+    """The notebook with solutions, its cells marked for nbgrader, and hidden tests: the same checks on other inputs."""
+    return _marked(notebook, tasks, hidden=True)
+
+
+def release_of(notebook: dict, tasks: list[Exercise]) -> dict:
+    """What learners get: stubs, no outputs, no hidden tests. nbgrader makes the same of the source, plus checksums."""
+    marked = _marked(notebook, tasks, hidden=False)
+    return {**marked, "cells": [_emptied(cell) for cell in marked["cells"]]}
+
+
+def _emptied(cell: dict) -> dict:
+    if cell["cell_type"] != "code":
+        return cell
+    return {**cell, "source": without_solution(cell["source"]), "outputs": [], "execution_count": None}
+
+
+def _marked(notebook: dict, tasks: list[Exercise], hidden: bool) -> dict:
+    solutions = {task.cell_id for task in tasks}
+    # of several checks the last one is graded, and repeats them all
+    graded = {task.check_cell_ids[-1]: task for task in tasks if task.check_cell_ids}
+    text = {cell["id"]: cell["source"] for cell in notebook["cells"]}
+    cells = []
+    for cell in notebook["cells"]:
+        id_, task = cell["id"], graded.get(cell["id"])
+        marks = {"solution": id_ in solutions, "grade": task is not None, "locked": task is not None}
+        if not any(marks.values()):
+            cells.append(cell)
+            continue
+        marks |= {"schema_version": 3, "task": False, "grade_id": id_, "cell_type": "code"}
+        if task:
+            marks["points"] = points(task)
+        new = {**cell, "metadata": {**cell["metadata"], "nbgrader": marks}}
+        if task and hidden:
+            new["source"] += HIDDEN.format(calls="\n    ".join(_calls(task, text)))
+        cells.append(new)
+    return {**notebook, "cells": cells}
+
+
+def _calls(task: Exercise, text: dict) -> list[str]:
+    return [ast.unparse(call) for id_ in task.check_cell_ids for call in check_calls(text[id_], task.name)]
