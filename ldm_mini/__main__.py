@@ -23,6 +23,7 @@ Pictures from the shipped model, no training, no network:
 Train your own, in two stages (Ctrl-C stops cleanly; the same line with --resume goes on, bit by bit):
   python -m ldm_mini train autoencoder --recipe tiny --out runs/autoencoder
   python -m ldm_mini train diffusion   --recipe tiny --out runs/diffusion --autoencoder runs/autoencoder/model
+  python -m ldm_mini train text        --recipe small              first of recipes `small` and `base`: words to read
   accelerate launch -m ldm_mini train ...          the same on several GPUs or machines
 
 Measure:

@@ -1,6 +1,7 @@
 """Evaluation of models whose quality is known: one that draws perfectly, one that draws nothing, one that copies."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from ldm_mini.measure import evaluate
 from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
 from ldm_mini.scenes import scene
 from ldm_mini.scenes.data import EmojiScenes, collate
-from ldm_mini.scenes.scene import SceneConfig
+from ldm_mini.scenes.scene import TINY_SCENES, SceneConfig
 from ldm_mini.schedule import NoiseSchedule, cosine_betas
 from ldm_mini.text import TextTransformer
 from ldm_mini.unet import UNet, UNetConfig
@@ -144,6 +145,16 @@ def test_run_evaluate_writes_what_it_prints(saved, tmp_path, capsys):
     for r in report["diffusion"] + again["diffusion"]:
         del r["seconds_per_image"]
     assert again == report
+
+
+def test_simple_scenes_are_of_the_models_size(saved, monkeypatch):
+    asked = []
+    monkeypatch.setattr(evaluate, "evaluate_diffusion", lambda ldm, config, *rest: asked.append(config) or {})
+    monkeypatch.setattr(evaluate, "markdown", lambda report: "")
+    for simple in (False, True):
+        evaluate.run_evaluate(str(saved / "ldm"), num=8, device="cpu", simple=simple)
+    size = asked[0].size
+    assert asked[-1] == replace(TINY_SCENES, size=size) and asked[0].nouns != asked[-1].nouns
 
 
 def test_run_evaluate_by_class_and_first_stage_alone(saved):
