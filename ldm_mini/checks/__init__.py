@@ -35,9 +35,9 @@ from .n11_training import linear_enlarger, superres_loss, transplant
 from .n12_layouts import box_tokens, draw_subsets, join_conditions, shuffle_objects, two_guidances
 from .n12_painter import box_painter, decode_boxes, encode_layout, train_painter, with_map
 from .n13_where import border_reach, coordinates, knows_where, order_error, probe
-from .n17_modules import attend, ddim, image_attention, quantise, small_unet, time_embedding
+from .n17_functions import ddim, join_qkv, owned, quantise, released_attention
+from .n17_modules import attend, image_attention, small_unet, time_embedding
 from .n17_real_thing import block_from_compvis, epsilon, pooled_scale, res_block_parameters, split_qkv
-from .n17_released import join_qkv, owned, released_attention
 from .stuck import solve, with_a_way_on
 
 __all__ = [

@@ -170,65 +170,11 @@ def with_how(cls, *rows):
             for how, hint in rows]
 
 
-def quantised(z, codebook, how="right"):
-    tokens = z.reshape(*z.shape[:1], *z.shape[2:], -1) if how == "mixed" else z.movedim(1, -1)
-    far = torch.cdist(tokens.flatten(0, 2), codebook, p=1 if how == "city" else 2)
-    unit = F.normalize(codebook, dim=1)
-    far = {"farthest": -far, "product": -(tokens.flatten(0, 2) @ codebook.mT),
-           "angle": -(tokens.flatten(0, 2) @ unit.mT)}.get(how, far)
-    k = far.argmin(1)
-    codes = codebook[k]
-    if how in ("view", "mixed"):
-        return codes.view(z.shape)
-    return {"numbers": k.view(len(z), *z.shape[2:]), "flat": codes, "last": codes.view_as(tokens), "z": z,
-            "double": codes.view_as(tokens).movedim(-1, 1).double()}.get(how, codes.view_as(tokens).movedim(-1, 1))
-
-
-def quantised_by_squares(z, codebook):
-    flat = z.flatten(2)
-    far = codebook.square().sum(1)[None, :, None] - 2 * torch.einsum("kc,bcn->bkn", codebook, flat)
-    return codebook[far.argmin(1)].permute(0, 2, 1).reshape(z.shape)
-
-
-def sampled(net, x, abar, steps, how="right"):
-    T = len(abar)
-    times = [round(T - i * T / steps) - 1 for i in range(steps)]
-    times = {"leading": [i * T // steps for i in range(steps)][::-1], "upwards": times[::-1],
-             "twice": times * 2}.get(how, times)
-    levels = abar if how == "no roots" else abar.sqrt()
-    noises = 1 - abar if how == "no roots" else (1 - abar).sqrt()
-    for t, s in zip(times, [*times[1:], times[-1] if how == "stays noisy" else None]):
-        a_s, s_s = (levels[s], noises[s]) if s is not None else (torch.ones(()), torch.zeros(()))
-        eps = net(x, t if how == "plain t" else torch.full((len(x),), t))
-        x0 = (x + noises[t] * eps if how == "plus" else x - noises[t] * eps) / (
-            1 if how == "not divided" else levels[t])
-        if how == "x0 net":
-            x0, eps = eps, (x - levels[t] * eps) / noises[t]
-        if how == "fresh":
-            eps = torch.randn_like(eps)
-        a_s, s_s = {"x0 only": (1, 0), "same level": (levels[t], noises[t]), "swapped": (s_s, a_s)}.get(how, (a_s, s_s))
-        x = a_s * x0 + s_s * eps
-    return x.double() if how == "double" else x
-
-
-def sampled_by_slopes(net, x, abar, steps):
-    """Euler along the noise-to-signal ratio."""
-    T, ratio = len(abar), ((1 - abar) / abar).sqrt()
-    times = [round(T - i * T / steps) - 1 for i in range(steps)]
-    y, a = x / abar[times[0]].sqrt(), abar.sqrt()
-    for t, s in zip(times, [*times[1:], None]):
-        eps = net(a[t] * y, torch.tensor([t] * len(x)))
-        y = y + ((0 if s is None else ratio[s]) - ratio[t]) * eps
-    return y
-
-
 CORRECT = {
     checks.attend: [attended, attended_in_a_loop],
     checks.time_embedding: [Time, TimeByCosines],
     checks.image_attention: [Image, ImageByConvolutions],
     checks.small_unet: [Small, SmallByHand],
-    checks.quantise: [quantised, quantised_by_squares],
-    checks.ddim: [sampled, sampled_by_slopes],
 }
 
 MUTANTS = {
@@ -251,16 +197,6 @@ MUTANTS = {
         ("half a middle", "two residual"), ("no middle", "not used"), ("middle turned", "wrong order"),
         ("fifo", "raised"), ("peek", "raised"), ("skip first", "h comes first"), ("smooth", "by nearest"),
         ("conv before", "enlarge first"), ("no norm", "last norm"), ("no silu", "SiLU before"), ("cut", "gradient")),
-    checks.quantise: spoiled(
-        quantised, ("mixed", "mixes channels"), ("city", "Euclidean|off by"), ("farthest", "farthest"),
-        ("product", "largest product"), ("angle", "smallest angle"), ("view", "channels must move"),
-        ("numbers", "numbers of codes"), ("flat", "a picture again"), ("last", "channels come second"),
-        ("z", "as it came"), ("double", "dtype")),
-    checks.ddim: spoiled(
-        sampled, ("leading", "asked the network"), ("upwards", "asked the network"), ("twice", "asked the network"),
-        ("no roots", "are their roots"), ("stays noisy", "clean picture"), ("plain t", "should be a tensor"),
-        ("plus", r"\*minus\*"), ("not divided", "division is missing"), ("x0 net", "not x0"), ("fresh", "off by"),
-        ("x0 only", "ended at x0"), ("same level", "x is at s"), ("swapped", "belongs to x0"), ("double", "dtype")),
 }
 
 test_right_solutions_pass, test_wrong_ones_fail_with_a_hint, test_the_stub_is_named = try_all(CORRECT, MUTANTS)

@@ -1,11 +1,93 @@
-"""Checks of notebook 17: the released attention with its joint q, k, v, and the memory that tensors own."""
+"""Checks of notebook 17 without layers: quantiser, DDIM, the released attention, the memory that tensors own."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checking import attempt, compare, count, passed
-from .properties import fresh, same_dtype
+from .checking import CheckFailed, attempt, compare, count, passed
+from .properties import fresh, own_randomness, same_dtype
+
+
+def quantise(function):
+    """`function(z, codebook)`: z (B,C,h,w), codebook (K,C) -> the nearest codes (B,C,h,w)."""
+    draw = fresh()
+    for size, c, h, w, codes in ((2, 4, 3, 5, 9), (3, 3, 4, 4, 20)):
+        z, codebook = draw(size, c, h, w), draw(codes, c)
+        tokens = z.movedim(1, -1).reshape(-1, c)
+        back = lambda vectors: vectors.view(size, h, w, c).movedim(-1, 1)  # noqa: B023
+        far = torch.cdist(tokens, codebook)
+        got = attempt(function, z, codebook, name="quantise")
+        compare(got, back(codebook[far.argmin(1)]), "quantise(z, codebook)", shapes={
+            (size, h, w): "these are numbers of codes; give the codes themselves.",
+            (size * h * w, c): "make the tokens a picture again: (B,C,h,w).",
+            (size, h, w, c): "the channels come second: movedim(-1, 1)."}, mistakes=[
+            (back(codebook[far.argmax(1)]), "these are the *farthest* codes: argmin."),
+            (back(codebook[(tokens @ codebook.mT).argmax(1)]), "the largest product is not the smallest distance: "
+                                                              "codes differ in length."),
+            (back(codebook[F.cosine_similarity(tokens[:, None], codebook, dim=2).argmax(1)]),
+             "the smallest angle is not the smallest distance."),
+            (back(codebook[torch.cdist(tokens, codebook, p=1).argmin(1)]),
+             "the Euclidean distance, torch.cdist's default."),
+            (codebook[torch.cdist(z.reshape(-1, c), codebook).argmin(1)].view(z.shape),
+             "reshape mixes channels and places: a token is the C numbers at one place, movedim(1, -1)."),
+            (codebook[far.argmin(1)].view(z.shape), "on the way back the channels must move: view as (B,h,w,C), then "
+                                                    "movedim(-1, 1)."),
+            (z, "this is z as it came."),
+        ])
+        same_dtype(got, z, "quantise(z, codebook)")
+    passed("quantise: the nearest code at each place")
+
+
+def ddim(function):
+    """`function(net, x, alphas_cumprod, steps)`: noise x (B,c,h,w), net(x, t) -> eps -> a sample like x."""
+    draw = fresh()
+    for shape, T, steps in (((2, 4, 3, 5), 100, 4), ((3, 1, 2, 2), 50, 7), ((1, 2, 2, 2), 30, 1)):
+        x, calls = draw(*shape), []
+        abar = torch.cumprod(1 - torch.linspace(0.001, 0.08, T), 0)
+
+        def net(x, t, calls=calls):
+            if not isinstance(t, Tensor) or t.shape != (len(x),):
+                raise ValueError(f"t should be a tensor ({len(x)},): torch.full((len(x),), t)")
+            calls.append(int(t[0]))
+            return 0.7 * x.tanh() + (t.view(-1, 1, 1, 1) / 20).sin()
+
+        with own_randomness():
+            got = attempt(lambda x: function(net, x, abar, steps), x, name="ddim")  # noqa: B023
+        asked, right = list(calls), [round(T - i * T / steps) - 1 for i in range(steps)]
+        if asked != right:
+            raise CheckFailed(f"ddim asked the network at the times {asked}; for {steps} steps of {T} they should be "
+                              f"{right}: round(T - i T / steps) - 1.")
+        walk = lambda how="": _ddim(net, x, abar, right, how)  # noqa: B023
+        compare(got, walk(), f"ddim(..., steps={steps})", mistakes=[
+            (walk(how), message) for how, message in DDIM_MISTAKES.items()])
+        same_dtype(got, x, "ddim")
+    passed("ddim: from the last time on, and at last to the clean picture")
+
+
+DDIM_MISTAKES = {
+    "stays noisy": "the last step goes to the clean picture, where alphas_cumprod is 1.",
+    "no roots": "alphas_cumprod are powers; amplitudes are their roots.",
+    "x0 only": "the step ended at x0; bring it to s: sqrt(abar_s) x0 + sqrt(1 - abar_s) eps.",
+    "same level": "after the step x is at s: sqrt(abar_s) x0 + sqrt(1 - abar_s) eps.",
+    "plus": "x0 = (x *minus* sqrt(1 - abar_t) eps) / sqrt(abar_t).",
+    "not divided": "x0 = (x - sqrt(1 - abar_t) eps) / sqrt(abar_t): the division is missing.",
+    "swapped": "sqrt(abar_s) belongs to x0, sqrt(1 - abar_s) to eps.",
+    "x0 net": "the network says eps, not x0.",
+}
+
+
+def _ddim(net, x, abar, times, how=""):
+    root = (lambda v: v) if how == "no roots" else torch.sqrt
+    for t, s in zip(times, [*times[1:], times[-1] if how == "stays noisy" else -1]):
+        eps = net(x, torch.full((len(x),), t))
+        a_t, s_t = root(abar[t]), root(1 - abar[t])
+        a_s, s_s = (root(abar[s]), root(1 - abar[s])) if s >= 0 else (torch.ones(()), torch.zeros(()))
+        x0 = (x + s_t * eps if how == "plus" else x - s_t * eps) / (1 if how == "not divided" else a_t)
+        if how == "x0 net":
+            x0, eps = eps, (x - a_t * eps) / s_t
+        a_s, s_s = {"x0 only": (1, 0), "same level": (a_t, s_t), "swapped": (s_s, a_s)}.get(how, (a_s, s_s))
+        x = a_s * x0 + s_s * eps
+    return x
 
 
 def join_qkv(function):
