@@ -30,24 +30,31 @@ from .n08_solvers import dpm_step, euler_step
 from .n09_latent_diffusion import compression, freeze, latent_loss, latent_sample, scale_factor
 from .n10_meaning import class_tokens, drop_conditions, text_transformer, word_maps
 from .n11_pictures import class_shares, inpaint_condition, join_lowres, keep_known, paste, widen
+from .n11_sampling import known_latents, noise_again, replace_and_draw, superres_sample
+from .n11_training import linear_enlarger, superres_loss, transplant
 from .n12_layouts import box_tokens, draw_subsets, join_conditions, shuffle_objects, two_guidances
+from .n12_painter import box_painter, decode_boxes, encode_layout, train_painter, with_map
 from .n13_where import border_reach, coordinates, knows_where, order_error, probe
+from .n17_functions import ddim, join_qkv, owned, quantise, released_attention
+from .n17_modules import attend, image_attention, small_unet, time_embedding
 from .n17_real_thing import block_from_compvis, epsilon, pooled_scale, res_block_parameters, split_qkv
 from .stuck import solve, with_a_way_on
 
 __all__ = [
-    "CheckFailed", "adaptive_lambda", "add_noise", "alpha_over", "attention", "attention_macs", "batched_guidance",
-    "best_guess", "block_from_compvis", "border_reach", "box_iou", "box_tokens", "class_shares", "class_tokens",
-    "compression", "coordinates", "ddim_step", "ddpm_letters", "ddpm_step", "decoder_channels",
-    "diffusion_posterior", "discriminator_step", "dpm_step", "draw_subsets", "drop_conditions", "ema_codebook",
-    "ema_update", "epsilon", "euler_step", "freeze", "gaussian_kl", "guidance", "hinge_losses", "ideal_x0",
-    "inpaint_condition", "inpainting_input", "is_order_blind", "join_conditions", "join_lowres", "keep_known",
-    "knows_where", "latent_loss", "latent_numbers", "latent_sample", "layer_distance", "lpips", "masked_attention",
-    "multi_head", "nearest_code", "order_error", "paste", "pooled_scale", "probe", "receptive_field", "res_block",
-    "res_block_parameters", "restart_dead", "sampling_timesteps", "scale_factor", "shuffle_objects", "solve",
-    "split_qkv", "ssim_map", "straight_through", "text_transformer", "through_the_u", "timestep_embedding",
-    "to_picture", "to_x0", "two_guidances", "unet", "unit_normalise", "vector_quantizer", "vq_loss", "vqgan_loss",
-    "widen", "word_maps",
+    "CheckFailed", "adaptive_lambda", "add_noise", "alpha_over", "attend", "attention", "attention_macs",
+    "batched_guidance", "best_guess", "block_from_compvis", "border_reach", "box_iou", "box_painter", "box_tokens",
+    "class_shares", "class_tokens", "compression", "coordinates", "ddim", "ddim_step", "ddpm_letters", "ddpm_step",
+    "decode_boxes", "decoder_channels", "diffusion_posterior", "discriminator_step", "dpm_step", "draw_subsets",
+    "drop_conditions", "ema_codebook", "ema_update", "encode_layout", "epsilon", "euler_step", "freeze", "gaussian_kl",
+    "guidance", "hinge_losses", "ideal_x0", "image_attention", "inpaint_condition", "inpainting_input",
+    "is_order_blind", "join_conditions", "join_lowres", "join_qkv", "keep_known", "known_latents", "knows_where",
+    "latent_loss", "latent_numbers", "latent_sample", "layer_distance", "linear_enlarger", "lpips", "masked_attention",
+    "multi_head", "nearest_code", "noise_again", "order_error", "owned", "paste", "pooled_scale", "probe", "quantise",
+    "receptive_field", "released_attention", "replace_and_draw", "res_block", "res_block_parameters", "restart_dead",
+    "sampling_timesteps", "scale_factor", "shuffle_objects", "small_unet", "solve", "split_qkv", "ssim_map",
+    "straight_through", "superres_loss", "superres_sample", "text_transformer", "through_the_u", "time_embedding",
+    "timestep_embedding", "to_picture", "to_x0", "train_painter", "transplant", "two_guidances", "unet",
+    "unit_normalise", "vector_quantizer", "vq_loss", "vqgan_loss", "widen", "with_map", "word_maps",
 ]
 
 # what a learner meets is the check with its way on
