@@ -23,6 +23,8 @@ from .n04_perceptual_loss import best_guess, layer_distance, ssim_map, unit_norm
 from .n05_players import adaptive_lambda, discriminator_step, vqgan_loss
 from .n05_vqgan import gaussian_kl, hinge_losses, receptive_field
 from .n06_diffusion import add_noise, ddpm_letters, diffusion_posterior, ideal_x0, to_x0
+from .n06_training import denoiser_step, loss_per_t, v_loss
+from .n06_walks import ddpm_sampling, grid_bayes, mixture_score, noising_walk
 from .n07_parts import ema_update, res_block, timestep_embedding
 from .n07_unet import decoder_channels, through_the_u, unet
 from .n08_samplers import batched_guidance, ddim_step, ddpm_step, sampling_timesteps
@@ -38,16 +40,17 @@ from .stuck import solve, with_a_way_on
 __all__ = [
     "CheckFailed", "adaptive_lambda", "add_noise", "alpha_over", "attention", "attention_macs", "batched_guidance",
     "best_guess", "block_from_compvis", "border_reach", "box_iou", "box_tokens", "class_shares", "class_tokens",
-    "compression", "coordinates", "ddim_step", "ddpm_letters", "ddpm_step", "decoder_channels",
-    "diffusion_posterior", "discriminator_step", "dpm_step", "draw_subsets", "drop_conditions", "ema_codebook",
-    "ema_update", "epsilon", "euler_step", "freeze", "gaussian_kl", "guidance", "hinge_losses", "ideal_x0",
-    "inpaint_condition", "inpainting_input", "is_order_blind", "join_conditions", "join_lowres", "keep_known",
-    "knows_where", "latent_loss", "latent_numbers", "latent_sample", "layer_distance", "lpips", "masked_attention",
-    "multi_head", "nearest_code", "order_error", "paste", "pooled_scale", "probe", "receptive_field", "res_block",
-    "res_block_parameters", "restart_dead", "sampling_timesteps", "scale_factor", "shuffle_objects", "solve",
-    "split_qkv", "ssim_map", "straight_through", "text_transformer", "through_the_u", "timestep_embedding",
-    "to_picture", "to_x0", "two_guidances", "unet", "unit_normalise", "vector_quantizer", "vq_loss", "vqgan_loss",
-    "widen", "word_maps",
+    "compression", "coordinates", "ddim_step", "ddpm_letters", "ddpm_sampling", "ddpm_step", "decoder_channels",
+    "denoiser_step", "diffusion_posterior", "discriminator_step", "dpm_step", "draw_subsets", "drop_conditions",
+    "ema_codebook", "ema_update", "epsilon", "euler_step", "freeze", "gaussian_kl", "grid_bayes", "guidance",
+    "hinge_losses", "ideal_x0", "inpaint_condition", "inpainting_input", "is_order_blind", "join_conditions",
+    "join_lowres", "keep_known", "knows_where", "latent_loss", "latent_numbers", "latent_sample", "layer_distance",
+    "loss_per_t", "lpips", "masked_attention", "mixture_score", "multi_head", "nearest_code", "noising_walk",
+    "order_error", "paste", "pooled_scale", "probe", "receptive_field", "res_block", "res_block_parameters",
+    "restart_dead", "sampling_timesteps", "scale_factor", "shuffle_objects", "solve", "split_qkv", "ssim_map",
+    "straight_through", "text_transformer", "through_the_u", "timestep_embedding", "to_picture", "to_x0",
+    "two_guidances", "unet", "unit_normalise", "v_loss", "vector_quantizer", "vq_loss", "vqgan_loss", "widen",
+    "word_maps",
 ]
 
 # what a learner meets is the check with its way on
