@@ -27,8 +27,10 @@ from .n06_training import denoiser_step, loss_per_t, v_loss
 from .n06_walks import ddpm_sampling, grid_bayes, mixture_score, noising_walk
 from .n07_parts import ema_update, res_block, timestep_embedding
 from .n07_unet import decoder_channels, through_the_u, unet
+from .n08_loops import ddim_inversion, ddim_walk, dpm_walk
 from .n08_samplers import batched_guidance, ddim_step, ddpm_step, sampling_timesteps
 from .n08_solvers import dpm_step, euler_step
+from .n08_tools import clipping, mixture_x0, slerp, sliced_wasserstein
 from .n09_latent_diffusion import compression, freeze, latent_loss, latent_sample, scale_factor
 from .n10_meaning import class_tokens, drop_conditions, text_transformer, word_maps
 from .n11_pictures import class_shares, inpaint_condition, join_lowres, keep_known, paste, widen
@@ -40,15 +42,16 @@ from .stuck import solve, with_a_way_on
 __all__ = [
     "CheckFailed", "adaptive_lambda", "add_noise", "alpha_over", "attention", "attention_macs", "batched_guidance",
     "best_guess", "block_from_compvis", "border_reach", "box_iou", "box_tokens", "class_shares", "class_tokens",
-    "compression", "coordinates", "ddim_step", "ddpm_letters", "ddpm_sampling", "ddpm_step", "decoder_channels",
-    "denoiser_step", "diffusion_posterior", "discriminator_step", "dpm_step", "draw_subsets", "drop_conditions",
-    "ema_codebook", "ema_update", "epsilon", "euler_step", "freeze", "gaussian_kl", "grid_bayes", "guidance",
-    "hinge_losses", "ideal_x0", "inpaint_condition", "inpainting_input", "is_order_blind", "join_conditions",
-    "join_lowres", "keep_known", "knows_where", "latent_loss", "latent_numbers", "latent_sample", "layer_distance",
-    "loss_per_t", "lpips", "masked_attention", "mixture_score", "multi_head", "nearest_code", "noising_walk",
-    "order_error", "paste", "pooled_scale", "probe", "receptive_field", "res_block", "res_block_parameters",
-    "restart_dead", "sampling_timesteps", "scale_factor", "shuffle_objects", "solve", "split_qkv", "ssim_map",
-    "straight_through", "text_transformer", "through_the_u", "timestep_embedding", "to_picture", "to_x0",
+    "clipping", "compression", "coordinates", "ddim_inversion", "ddim_step", "ddim_walk", "ddpm_letters",
+    "ddpm_sampling", "ddpm_step", "decoder_channels", "denoiser_step", "diffusion_posterior", "discriminator_step",
+    "dpm_step", "dpm_walk", "draw_subsets", "drop_conditions", "ema_codebook", "ema_update", "epsilon", "euler_step",
+    "freeze", "gaussian_kl", "grid_bayes", "guidance", "hinge_losses", "ideal_x0", "inpaint_condition",
+    "inpainting_input", "is_order_blind", "join_conditions", "join_lowres", "keep_known", "knows_where",
+    "latent_loss", "latent_numbers", "latent_sample", "layer_distance", "loss_per_t", "lpips", "masked_attention",
+    "mixture_score", "mixture_x0", "multi_head", "nearest_code", "noising_walk", "order_error", "paste",
+    "pooled_scale", "probe", "receptive_field", "res_block", "res_block_parameters", "restart_dead",
+    "sampling_timesteps", "scale_factor", "shuffle_objects", "slerp", "sliced_wasserstein", "solve", "split_qkv",
+    "ssim_map", "straight_through", "text_transformer", "through_the_u", "timestep_embedding", "to_picture", "to_x0",
     "two_guidances", "unet", "unit_normalise", "v_loss", "vector_quantizer", "vq_loss", "vqgan_loss", "widen",
     "word_maps",
 ]
