@@ -142,7 +142,7 @@ def loss(net, schedule, x0, t, eps, target=lambda x0, eps, a, s: a * eps - s * x
     return size(net(show(x0, eps, a, s), time(t)) - target(x0, eps, a, s))
 
 
-def step(net, optimizer, schedule, x0, generator, how="", loss=loss, size=None, low=0, high=0, back=float):
+def step(net, optimizer, schedule, x0, generator, how="", loss=loss, size=None, low=0, high=0, back=lambda v: v.item()):
     """One step of training with one thing changed."""
     source = None if how == "global" else generator
     if how == "eps first":
@@ -204,7 +204,7 @@ CORRECT = {
         lambda net, s, x0, t, eps: nn.functional.mse_loss(
             net(s.add_noise(x0, eps, t), t), s.alpha(t, 2) * eps - s.sigma(t, 2) * x0),
     ],
-    checks.denoiser_step: [lambda *a: step(*a, back=lambda v: v.item()), step_by_library, step_by_hand],
+    checks.denoiser_step: [step, step_by_library, step_by_hand],
     checks.loss_per_t: [per_t, per_t_in_one_call, torch.no_grad()(per_t)],
 }
 
