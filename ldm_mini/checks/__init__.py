@@ -23,10 +23,14 @@ from .n04_perceptual_loss import best_guess, layer_distance, ssim_map, unit_norm
 from .n05_players import adaptive_lambda, discriminator_step, vqgan_loss
 from .n05_vqgan import gaussian_kl, hinge_losses, receptive_field
 from .n06_diffusion import add_noise, ddpm_letters, diffusion_posterior, ideal_x0, to_x0
+from .n06_training import denoiser_step, loss_per_t, v_loss
+from .n06_walks import ddpm_sampling, grid_bayes, mixture_score, noising_walk
 from .n07_parts import ema_update, res_block, timestep_embedding
 from .n07_unet import decoder_channels, through_the_u, unet
+from .n08_loops import ddim_inversion, ddim_walk, dpm_walk
 from .n08_samplers import batched_guidance, ddim_step, ddpm_step, sampling_timesteps
 from .n08_solvers import dpm_step, euler_step
+from .n08_tools import clipping, mixture_x0, slerp, sliced_wasserstein
 from .n09_latent_diffusion import compression, freeze, latent_loss, latent_sample, scale_factor
 from .n10_meaning import class_tokens, drop_conditions, text_transformer, word_maps
 from .n11_pictures import class_shares, inpaint_condition, join_lowres, keep_known, paste, widen
@@ -43,18 +47,20 @@ from .stuck import solve, with_a_way_on
 __all__ = [
     "CheckFailed", "adaptive_lambda", "add_noise", "alpha_over", "attend", "attention", "attention_macs",
     "batched_guidance", "best_guess", "block_from_compvis", "border_reach", "box_iou", "box_painter", "box_tokens",
-    "class_shares", "class_tokens", "compression", "coordinates", "ddim", "ddim_step", "ddpm_letters", "ddpm_step",
-    "decode_boxes", "decoder_channels", "diffusion_posterior", "discriminator_step", "dpm_step", "draw_subsets",
-    "drop_conditions", "ema_codebook", "ema_update", "encode_layout", "epsilon", "euler_step", "freeze", "gaussian_kl",
+    "class_shares", "class_tokens", "clipping", "compression", "coordinates", "ddim", "ddim_inversion", "ddim_step",
+    "ddim_walk", "ddpm_letters", "ddpm_sampling", "ddpm_step", "decode_boxes", "decoder_channels", "denoiser_step",
+    "diffusion_posterior", "discriminator_step", "dpm_step", "dpm_walk", "draw_subsets", "drop_conditions",
+    "ema_codebook", "ema_update", "encode_layout", "epsilon", "euler_step", "freeze", "gaussian_kl", "grid_bayes",
     "guidance", "hinge_losses", "ideal_x0", "image_attention", "inpaint_condition", "inpainting_input",
     "is_order_blind", "join_conditions", "join_lowres", "join_qkv", "keep_known", "known_latents", "knows_where",
-    "latent_loss", "latent_numbers", "latent_sample", "layer_distance", "linear_enlarger", "lpips", "masked_attention",
-    "multi_head", "nearest_code", "noise_again", "order_error", "owned", "paste", "pooled_scale", "probe", "quantise",
-    "receptive_field", "released_attention", "replace_and_draw", "res_block", "res_block_parameters", "restart_dead",
-    "sampling_timesteps", "scale_factor", "shuffle_objects", "small_unet", "solve", "split_qkv", "ssim_map",
+    "latent_loss", "latent_numbers", "latent_sample", "layer_distance", "linear_enlarger", "loss_per_t", "lpips",
+    "masked_attention", "mixture_score", "mixture_x0", "multi_head", "nearest_code", "noise_again", "noising_walk",
+    "order_error", "owned", "paste", "pooled_scale", "probe", "quantise", "receptive_field", "released_attention",
+    "replace_and_draw", "res_block", "res_block_parameters", "restart_dead", "sampling_timesteps", "scale_factor",
+    "shuffle_objects", "slerp", "sliced_wasserstein", "small_unet", "solve", "split_qkv", "ssim_map",
     "straight_through", "superres_loss", "superres_sample", "text_transformer", "through_the_u", "time_embedding",
     "timestep_embedding", "to_picture", "to_x0", "train_painter", "transplant", "two_guidances", "unet",
-    "unit_normalise", "vector_quantizer", "vq_loss", "vqgan_loss", "widen", "with_map", "word_maps",
+    "unit_normalise", "v_loss", "vector_quantizer", "vq_loss", "vqgan_loss", "widen", "with_map", "word_maps",
 ]
 
 # what a learner meets is the check with its way on
