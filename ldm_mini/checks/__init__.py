@@ -13,6 +13,7 @@ Who is stuck goes on with the course's version: `checks.solve("box_iou")` puts i
 from .checking import CheckFailed
 from .n00_start import guidance, latent_numbers, to_picture
 from .n01_data import alpha_over, box_iou, inpainting_input
+from .n01_scenes import box_of, obedience, place
 from .n02_attention import attention, masked_attention, multi_head
 from .n02_order import attention_macs, is_order_blind
 from .n03_codebook import ema_codebook, restart_dead
@@ -22,6 +23,8 @@ from .n03_training import fold_patches, make_decoder, perplexity, vq_vae_step
 from .n03_vq_vae import nearest_code, straight_through, vq_loss
 from .n04_lpips import lpips
 from .n04_perceptual_loss import best_guess, layer_distance, ssim_map, unit_normalise
+from .n05_game import forgive, gaussian_sample, vqgan_step
+from .n05_patches import footprint, patch_critic
 from .n05_players import adaptive_lambda, discriminator_step, vqgan_loss
 from .n05_vqgan import gaussian_kl, hinge_losses, receptive_field
 from .n06_diffusion import add_noise, ddpm_letters, diffusion_posterior, ideal_x0, to_x0
@@ -39,17 +42,18 @@ from .stuck import solve, with_a_way_on
 
 __all__ = [
     "CheckFailed", "adaptive_lambda", "add_noise", "alpha_over", "attention", "attention_macs", "batched_guidance",
-    "best_guess", "block_from_compvis", "border_reach", "box_iou", "box_tokens", "class_shares", "class_tokens",
-    "compression", "coordinates", "ddim_step", "ddpm_letters", "ddpm_step", "decoder_channels", "descend",
-    "diffusion_posterior", "discriminator_step", "dpm_step", "draw_subsets", "drop_conditions", "ema_codebook",
-    "ema_update", "epsilon", "euler_step", "fold_patches", "freeze", "gaussian_kl", "guidance", "hinge_losses",
-    "ideal_x0", "inpaint_condition", "inpainting_input", "is_order_blind", "join_conditions", "join_lowres",
-    "keep_known", "knows_where", "latent_loss", "latent_numbers", "latent_sample", "layer_distance", "lpips",
-    "make_decoder", "masked_attention", "multi_head", "nearest_code", "order_error", "paste", "perplexity",
-    "pooled_scale", "probe", "pulls", "receptive_field", "res_block", "res_block_parameters", "restart_dead",
-    "sampling_timesteps", "scale_factor", "shuffle_objects", "solve", "split_qkv", "ssim_map", "straight_through",
-    "text_transformer", "through_the_u", "timestep_embedding", "to_picture", "to_x0", "two_guidances", "unet",
-    "unit_normalise", "vector_quantizer", "vq_loss", "vq_vae_step", "vqgan_loss", "widen", "word_maps",
+    "best_guess", "block_from_compvis", "border_reach", "box_iou", "box_of", "box_tokens", "class_shares",
+    "class_tokens", "compression", "coordinates", "ddim_step", "ddpm_letters", "ddpm_step", "decoder_channels",
+    "descend", "diffusion_posterior", "discriminator_step", "dpm_step", "draw_subsets", "drop_conditions",
+    "ema_codebook", "ema_update", "epsilon", "euler_step", "fold_patches", "footprint", "forgive", "freeze",
+    "gaussian_kl", "gaussian_sample", "guidance", "hinge_losses", "ideal_x0", "inpaint_condition", "inpainting_input",
+    "is_order_blind", "join_conditions", "join_lowres", "keep_known", "knows_where", "latent_loss", "latent_numbers",
+    "latent_sample", "layer_distance", "lpips", "make_decoder", "masked_attention", "multi_head", "nearest_code",
+    "obedience", "order_error", "paste", "patch_critic", "perplexity", "place", "pooled_scale", "probe", "pulls",
+    "receptive_field", "res_block", "res_block_parameters", "restart_dead", "sampling_timesteps", "scale_factor",
+    "shuffle_objects", "solve", "split_qkv", "ssim_map", "straight_through", "text_transformer", "through_the_u",
+    "timestep_embedding", "to_picture", "to_x0", "two_guidances", "unet", "unit_normalise", "vector_quantizer",
+    "vq_loss", "vq_vae_step", "vqgan_loss", "vqgan_step", "widen", "word_maps",
 ]
 
 # what a learner meets is the check with its way on

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from .checking import CheckFailed, attempt, compare, number, passed, several
 from .n03_vq_vae import nearest
-from .properties import fresh, generator, same_dtype, scalar
+from .properties import fresh, generator, own_randomness, same_dtype, scalar
 from .steps import Watched
 
 
@@ -35,6 +35,7 @@ def fold_patches(function):
     passed("fold_patches: every patch in the channels of one pixel, nothing lost")
 
 
+@own_randomness()
 def make_decoder(function):
     """`function(width, dim)` -> a network from codes (B,dim,h,w) to a picture (B,3,4h,4w)."""
     draw = fresh()
@@ -127,6 +128,7 @@ class _Codes(nn.Module):
         return z + (e - z).detach(), indices, F.mse_loss(e, z.detach()) + 0.25 * F.mse_loss(z, e.detach())
 
 
+@own_randomness()
 def vq_vae_step(function):
     """`function(model, optimizer, x, distance)`: one step of (encoder, quantizer, decoder) -> loss (), indices."""
     draw = fresh()
