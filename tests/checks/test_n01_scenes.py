@@ -64,7 +64,7 @@ def in_sets(said, found):
 CORRECT = {
     checks.place: [place, place_by_padding, partial(place, mix=lambda s, a, c: torch.lerp(c, s, a)),
                    partial(place, mix=lambda s, a, c: c + a * (s - c))],
-    checks.box_of: [box, box_of_places, lambda mask: torch.tensor(box_of_places(mask))],
+    checks.box_of: [box, lambda mask: torch.tensor(box_of_places(mask))],
     checks.obedience: [obeys, obeys_by_crossing_off, partial(obeys, end=lambda a, b: [a, b])],
 }
 
@@ -89,6 +89,7 @@ MUTANTS = {
                  (dict(one=0, by=lambda h, w: (w - 1, h - 1, w - 1, h - 1)), "have a width")),
         (lambda mask: box(mask)[[1, 0, 3, 2]], "x comes first"), (lambda mask: box(mask).view(2, 2), "in a row"),
         (lambda mask: (v := box(mask), torch.cat([(v[:2] + v[2:]) / 2, v[2:] - v[:2]]))[1], "middle and size"),
+        (box_of_places, "torch.Tensor, not list"),
         (lambda mask: box(mask).tolist()[:3], "shape"),
     ],
     checks.obedience: [
