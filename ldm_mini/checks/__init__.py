@@ -13,13 +13,18 @@ Who is stuck goes on with the course's version: `checks.solve("box_iou")` puts i
 from .checking import CheckFailed
 from .n00_start import guidance, latent_numbers, to_picture
 from .n01_data import alpha_over, box_iou, inpainting_input
+from .n01_scenes import box_of, obedience, place
 from .n02_attention import attention, masked_attention, multi_head
 from .n02_order import attention_macs, is_order_blind
 from .n03_codebook import ema_codebook, restart_dead
+from .n03_gradients import descend, pulls
 from .n03_quantizer import vector_quantizer
+from .n03_training import fold_patches, make_decoder, perplexity, vq_vae_step
 from .n03_vq_vae import nearest_code, straight_through, vq_loss
 from .n04_lpips import lpips
 from .n04_perceptual_loss import best_guess, layer_distance, ssim_map, unit_normalise
+from .n05_game import forgive, gaussian_sample, vqgan_step
+from .n05_patches import footprint, patch_critic
 from .n05_players import adaptive_lambda, discriminator_step, vqgan_loss
 from .n05_vqgan import gaussian_kl, hinge_losses, receptive_field
 from .n06_diffusion import add_noise, ddpm_letters, diffusion_posterior, ideal_x0, to_x0
@@ -46,21 +51,23 @@ from .stuck import solve, with_a_way_on
 
 __all__ = [
     "CheckFailed", "adaptive_lambda", "add_noise", "alpha_over", "attend", "attention", "attention_macs",
-    "batched_guidance", "best_guess", "block_from_compvis", "border_reach", "box_iou", "box_painter", "box_tokens",
-    "class_shares", "class_tokens", "clipping", "compression", "coordinates", "ddim", "ddim_inversion", "ddim_step",
-    "ddim_walk", "ddpm_letters", "ddpm_sampling", "ddpm_step", "decode_boxes", "decoder_channels", "denoiser_step",
-    "diffusion_posterior", "discriminator_step", "dpm_step", "dpm_walk", "draw_subsets", "drop_conditions",
-    "ema_codebook", "ema_update", "encode_layout", "epsilon", "euler_step", "freeze", "gaussian_kl", "grid_bayes",
+    "batched_guidance", "best_guess", "block_from_compvis", "border_reach", "box_iou", "box_of", "box_painter",
+    "box_tokens", "class_shares", "class_tokens", "clipping", "compression", "coordinates", "ddim",
+    "ddim_inversion", "ddim_step", "ddim_walk", "ddpm_letters", "ddpm_sampling", "ddpm_step", "decode_boxes",
+    "decoder_channels", "denoiser_step", "descend", "diffusion_posterior", "discriminator_step", "dpm_step",
+    "dpm_walk", "draw_subsets", "drop_conditions", "ema_codebook", "ema_update", "encode_layout", "epsilon",
+    "euler_step", "fold_patches", "footprint", "forgive", "freeze", "gaussian_kl", "gaussian_sample", "grid_bayes",
     "guidance", "hinge_losses", "ideal_x0", "image_attention", "inpaint_condition", "inpainting_input",
     "is_order_blind", "join_conditions", "join_lowres", "join_qkv", "keep_known", "known_latents", "knows_where",
     "latent_loss", "latent_numbers", "latent_sample", "layer_distance", "linear_enlarger", "loss_per_t", "lpips",
-    "masked_attention", "mixture_score", "mixture_x0", "multi_head", "nearest_code", "noise_again", "noising_walk",
-    "order_error", "owned", "paste", "pooled_scale", "probe", "quantise", "receptive_field", "released_attention",
-    "replace_and_draw", "res_block", "res_block_parameters", "restart_dead", "sampling_timesteps", "scale_factor",
-    "shuffle_objects", "slerp", "sliced_wasserstein", "small_unet", "solve", "split_qkv", "ssim_map",
-    "straight_through", "superres_loss", "superres_sample", "text_transformer", "through_the_u", "time_embedding",
-    "timestep_embedding", "to_picture", "to_x0", "train_painter", "transplant", "two_guidances", "unet",
-    "unit_normalise", "v_loss", "vector_quantizer", "vq_loss", "vqgan_loss", "widen", "with_map", "word_maps",
+    "make_decoder", "masked_attention", "mixture_score", "mixture_x0", "multi_head", "nearest_code", "noise_again",
+    "noising_walk", "obedience", "order_error", "owned", "paste", "patch_critic", "perplexity", "place",
+    "pooled_scale", "probe", "pulls", "quantise", "receptive_field", "released_attention", "replace_and_draw",
+    "res_block", "res_block_parameters", "restart_dead", "sampling_timesteps", "scale_factor", "shuffle_objects",
+    "slerp", "sliced_wasserstein", "small_unet", "solve", "split_qkv", "ssim_map", "straight_through",
+    "superres_loss", "superres_sample", "text_transformer", "through_the_u", "time_embedding", "timestep_embedding",
+    "to_picture", "to_x0", "train_painter", "transplant", "two_guidances", "unet", "unit_normalise", "v_loss",
+    "vector_quantizer", "vq_loss", "vq_vae_step", "vqgan_loss", "vqgan_step", "widen", "with_map", "word_maps",
 ]
 
 # what a learner meets is the check with its way on
