@@ -10,6 +10,9 @@ solutions must fail it, and correct ones written another way must pass (`tests/c
 Who is stuck goes on with the course's version: `checks.solve("box_iou")` puts it in place (`stuck.py`).
 """
 
+from .a1_palette import palette, palette_conditioner, palette_error
+from .a2_sampler import eight_evaluations
+from .a3_first_stage import first_stage_budget, first_stage_training
 from .checking import CheckFailed
 from .n00_start import guidance, latent_numbers, to_picture
 from .n01_data import alpha_over, box_iou, inpainting_input
@@ -39,15 +42,16 @@ __all__ = [
     "CheckFailed", "adaptive_lambda", "add_noise", "alpha_over", "attention", "attention_macs", "batched_guidance",
     "best_guess", "block_from_compvis", "border_reach", "box_iou", "box_tokens", "class_shares", "class_tokens",
     "compression", "coordinates", "ddim_step", "ddpm_letters", "ddpm_step", "decoder_channels",
-    "diffusion_posterior", "discriminator_step", "dpm_step", "draw_subsets", "drop_conditions", "ema_codebook",
-    "ema_update", "epsilon", "euler_step", "freeze", "gaussian_kl", "guidance", "hinge_losses", "ideal_x0",
-    "inpaint_condition", "inpainting_input", "is_order_blind", "join_conditions", "join_lowres", "keep_known",
-    "knows_where", "latent_loss", "latent_numbers", "latent_sample", "layer_distance", "lpips", "masked_attention",
-    "multi_head", "nearest_code", "order_error", "paste", "pooled_scale", "probe", "receptive_field", "res_block",
-    "res_block_parameters", "restart_dead", "sampling_timesteps", "scale_factor", "shuffle_objects", "solve",
-    "split_qkv", "ssim_map", "straight_through", "text_transformer", "through_the_u", "timestep_embedding",
-    "to_picture", "to_x0", "two_guidances", "unet", "unit_normalise", "vector_quantizer", "vq_loss", "vqgan_loss",
-    "widen", "word_maps",
+    "diffusion_posterior", "discriminator_step", "dpm_step", "draw_subsets", "drop_conditions", "eight_evaluations",
+    "ema_codebook", "ema_update", "epsilon", "euler_step", "first_stage_budget", "first_stage_training", "freeze",
+    "gaussian_kl", "guidance", "hinge_losses", "ideal_x0", "inpaint_condition", "inpainting_input",
+    "is_order_blind", "join_conditions", "join_lowres", "keep_known", "knows_where", "latent_loss",
+    "latent_numbers", "latent_sample", "layer_distance", "lpips", "masked_attention", "multi_head", "nearest_code",
+    "order_error", "palette", "palette_conditioner", "palette_error", "paste", "pooled_scale", "probe",
+    "receptive_field", "res_block", "res_block_parameters", "restart_dead", "sampling_timesteps", "scale_factor",
+    "shuffle_objects", "solve", "split_qkv", "ssim_map", "straight_through", "text_transformer", "through_the_u",
+    "timestep_embedding", "to_picture", "to_x0", "two_guidances", "unet", "unit_normalise", "vector_quantizer",
+    "vq_loss", "vqgan_loss", "widen", "word_maps",
 ]
 
 # what a learner meets is the check with its way on

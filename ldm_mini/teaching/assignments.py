@@ -98,6 +98,7 @@ def _write_assignment(out: Path, path: Path, week: int) -> str:
     title = re.match(r"# *([^\n]*)", first)
     worth = sum(points(task) for task in tasks if task.check)
     minutes = f"{len(tasks)}: {sum(task.minutes for task in tasks)} min"
+    week = week if path.stem[0].isdigit() else "any"
     columns = week, title[1] if title else path.stem, stated.get("Read", ""), stated.get("Run", ""), minutes, worth
     return f"| {' | '.join(map(str, columns))} |"
 

@@ -32,6 +32,7 @@ class Task:
     id: str  # of its cell
     name: str
     points: int
+    stub: str  # what a learner is given
     calls: tuple[ast.Call, ...]  # checks.<check>(<arguments>)
     above: tuple[Statement, ...]  # the course's statements, down to the exercise's own
 
@@ -58,7 +59,7 @@ def tasks_of(path) -> list[Task]:
         calls = tuple(call for cell in checking for call in check_calls(cell, task.name))
         if calls:
             above = tuple(statement for statement in course if statement.cell <= place[task.cell_id])
-            found.append(Task(task.cell_id, task.name, points(task), calls, above))
+            found.append(Task(task.cell_id, task.name, points(task), task.stub, calls, above))
     return found
 
 
@@ -124,7 +125,7 @@ def _judge_alone(task: Task, plans: list, untouched: dict, seeds) -> Verdict:
             return Verdict(task.name, result["points"], task.points,
                            "with the course's version of what it calls" if number else "")
         notes.append(result["note"])
-    return Verdict(task.name, 0, task.points, (notes or ["not found"])[0])
+    return Verdict(task.name, 0, task.points, (notes or ["still the stub, or not there"])[0])
 
 
 def find_exercise(task: Task, cells: list[Code]) -> int | None:
@@ -153,10 +154,10 @@ def _given(codes) -> list[Statement]:
 def _plans(task: Task, cells: list[Code], given: list[Statement], others: set) -> list[tuple]:
     """What to run for an exercise: with the learner's version of what it calls, then with the course's, if they differ.
 
-    `others`: the names of the other exercises. None is found where the exercise is not.
+    `others`: the names of the other exercises. Nothing is run where the exercise is not, or is what was handed out.
     """
     at = find_exercise(task, cells)
-    if at is None:
+    if at is None or cells[at].source.strip() == task.stub.strip():
         return []
     around = [s for s in given if s.cell > at] + [s for s in given if s.cell < at]  # those above last: they count first
     first = _plan(task, cells[at].source, around)
