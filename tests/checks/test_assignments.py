@@ -167,12 +167,20 @@ def by_another_copy(denoise, z_T, schedule, steps, generator):
     yield from ddim(denoise, z_T, schedule, steps)
 
 
+def by_the_judge(denoise, z_T, schedule, steps, generator):
+    from ldm_mini.measure import Recogniser
+
+    Recogniser.load()(torch.zeros(1, 3, 64, 64))
+    yield from ddim(denoise, z_T, schedule, steps)
+
+
 def gives(value):
     return lambda denoise, z_T, schedule, steps, generator: iter([value(z_T)])
 
 
 @pytest.mark.parametrize("sampler, hint", [
-    (twice, "16 evaluations"), (by_another_copy, "9 evaluations"), (gives(lambda z: z), "needs half"),
+    (twice, "16 evaluations"), (by_another_copy, "9 evaluations"), (by_the_judge, "may not ask"),
+    (gives(lambda z: z), "needs half"),
     (gives(lambda z: z * torch.nan), "finite"), (gives(lambda z: z[:1]), "z_T's shape"),
     (gives(lambda z: None), "shape"), (lambda *inputs, **options: None, "raised TypeError")])
 def test_a_sampler_that_breaks_the_rules_has_no_points(small, sampler, hint):
@@ -200,6 +208,21 @@ def training(model, batches, seconds, factor=0.9):
 def test_a_training_that_breaks_the_rules_has_no_points(small, train, hint):
     with pytest.raises(checks.CheckFailed, match=hint):
         checks.first_stage_training(train, first_stage)
+
+
+class Keeps(nn.Module):
+    """A latent of nothing: the pictures go past it."""
+
+    def encode(self, x):
+        self.kept = x
+        return torch.zeros(len(x), 1)
+
+    def decode(self, z):
+        return self.kept
+
+
+def test_what_goes_past_the_latent_gains_nothing():
+    assert a3_first_stage.gain(Keeps()) < 0
 
 
 def test_a_trainings_points_follow_the_rule(small, monkeypatch):
