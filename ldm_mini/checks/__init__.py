@@ -10,6 +10,9 @@ solutions must fail it, and correct ones written another way must pass (`tests/c
 Who is stuck goes on with the course's version: `checks.solve("box_iou")` puts it in place (`stuck.py`).
 """
 
+from .a1_palette import palette, palette_conditioner, palette_error
+from .a2_sampler import eight_evaluations
+from .a3_first_stage import first_stage_budget, first_stage_training
 from .checking import CheckFailed
 from .n00_start import guidance, latent_numbers, to_picture
 from .n01_data import alpha_over, box_iou, inpainting_input
@@ -55,19 +58,21 @@ __all__ = [
     "box_tokens", "class_shares", "class_tokens", "clipping", "compression", "coordinates", "ddim",
     "ddim_inversion", "ddim_step", "ddim_walk", "ddpm_letters", "ddpm_sampling", "ddpm_step", "decode_boxes",
     "decoder_channels", "denoiser_step", "descend", "diffusion_posterior", "discriminator_step", "dpm_step",
-    "dpm_walk", "draw_subsets", "drop_conditions", "ema_codebook", "ema_update", "encode_layout", "epsilon",
-    "euler_step", "fold_patches", "footprint", "forgive", "freeze", "gaussian_kl", "gaussian_sample", "grid_bayes",
-    "guidance", "hinge_losses", "ideal_x0", "image_attention", "inpaint_condition", "inpainting_input",
-    "is_order_blind", "join_conditions", "join_lowres", "join_qkv", "keep_known", "known_latents", "knows_where",
-    "latent_loss", "latent_numbers", "latent_sample", "layer_distance", "linear_enlarger", "loss_per_t", "lpips",
-    "make_decoder", "masked_attention", "mixture_score", "mixture_x0", "multi_head", "nearest_code", "noise_again",
-    "noising_walk", "obedience", "order_error", "owned", "paste", "patch_critic", "perplexity", "place",
-    "pooled_scale", "probe", "pulls", "quantise", "receptive_field", "released_attention", "replace_and_draw",
-    "res_block", "res_block_parameters", "restart_dead", "sampling_timesteps", "scale_factor", "shuffle_objects",
-    "slerp", "sliced_wasserstein", "small_unet", "solve", "split_qkv", "ssim_map", "straight_through",
-    "superres_loss", "superres_sample", "text_transformer", "through_the_u", "time_embedding", "timestep_embedding",
-    "to_picture", "to_x0", "train_painter", "transplant", "two_guidances", "unet", "unit_normalise", "v_loss",
-    "vector_quantizer", "vq_loss", "vq_vae_step", "vqgan_loss", "vqgan_step", "widen", "with_map", "word_maps",
+    "dpm_walk", "draw_subsets", "drop_conditions", "eight_evaluations", "ema_codebook", "ema_update",
+    "encode_layout", "epsilon", "euler_step", "first_stage_budget", "first_stage_training", "fold_patches",
+    "footprint", "forgive", "freeze", "gaussian_kl", "gaussian_sample", "grid_bayes", "guidance", "hinge_losses",
+    "ideal_x0", "image_attention", "inpaint_condition", "inpainting_input", "is_order_blind", "join_conditions",
+    "join_lowres", "join_qkv", "keep_known", "known_latents", "knows_where", "latent_loss", "latent_numbers",
+    "latent_sample", "layer_distance", "linear_enlarger", "loss_per_t", "lpips", "make_decoder", "masked_attention",
+    "mixture_score", "mixture_x0", "multi_head", "nearest_code", "noise_again", "noising_walk", "obedience",
+    "order_error", "owned", "palette", "palette_conditioner", "palette_error", "paste", "patch_critic",
+    "perplexity", "place", "pooled_scale", "probe", "pulls", "quantise", "receptive_field", "released_attention",
+    "replace_and_draw", "res_block", "res_block_parameters", "restart_dead", "sampling_timesteps", "scale_factor",
+    "shuffle_objects", "slerp", "sliced_wasserstein", "small_unet", "solve", "split_qkv", "ssim_map",
+    "straight_through", "superres_loss", "superres_sample", "text_transformer", "through_the_u", "time_embedding",
+    "timestep_embedding", "to_picture", "to_x0", "train_painter", "transplant", "two_guidances", "unet",
+    "unit_normalise", "v_loss", "vector_quantizer", "vq_loss", "vq_vae_step", "vqgan_loss", "vqgan_step", "widen",
+    "with_map", "word_maps",
 ]
 
 # what a learner meets is the check with its way on

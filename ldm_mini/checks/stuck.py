@@ -44,7 +44,7 @@ def with_a_way_on(check):
             return
         random = torch.get_rng_state()
         try:
-            _run(check, solution, *rest, **options)
+            return _run(check, solution, *rest, **options)
         except CheckFailed as failed:
             if _namespace() is None:
                 raise
@@ -67,7 +67,7 @@ def with_a_way_on(check):
 
 def _run(check, solution, *rest, **options):
     try:
-        check(solution, *rest, **options)
+        return check(solution, *rest, **options)
     except NotImplementedError as error:  # where the check itself did not expect it
         raise still_a_stub(error, getattr(solution, "__name__", check.__name__)) from None
 

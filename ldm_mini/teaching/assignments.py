@@ -23,9 +23,10 @@ HIDDEN = f"""\
 import os
 os.environ["{SEED}"] = "{SEEDS[-1]}"  # the same checks on other inputs
 try:
-    {{calls}}
+    earned = [{{calls}}]
 finally:
     del os.environ["{SEED}"]
+min(earned, key=lambda points: (points is None, points))  # None: all points
 ### END HIDDEN TESTS"""
 CONFIG = f"""\
 # nbgrader reads this where it is started. Made by `course.py teach`.
@@ -97,6 +98,7 @@ def _write_assignment(out: Path, path: Path, week: int) -> str:
     title = re.match(r"# *([^\n]*)", first)
     worth = sum(points(task) for task in tasks if task.check)
     minutes = f"{len(tasks)}: {sum(task.minutes for task in tasks)} min"
+    week = week if path.stem[0].isdigit() else "any"
     columns = week, title[1] if title else path.stem, stated.get("Read", ""), stated.get("Run", ""), minutes, worth
     return f"| {' | '.join(map(str, columns))} |"
 
@@ -135,7 +137,7 @@ def _marked(notebook: dict, tasks: list[Exercise], hidden: bool) -> dict:
             marks["points"] = points(task)
         new = {**cell, "metadata": {**cell["metadata"], "nbgrader": marks}}
         if task and hidden:
-            new["source"] += HIDDEN.format(calls="\n    ".join(_calls(task, text)))
+            new["source"] += HIDDEN.format(calls=", ".join(_calls(task, text)))
         cells.append(new)
     return {**notebook, "cells": cells}
 

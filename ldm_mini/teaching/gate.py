@@ -10,6 +10,7 @@ submission's own objects, and attributes got by a computed name are tested then.
 import ast
 import builtins
 import types
+from copy import deepcopy
 
 IMPORTS = {"abc", "collections", "contextlib", "copy", "dataclasses", "einops", "functools", "itertools", "ldm_mini",
            "math", "numpy", "random", "string", "time", "torch", "torchvision", "typing", "warnings"}
@@ -47,8 +48,8 @@ def may_say(name: str) -> bool:
 
 
 def gated(tree: ast.Module) -> ast.Module:
-    """Submitted code, made ready to run with `given_builtins`. Raises Refused."""
-    return ast.fix_missing_locations(_Gate().visit(tree))
+    """Submitted code, made ready to run with `given_builtins`: a copy. Raises Refused."""
+    return ast.fix_missing_locations(_Gate().visit(deepcopy(tree)))
 
 
 class _Gate(ast.NodeTransformer):

@@ -1,7 +1,7 @@
 """Grades for submitted notebooks: `SUBMISSIONS/<student>/<assignment>/<notebook>.ipynb` -> a table.
 
 This process reads no submission and runs none: it has imported PyTorch once, and forks a process for each notebook,
-which forks one for each exercise (`judging.py`, `sandbox.py`).
+which forks one for its exercises, and one for each that fails there (`judging.py`, `sandbox.py`).
 """
 
 import csv
@@ -11,6 +11,7 @@ import re
 import tempfile
 from pathlib import Path
 
+import einops
 import torch
 import torch._dynamo  # the first optimizer would import it, in each process anew
 
@@ -44,6 +45,7 @@ def grade(submissions, out, sources=FOLDER, say=print, seeds=SEEDS) -> list[tupl
     for name in sorted(set(names) - set(assignments)):
         say(f"{name}: no assignment of the course; left out.")
     torch.set_num_threads(1)  # a process with threads is not forked
+    einops.rearrange(torch.zeros(1), "a -> a")  # the first call tells torch's compiler of it: 2 s, in each process anew
     tasks = {name: tasks_of(path) for name, path in assignments.items()}
     rows, why = [], []
     gc.freeze()  # what is here stays as it is: forked processes share it
@@ -64,7 +66,7 @@ def grade(submissions, out, sources=FOLDER, say=print, seeds=SEEDS) -> list[tupl
 
 def source_of(assignment: str, known: dict[str, Path]) -> Path | None:
     """The notebook that an assignment is about: its name, or the number that its name begins with."""
-    number = re.match(r"\d\d(?!\d)", assignment)
+    number = re.match(r"[A\d]\d(?!\d)", assignment)
     by_number = [path for name, path in known.items() if number and name.startswith(f"{number[0]}_")]
     return known.get(assignment) or (by_number or [None])[0]
 

@@ -9,7 +9,6 @@ import ast
 import builtins
 import os
 import sys
-from copy import deepcopy
 from dataclasses import asdict, dataclass
 
 import torch
@@ -23,7 +22,7 @@ from .submissions import Code, code_cells
 
 COURSE, SUBMISSION = "course", "submission"  # names of modules
 SEED = "LDM_CHECK_SEED"  # the checks draw other inputs
-CPU_S, WALL_S, MEMORY = 10, 40, 2_000_000_000  # of one exercise
+CPU_S, WALL_S, MEMORY = 20, 80, 2_000_000_000  # of an exercise, and of all of a notebook that pass together
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,7 @@ class Task:
     id: str  # of its cell
     name: str
     points: int
+    stub: str  # what a learner is given
     calls: tuple[ast.Call, ...]  # checks.<check>(<arguments>)
     above: tuple[Statement, ...]  # the course's statements, down to the exercise's own
 
@@ -59,7 +59,7 @@ def tasks_of(path) -> list[Task]:
         calls = tuple(call for cell in checking for call in check_calls(cell, task.name))
         if calls:
             above = tuple(statement for statement in course if statement.cell <= place[task.cell_id])
-            found.append(Task(task.cell_id, task.name, points(task), calls, above))
+            found.append(Task(task.cell_id, task.name, points(task), task.stub, calls, above))
     return found
 
 
@@ -75,33 +75,57 @@ def check_calls(code: str, name: str) -> list[ast.Call]:
 
 
 def judge(content: bytes, tasks: list[Task], seeds) -> list[dict]:
-    """Each exercise of a submitted notebook: the fields of a Verdict. To be run in a process of its own."""
+    """Each exercise of a submitted notebook: the fields of a Verdict. To be run in a process of its own.
+
+    All exercises are tried in one process, in order. What does not pass there is tried again in a process of its own:
+    all of them, if that one ended early or an exercise changed what the others are judged with.
+    """
     cells = code_cells(content)
     given = _given([cell.source for cell in cells])
     names, untouched = {task.name for task in tasks}, _shared()
-    return [asdict(Verdict(task.name, *_judge_exercise(task, cells, given, names - {task.name}, untouched, seeds)))
-            for task in tasks]
+    planned = [(task, _plans(task, cells, given, names - {task.name})) for task in tasks]
+    try:
+        passed = _apart(lambda: _passed(planned, untouched, seeds))
+    except Died:
+        passed = {}
+    return [asdict(Verdict(task.name, passed[task.id], task.points, "") if task.id in passed else
+                   _judge_alone(task, plans, untouched, seeds)) for task, plans in planned]
 
 
-def _judge_exercise(task, cells, given, others, untouched, seeds) -> tuple[int, int, str]:
-    at = find_exercise(task, cells)
-    if at is None:
-        return 0, task.points, "not found"
-    plans = [_plan(task, cells[at].source, _around(given, at)),  # with the learner's version of what it calls, or
-             _plan(task, cells[at].source, [s for s in _around(given, at) if not s.binds & others])]
+def _apart(work):
+    return run_apart(work, WALL_S, prepare=lambda: limit(CPU_S, MEMORY))
+
+
+def _passed(planned: list, untouched: dict, seeds) -> dict:
+    """{id: points} of exercises that pass, one after the other; of none, if one changed what is not its own."""
+    found = {}
+    for task, plans in planned:
+        points = _run(task, *plans[0], seeds)["points"] if plans else 0
+        found |= {task.id: points} if points else {}
+        # after each: a later one could put back what an earlier one changed
+        if not _as_it_was(untouched):
+            return {}
+    return found
+
+
+def _judge_alone(task: Task, plans: list, untouched: dict, seeds) -> Verdict:
+    """One exercise, each plan in a process of its own."""
+    def work(plan):
+        result = _run(task, *plan, seeds)
+        changed = result["points"] and not _as_it_was(untouched)
+        return {"points": 0, "note": "changed what belongs to PyTorch or to the checks"} if changed else result
+
     notes = []
     for number, plan in enumerate(plans):
-        if number and plan == plans[0]:
-            break
         try:
-            result = run_apart(lambda: _run(task, *plan, untouched, seeds), WALL_S,
-                               prepare=lambda: limit(CPU_S, MEMORY))
+            result = _apart(lambda: work(plan))
         except Died as died:
-            result = {"passed": False, "note": str(died)}
-        if result["passed"]:
-            return task.points, task.points, "with the course's version of what it calls" if number else ""
+            result = {"points": 0, "note": str(died)}
+        if result["points"]:
+            return Verdict(task.name, result["points"], task.points,
+                           "with the course's version of what it calls" if number else "")
         notes.append(result["note"])
-    return 0, task.points, notes[0]
+    return Verdict(task.name, 0, task.points, (notes or ["still the stub, or not there"])[0])
 
 
 def find_exercise(task: Task, cells: list[Code]) -> int | None:
@@ -120,16 +144,25 @@ def _given(codes) -> list[Statement]:
         calls = any(isinstance(part, ast.Call) for part in ast.walk(statement.node))
         if isinstance(statement.node, (*IMPORTS, *DEFINITIONS)) or not calls:
             try:
-                gated(ast.Module([deepcopy(statement.node)], []))
+                gated(ast.Module([statement.node], []))
                 found.append(statement)
             except Refused:
                 pass
     return found
 
 
-def _around(given: list[Statement], at: int) -> list[Statement]:
-    """The statements of the other cells, those above the cell `at` last, since they count first."""
-    return [s for s in given if s.cell > at] + [s for s in given if s.cell < at]
+def _plans(task: Task, cells: list[Code], given: list[Statement], others: set) -> list[tuple]:
+    """What to run for an exercise: with the learner's version of what it calls, then with the course's, if they differ.
+
+    `others`: the names of the other exercises. Nothing is run where the exercise is not, or is what was handed out.
+    """
+    at = find_exercise(task, cells)
+    if at is None or cells[at].source.strip() == task.stub.strip():
+        return []
+    around = [s for s in given if s.cell > at] + [s for s in given if s.cell < at]  # those above last: they count first
+    first = _plan(task, cells[at].source, around)
+    second = _plan(task, cells[at].source, [s for s in around if not s.binds & others])
+    return [first] if first == second else [first, second]
 
 
 def _plan(task: Task, code: str, given: list[Statement]) -> tuple:
@@ -142,10 +175,10 @@ def _plan(task: Task, code: str, given: list[Statement]) -> tuple:
     return needed(names - vars(builtins).keys(), list(task.above)), theirs, own
 
 
-def _run(task: Task, course: list[Statement], theirs: list[Statement], own: list[Statement], untouched, seeds) -> dict:
-    """In a process of its own: does the exercise pass its checks, and what do they say?"""
+def _run(task: Task, course: list[Statement], theirs: list[Statement], own: list[Statement], seeds) -> dict:
+    """The exercise's points and, if it has none, why. A check that returns a number gives so many, others give all."""
     space = {"__name__": COURSE}
-    failed = f"not by the course, please report it: {task.name}"
+    failed, points = f"not by the course, please report it: {task.name}", task.points
     try:
         exec(compile(ast.Module([s.node for s in course], []), COURSE, "exec"), space)
         space = {**space, "__name__": SUBMISSION, "__builtins__": given_builtins(SUBMISSION)}
@@ -156,13 +189,17 @@ def _run(task: Task, course: list[Statement], theirs: list[Statement], own: list
             for call in task.calls:
                 torch.manual_seed(seed)
                 inputs = [eval(compile(ast.Expression(word), COURSE, "eval"), space) for word in call.args]
-                getattr(checks, call.func.attr)(*inputs)
+                earned = getattr(checks, call.func.attr)(*inputs)
+                points = points if earned is None else min(points, int(earned))
     except BaseException as error:  # SystemExit too
         kind = "" if isinstance(error, (checks.CheckFailed, Refused)) else f"{type(error).__name__}: "
-        return {"passed": False, "note": f"{failed}{kind}{error}"[:300]}
-    if not untouched.items() <= _shared().items():  # imports may add to it
-        return {"passed": False, "note": "changed what belongs to PyTorch or to the checks"}
-    return {"passed": True, "note": ""}
+        return {"points": 0, "note": f"{failed}{kind}{error}"[:300]}
+    return {"points": points, "note": ""}
+
+
+def _as_it_was(untouched: dict) -> bool:
+    """Is everything shared still what it was? Imports may have added to it."""
+    return untouched.items() <= _shared().items()
 
 
 def _shared() -> dict:

@@ -20,11 +20,12 @@ import course
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted(path for path in (ROOT / "notebooks").glob("*.ipynb") if not path.name.startswith("."))
+ASSIGNMENTS = sorted((ROOT / "notebooks" / "assignments").glob("*.ipynb"))  # outside of the course's order and README
 MAX_BYTES = 700_000  # each version of a figure stays in the history: data/build/compress_figures.py
 TAGS = {"nbval-ignore-output", "nbval-skip", "nbval-raises-exception", "raises-exception", "hide-input", "exercise",
         "solution", "check"}
 HEADER = {  # what the first cell must say: how to recognise it
-    "a title like '# 03 · Vector quantisation'": r"\A# \d\d · \S",
+    "a title like '# 03 · Vector quantisation'": r"\A# [A\d]\d · \S",
     "**You build:** what": r"\*\*You build:?\*\*:? +\S",
     "**Before this:** notebooks or knowledge needed": r"\*\*Before this:?\*\*:? +\S",
     "**Read:** minutes": r"\*\*Read:?\*\*:? +.*\d+ min",
@@ -114,7 +115,7 @@ def problems(nb):
                                     for problem in cell_problems(cell)]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+@pytest.mark.parametrize("path", NOTEBOOKS + ASSIGNMENTS, ids=lambda path: path.stem)
 def test_notebook(path):
     assert path.stat().st_size <= MAX_BYTES, "too big: fewer or smaller pictures"
     nb = nbformat.read(path, as_version=4)

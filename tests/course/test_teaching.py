@@ -2,6 +2,7 @@
 
 import builtins
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -165,6 +166,28 @@ def test_the_gate_is_not_all_there_is(tmp_path, monkeypatch, name):
     assert spot.read_text() == "precious"
 
 
+def test_a_patch_gains_nothing_in_a_later_exercise(tmp_path, monkeypatch):
+    """One exercise disarms the check of another one, which is wrong; a third puts all back before the end."""
+    monkeypatch.setattr(judging, "gated", lambda tree: tree)
+    monkeypatch.setattr(judging, "given_builtins", lambda name: vars(builtins))
+    right = {task.name: task.solution for task in exercises(DATA)}
+    first, second, third = FULL
+    disarm = (f"\n    {PATCH}\n    n.kept = getattr(n, 'kept', n.compare)\n    n.compare = lambda *a, **k: None\n")
+    mend = f"\n    {PATCH}\n    n.compare = getattr(n, 'kept', n.compare)\n"
+    body = {name: re.sub(r"(def .*:\n)", lambda found, word=word: found[1].rstrip() + word, right[name], count=1)
+            for name, word in ((first, disarm), (third, mend))}
+    wrong = f"def {second}(*inputs):\n    return inputs[0]"
+    found = scores(hand_in(tmp_path, notebook(answers={**body, second: wrong})))
+    assert found[first] == found[second] == 0 and found[third] == FULL[third]
+
+
+def test_a_check_may_give_a_part_of_the_points(tmp_path, monkeypatch):
+    real = judging.checks.box_iou
+    monkeypatch.setattr(judging.checks, "box_iou", lambda function: [real(function), 1][1])
+    tasks = [dataclasses.replace(task, points=3) if task.name == "box_iou" else task for task in TASKS]
+    assert scores(hand_in(tmp_path, notebook()), tasks) == {**FULL, "box_iou": 1}
+
+
 def test_a_loop_for_ever_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(judging, "CPU_S", 1)
     path = hand_in(tmp_path, notebook(answers={"alpha_over": "def alpha_over(s, a, c):\n    while True: pass"}))
@@ -216,7 +239,7 @@ def test_the_table_has_nbgraders_columns_and_a_row_for_what_is_missing(tmp_path)
 def test_the_gate_lets_every_solution_of_the_course_pass():
     for path in sorted(NOTEBOOKS.glob("[0-9]*.ipynb")):
         for task in exercises(path):
-            gate.gated(judging.deepcopy(judging.parse(task.solution)))
+            gate.gated(judging.parse(task.solution))
 
 
 @pytest.mark.parametrize("code", [
