@@ -15,6 +15,7 @@ from .n00_start import guidance, latent_numbers, to_picture
 from .n01_data import alpha_over, box_iou, inpainting_input
 from .n02_attention import attention, masked_attention, multi_head
 from .n02_order import attention_macs, is_order_blind
+from .n02_painter import painter, painter_step, spatial_transformer
 from .n03_codebook import ema_codebook, restart_dead
 from .n03_quantizer import vector_quantizer
 from .n03_vq_vae import nearest_code, straight_through, vq_loss
@@ -43,8 +44,10 @@ __all__ = [
     "ema_update", "epsilon", "euler_step", "freeze", "gaussian_kl", "guidance", "hinge_losses", "ideal_x0",
     "inpaint_condition", "inpainting_input", "is_order_blind", "join_conditions", "join_lowres", "keep_known",
     "knows_where", "latent_loss", "latent_numbers", "latent_sample", "layer_distance", "lpips", "masked_attention",
-    "multi_head", "nearest_code", "order_error", "paste", "pooled_scale", "probe", "receptive_field", "res_block",
+    "multi_head", "nearest_code", "order_error", "painter",
+    "painter_step", "paste", "pooled_scale", "probe", "receptive_field", "res_block",
     "res_block_parameters", "restart_dead", "sampling_timesteps", "scale_factor", "shuffle_objects", "solve",
+    "spatial_transformer",
     "split_qkv", "ssim_map", "straight_through", "text_transformer", "through_the_u", "timestep_embedding",
     "to_picture", "to_x0", "two_guidances", "unet", "unit_normalise", "vector_quantizer", "vq_loss", "vqgan_loss",
     "widen", "word_maps",
