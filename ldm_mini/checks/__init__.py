@@ -19,8 +19,9 @@ from .n02_painter import painter, painter_step, spatial_transformer
 from .n03_codebook import ema_codebook, restart_dead
 from .n03_quantizer import vector_quantizer
 from .n03_vq_vae import nearest_code, straight_through, vq_loss
+from .n04_descent import learn_to_copy, paint, strength_for
 from .n04_lpips import lpips
-from .n04_perceptual_loss import best_guess, layer_distance, ssim_map, unit_normalise
+from .n04_perceptual_loss import best_guess, layer_distance, local_mean, ssim_map, unit_normalise
 from .n05_players import adaptive_lambda, discriminator_step, vqgan_loss
 from .n05_vqgan import gaussian_kl, hinge_losses, receptive_field
 from .n06_diffusion import add_noise, ddpm_letters, diffusion_posterior, ideal_x0, to_x0
@@ -43,12 +44,14 @@ __all__ = [
     "diffusion_posterior", "discriminator_step", "dpm_step", "draw_subsets", "drop_conditions", "ema_codebook",
     "ema_update", "epsilon", "euler_step", "freeze", "gaussian_kl", "guidance", "hinge_losses", "ideal_x0",
     "inpaint_condition", "inpainting_input", "is_order_blind", "join_conditions", "join_lowres", "keep_known",
-    "knows_where", "latent_loss", "latent_numbers", "latent_sample", "layer_distance", "lpips", "masked_attention",
-    "multi_head", "nearest_code", "order_error", "painter",
+    "knows_where", "latent_loss", "latent_numbers", "latent_sample", "layer_distance",
+    "learn_to_copy", "local_mean", "lpips", "masked_attention",
+    "multi_head", "nearest_code", "order_error", "paint", "painter",
     "painter_step", "paste", "pooled_scale", "probe", "receptive_field", "res_block",
     "res_block_parameters", "restart_dead", "sampling_timesteps", "scale_factor", "shuffle_objects", "solve",
     "spatial_transformer",
-    "split_qkv", "ssim_map", "straight_through", "text_transformer", "through_the_u", "timestep_embedding",
+    "split_qkv", "ssim_map", "straight_through",
+    "strength_for", "text_transformer", "through_the_u", "timestep_embedding",
     "to_picture", "to_x0", "two_guidances", "unet", "unit_normalise", "vector_quantizer", "vq_loss", "vqgan_loss",
     "widen", "word_maps",
 ]
