@@ -30,6 +30,7 @@ from .n07_unet import decoder_channels, through_the_u, unet
 from .n08_samplers import batched_guidance, ddim_step, ddpm_step, sampling_timesteps
 from .n08_solvers import dpm_step, euler_step
 from .n09_latent_diffusion import compression, freeze, latent_loss, latent_sample, scale_factor
+from .n10_guidance import conditional_loss, guided_denoiser
 from .n10_meaning import class_tokens, drop_conditions, text_transformer, word_maps
 from .n11_pictures import class_shares, inpaint_condition, join_lowres, keep_known, paste, widen
 from .n12_layouts import box_tokens, draw_subsets, join_conditions, shuffle_objects, two_guidances
@@ -40,9 +41,10 @@ from .stuck import solve, with_a_way_on
 __all__ = [
     "CheckFailed", "adaptive_lambda", "add_noise", "alpha_over", "attention", "attention_macs", "batched_guidance",
     "best_guess", "block_from_compvis", "border_reach", "box_iou", "box_tokens", "class_shares", "class_tokens",
-    "compression", "coordinates", "ddim_step", "ddpm_letters", "ddpm_step", "decoder_channels",
+    "compression", "conditional_loss", "coordinates", "ddim_step", "ddpm_letters", "ddpm_step", "decoder_channels",
     "diffusion_posterior", "discriminator_step", "dpm_step", "draw_subsets", "drop_conditions", "ema_codebook",
-    "ema_update", "epsilon", "euler_step", "freeze", "gaussian_kl", "guidance", "hinge_losses", "ideal_x0",
+    "ema_update", "epsilon", "euler_step", "freeze", "gaussian_kl", "guidance",
+    "guided_denoiser", "hinge_losses", "ideal_x0",
     "inpaint_condition", "inpainting_input", "is_order_blind", "join_conditions", "join_lowres", "keep_known",
     "knows_where", "latent_loss", "latent_numbers", "latent_sample", "layer_distance",
     "learn_to_copy", "local_mean", "lpips", "masked_attention",
