@@ -19,13 +19,15 @@ from .n01_data import alpha_over, box_iou, inpainting_input
 from .n01_scenes import box_of, obedience, place
 from .n02_attention import attention, masked_attention, multi_head
 from .n02_order import attention_macs, is_order_blind
+from .n02_painter import painter, painter_step, spatial_transformer
 from .n03_codebook import ema_codebook, restart_dead
 from .n03_gradients import descend, pulls
 from .n03_quantizer import vector_quantizer
 from .n03_training import fold_patches, make_decoder, perplexity, vq_vae_step
 from .n03_vq_vae import nearest_code, straight_through, vq_loss
+from .n04_descent import learn_to_copy, paint, strength_for
 from .n04_lpips import lpips
-from .n04_perceptual_loss import best_guess, layer_distance, ssim_map, unit_normalise
+from .n04_perceptual_loss import best_guess, layer_distance, local_mean, ssim_map, unit_normalise
 from .n05_game import forgive, gaussian_sample, vqgan_step
 from .n05_patches import footprint, patch_critic
 from .n05_players import adaptive_lambda, discriminator_step, vqgan_loss
@@ -40,6 +42,7 @@ from .n08_samplers import batched_guidance, ddim_step, ddpm_step, sampling_times
 from .n08_solvers import dpm_step, euler_step
 from .n08_tools import clipping, mixture_x0, slerp, sliced_wasserstein
 from .n09_latent_diffusion import compression, freeze, latent_loss, latent_sample, scale_factor
+from .n10_guidance import conditional_loss, guided_denoiser
 from .n10_meaning import class_tokens, drop_conditions, text_transformer, word_maps
 from .n11_pictures import class_shares, inpaint_condition, join_lowres, keep_known, paste, widen
 from .n11_sampling import known_latents, noise_again, replace_and_draw, superres_sample
@@ -55,24 +58,25 @@ from .stuck import solve, with_a_way_on
 __all__ = [
     "CheckFailed", "adaptive_lambda", "add_noise", "alpha_over", "attend", "attention", "attention_macs",
     "batched_guidance", "best_guess", "block_from_compvis", "border_reach", "box_iou", "box_of", "box_painter",
-    "box_tokens", "class_shares", "class_tokens", "clipping", "compression", "coordinates", "ddim",
-    "ddim_inversion", "ddim_step", "ddim_walk", "ddpm_letters", "ddpm_sampling", "ddpm_step", "decode_boxes",
-    "decoder_channels", "denoiser_step", "descend", "diffusion_posterior", "discriminator_step", "dpm_step",
-    "dpm_walk", "draw_subsets", "drop_conditions", "eight_evaluations", "ema_codebook", "ema_update",
+    "box_tokens", "class_shares", "class_tokens", "clipping", "compression", "conditional_loss", "coordinates",
+    "ddim", "ddim_inversion", "ddim_step", "ddim_walk", "ddpm_letters", "ddpm_sampling", "ddpm_step",
+    "decode_boxes", "decoder_channels", "denoiser_step", "descend", "diffusion_posterior", "discriminator_step",
+    "dpm_step", "dpm_walk", "draw_subsets", "drop_conditions", "eight_evaluations", "ema_codebook", "ema_update",
     "encode_layout", "epsilon", "euler_step", "first_stage_budget", "first_stage_training", "fold_patches",
-    "footprint", "forgive", "freeze", "gaussian_kl", "gaussian_sample", "grid_bayes", "guidance", "hinge_losses",
-    "ideal_x0", "image_attention", "inpaint_condition", "inpainting_input", "is_order_blind", "join_conditions",
-    "join_lowres", "join_qkv", "keep_known", "known_latents", "knows_where", "latent_loss", "latent_numbers",
-    "latent_sample", "layer_distance", "linear_enlarger", "loss_per_t", "lpips", "make_decoder", "masked_attention",
-    "mixture_score", "mixture_x0", "multi_head", "nearest_code", "noise_again", "noising_walk", "obedience",
-    "order_error", "owned", "palette", "palette_conditioner", "palette_error", "paste", "patch_critic",
-    "perplexity", "place", "pooled_scale", "probe", "pulls", "quantise", "receptive_field", "released_attention",
+    "footprint", "forgive", "freeze", "gaussian_kl", "gaussian_sample", "grid_bayes", "guidance", "guided_denoiser",
+    "hinge_losses", "ideal_x0", "image_attention", "inpaint_condition", "inpainting_input", "is_order_blind",
+    "join_conditions", "join_lowres", "join_qkv", "keep_known", "known_latents", "knows_where", "latent_loss",
+    "latent_numbers", "latent_sample", "layer_distance", "learn_to_copy", "linear_enlarger", "local_mean",
+    "loss_per_t", "lpips", "make_decoder", "masked_attention", "mixture_score", "mixture_x0", "multi_head",
+    "nearest_code", "noise_again", "noising_walk", "obedience", "order_error", "owned", "paint", "painter",
+    "painter_step", "palette", "palette_conditioner", "palette_error", "paste", "patch_critic", "perplexity",
+    "place", "pooled_scale", "probe", "pulls", "quantise", "receptive_field", "released_attention",
     "replace_and_draw", "res_block", "res_block_parameters", "restart_dead", "sampling_timesteps", "scale_factor",
-    "shuffle_objects", "slerp", "sliced_wasserstein", "small_unet", "solve", "split_qkv", "ssim_map",
-    "straight_through", "superres_loss", "superres_sample", "text_transformer", "through_the_u", "time_embedding",
-    "timestep_embedding", "to_picture", "to_x0", "train_painter", "transplant", "two_guidances", "unet",
-    "unit_normalise", "v_loss", "vector_quantizer", "vq_loss", "vq_vae_step", "vqgan_loss", "vqgan_step", "widen",
-    "with_map", "word_maps",
+    "shuffle_objects", "slerp", "sliced_wasserstein", "small_unet", "solve", "spatial_transformer", "split_qkv",
+    "ssim_map", "straight_through", "strength_for", "superres_loss", "superres_sample", "text_transformer",
+    "through_the_u", "time_embedding", "timestep_embedding", "to_picture", "to_x0", "train_painter", "transplant",
+    "two_guidances", "unet", "unit_normalise", "v_loss", "vector_quantizer", "vq_loss", "vq_vae_step", "vqgan_loss",
+    "vqgan_step", "widen", "with_map", "word_maps",
 ]
 
 # what a learner meets is the check with its way on

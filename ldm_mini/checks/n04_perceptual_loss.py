@@ -37,6 +37,45 @@ def best_guess(function):
     passed("best_guess: L2 asks for the mean, L1 for the median")
 
 
+def local_mean(function):
+    """`function(x, size, sigma)`: x (B,C,H,W) -> the same shape, Gaussian-weighted means of size x size pixels."""
+    draw = fresh()
+    for shape, size, sigma in (((2, 3, 14, 12), 11, 1.5), ((1, 5, 9, 7), 5, 0.8), ((2, 1, 8, 8), 3, 2.0)):
+        x, r, name = draw(*shape), size // 2, f"local_mean(x, {size}, {sigma})"
+        at = torch.arange(size) - r
+        bell = lambda width, at=at: torch.softmax(-at.square() / width, dim=0)
+        around = lambda x, mode, r=r: F.pad(x, (r,) * 4, mode=mode)
+
+        def mean(a, b, x=around(x, "reflect"), size=size):
+            return F.conv2d(x, (a[:, None] * b).expand(x.shape[1], 1, size, size), groups=x.shape[1])
+
+        once, flat = bell(2 * sigma**2), torch.full((size,), 1 / size)
+        one = F.one_hot(torch.tensor(r), size).float()
+        shrunk = (*shape[:2], shape[2] - 2 * r, shape[3] - 2 * r)
+        shapes = {shrunk: "the border is lost: pad by size // 2 on all sides first, with mode=\"reflect\"."}
+        if shape[1] > 1:
+            shapes[(shape[0], 1, *shape[2:])] = "the channels were mixed: each has its own mean: groups=C."
+        got = attempt(function, x, size, sigma, name="local_mean")
+        compare(got, mean(once, once), name, rtol=1e-3, atol=1e-4, shapes=shapes, mistakes=[
+            (mean(flat, flat), "all pixels of the window count alike: weigh them by a Gaussian of width sigma."),
+            (mean(bell(2 * sigma), bell(2 * sigma)), "sigma is not squared: exp(-x**2 / (2 sigma**2))."),
+            (mean(bell(sigma**2), bell(sigma**2)), "the 2 is missing: exp(-x**2 / (2 sigma**2))."),
+            *[(mean(*pair), "the mean runs along one axis only: the window is bell[:, None] * bell.")
+              for pair in ((once, one), (one, once))],
+            (mean(once, once) * (-at.square() / (2 * sigma**2)).exp().sum()**2, "the weights must add up to 1: divide "
+                                                                                "them by their sum."),
+            (mean(once, once, around(x, "constant")), "outside of the picture you put zeros, so the border gets "
+                                                      "darker: mode=\"reflect\"."),
+            (mean(once, once, around(x, "replicate")), "outside of the picture you repeat its border: here it is a "
+                                                       "mirror, mode=\"reflect\"."),
+            (mean(once, once, around(x.mean(1, keepdim=True).expand_as(x), "reflect")), "the channels were mixed: each "
+                                                                                        "has its own mean."),
+        ])
+        same_dtype(got, x, name)
+        same_dtype(attempt(function, x.double(), size, sigma, name="local_mean"), x.double(), name)
+    passed("local_mean: every pixel asks its neighbourhood, the near ones more")
+
+
 def ssim_map(function):
     """`function(x, y, local_mean)`: x, y (B,C,H,W) in [0,1], local_mean a function of images -> index (B,C,H,W)."""
     draw, name = fresh(), "ssim_map(x, y, local_mean)"

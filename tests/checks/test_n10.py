@@ -161,12 +161,49 @@ def by_index(cond, null, p, generator):
     return {name: value.index_copy(0, rows, null[name][rows]) for name, value in cond.items()}
 
 
+def guided(given, anything, schedule, scale, mix=lambda u, c, s: u + s * (c - u), back=None,
+           out=lambda x0, eps: (x0, eps)):
+    def denoise(x_t, t):
+        eps = mix(anything(x_t, t)[1], given(x_t, t)[1], scale)
+        alpha, sigma = schedule.alpha(t, x_t.ndim), schedule.sigma(t, x_t.ndim)
+        return out(back(x_t, alpha, sigma, eps) if back else (x_t - sigma * eps) / alpha, eps)
+    return denoise
+
+
+def loss_of(net, schedule, z, t, eps, cond, null, p, generator, drop=dropped, noisy=lambda z, e, a, s: a * z + s * e,
+            loss=lambda out, eps, z: F.mse_loss(out, eps), ask=lambda net, z_t, t, cond: net(z_t, t, cond)):
+    z_t = noisy(z, eps, schedule.alpha(t, z.ndim), schedule.sigma(t, z.ndim))
+    return loss(ask(net, z_t, t, drop(cond, null, p, generator)), eps, z)
+
+
+def detached(cond):
+    return {name: value.detach() for name, value in cond.items()}
+
+
+def loss_by_hand(net, schedule, z, t, eps, cond, null, p, generator):
+    z_t = torch.stack([schedule.alpha(k[None], 1) * a + schedule.sigma(k[None], 1) * b for a, b, k in zip(z, eps, t)])
+    return sum((net(z_t, t, loop(cond, null, p, generator)) - eps).flatten() ** 2) / eps.numel()
+
+
+def guided_in_pictures(given, anything, schedule, scale):
+    """Both answers are mixed: the same, since each is linear in the other."""
+    return lambda x_t, t: tuple((1 - scale) * u + scale * c for u, c in zip(anything(x_t, t), given(x_t, t)))
+
+
+def guided_with_that_of(which):
+    """A mutant: x0 as one of the two had it."""
+    return lambda given, anything, schedule, scale: lambda x_t, t: (
+        (given, anything)[which](x_t, t)[0], guided(given, anything, schedule, scale)(x_t, t)[1])
+
+
 CORRECT = {
     # "modulo": -1 is the last row by itself
     checks.class_tokens: [Rows, Library, partial(Rows, how="modulo"), partial(Rows, how="null of zeros")],
     checks.text_transformer: [Text, ByHand, partial(Text, how="zero positions"), partial(Text, how="full table")],
     checks.word_maps: [maps_of, maps_by_upsampling],
     checks.drop_conditions: [dropped, loop, by_index],
+    checks.conditional_loss: [loss_of, loss_by_hand, partial(loss_of, drop=by_index)],
+    checks.guided_denoiser: [guided, guided_in_pictures, lambda *a: lambda x_t, t: [*guided(*a)(x_t, t)]],
 }
 
 MUTANTS = {
@@ -197,6 +234,50 @@ MUTANTS = {
         ("own generator", "generator"), ("global", "generator"), ("zeros", "filled with zeros"),
         ("first null", "each sample's own"), ("in place", "in place"), ("double", "must keep"),
         ("three parts", "KeyError"), ("always half", "with p = 85%|with p = 1")),
+    checks.conditional_loss: spoiled(
+        loss_of, (dict(drop=lambda cond, *_: cond), "what the network gets"),
+        (dict(drop=lambda cond, null, p, g: dropped(null, cond, p, g)), "what the network gets"),
+        (dict(drop=partial(dropped, how="mask forgotten")), "what the network gets"),
+        (dict(drop=lambda *a: dropped(*a)["context"]), "the dict that"),
+        (dict(drop=lambda cond, null, *a: dropped(detached(cond), null, *a)), "the words"),
+        (dict(drop=lambda cond, null, *a: dropped(cond, detached(null), *a)), "no words"),
+        (dict(drop=lambda *a: {"context": dropped(*a)["context"]}), "KeyError"),
+        (dict(noisy=lambda z, e, a, s: z), "no noise"), (dict(noisy=lambda z, e, a, s: z + e), "are missing"),
+        (dict(noisy=lambda z, e, a, s: s * z + a * e), "changed places"),
+        (dict(noisy=lambda z, e, a, s: a**2 * z + s**2 * e), "not squared"),
+        (dict(noisy=lambda z, e, a, s: e), "noise alone"),
+        (dict(noisy=lambda z, e, a, s: z + s * e), "alpha is missing"),
+        (dict(loss=lambda out, eps, z: F.mse_loss(out, z)), "not with z"),
+        (dict(loss=lambda out, eps, z: F.l1_loss(out, eps)), "not absolute"),
+        (dict(loss=lambda out, eps, z: F.mse_loss(out, eps, reduction="sum")), "not the sum"),
+        (dict(loss=lambda out, eps, z: F.mse_loss(out, eps).sqrt()), "no root"),
+        (dict(loss=lambda out, eps, z: -F.mse_loss(out, eps)), "the sign"),
+        (dict(loss=lambda out, eps, z: F.mse_loss(out, eps).item()), "torch.Tensor"),
+        (dict(loss=lambda out, eps, z: (out - eps).square()), "shape"),
+        (dict(loss=lambda out, eps, z: F.mse_loss(out.detach(), eps)), "no gradient"),
+        (dict(ask=lambda net, z_t, t, cond: net(z_t, 0 * t, cond)), "not told t"),
+        (dict(ask=lambda net, z_t, t, cond: (net(z_t, t, cond), net(z_t, t, cond))[1]), "2 times")),
+    checks.guided_denoiser: spoiled(
+        guided, (dict(mix=lambda u, c, s: u + s * (u - c)), "wrong way"),
+        (dict(mix=lambda u, c, s: c + s * (u - c)), "changed places"),
+        (dict(mix=lambda u, c, s: c + s * (c - u)), "Ho & Salimans"),
+        (dict(mix=lambda u, c, s: u + s * c), "difference"), (dict(mix=lambda u, c, s: s * (c - u)), "pull alone"),
+        (dict(mix=lambda u, c, s: c), "no part"), (dict(mix=lambda u, c, s: u), "condition plays no part"),
+        (dict(mix=lambda u, c, s: u + 3 * (c - u)), "fixed number"),
+        (dict(back=lambda x, a, s, e: x - s * e), "divide by alpha"),
+        (dict(back=lambda x, a, s, e: (x + s * e) / a), "the sign"),
+        (dict(back=lambda x, a, s, e: (x - s**2 * e) / a), "sigma stands there once"),
+        (dict(back=lambda x, a, s, e: (x - s * e) / a**2), "alpha stands there once"),
+        (dict(back=lambda x, a, s, e: (x - a * e) / s), "changed places"),
+        (dict(back=lambda x, a, s, e: x - e), "both from"),
+        (dict(back=lambda x, a, s, e: ((x - s * e) / a).clamp(-1, 1)), "off by"),
+        (dict(out=lambda x0, eps: eps), "two things"), (dict(out=lambda x0, eps: (eps, x0)), "x0 first"),
+        (dict(out=lambda x0, eps: (x0.double(), eps)), "dtype"), (dict(out=lambda x0, eps: None), "two things")) + [
+        (guided_with_that_of(0), "of `given`"), (guided_with_that_of(1), "of `anything`"),
+        (lambda *a: None, "return a function"),
+        (lambda *a: guided(*a)(torch.zeros(4, 2), torch.ones(4).long()), "a function"),
+        (lambda g, a, schedule, s: lambda x_t, t: guided(g, a, schedule, s)(x_t[:1], t[:1]), "shape"),
+    ],
 }
 
 test_right_solutions_pass, test_wrong_ones_fail_with_a_hint, test_the_stub_is_named = try_all(CORRECT, MUTANTS)
