@@ -39,8 +39,9 @@ def fold_patches(function):
 def make_decoder(function):
     """`function(width, dim)` -> a network from codes (B,dim,h,w) to a picture (B,3,4h,4w)."""
     draw = fresh()
-    for width, dim in ((6, 3), (5, 4)):
-        net = attempt(function, width, dim, name="make_decoder")
+    # without sizes, too: as the notebook calls it
+    for sizes in ((6, 3), (5, 4), ()):
+        net, (width, dim) = attempt(function, *sizes, name="make_decoder"), sizes or (48, 4)
         if not isinstance(net, nn.Module):
             raise CheckFailed(f"make_decoder should return one network, such as an nn.Sequential, not {type(net)}.")
         z = draw(2, dim, 9, 11)

@@ -90,7 +90,7 @@ MUTANTS = {
         (lambda mask: box(mask)[[1, 0, 3, 2]], "x comes first"), (lambda mask: box(mask).view(2, 2), "in a row"),
         (lambda mask: (v := box(mask), torch.cat([(v[:2] + v[2:]) / 2, v[2:] - v[:2]]))[1], "middle and size"),
         (box_of_places, "torch.Tensor, not list"),
-        (lambda mask: box(mask).tolist()[:3], "shape"),
+        (lambda mask: box(mask)[:3], "shape"),
     ],
     checks.obedience: [
         *spoiled(obeys, (dict(end=lambda a, b: (b, a)), "first the share of the nouns"),

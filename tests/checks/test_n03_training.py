@@ -30,14 +30,14 @@ class Block(nn.Module):
         return self.skip * x + self.body(x)
 
 
-def decoder(width, dim, kernel=3, padding=1, start=(), blocks=lambda width: (Block(width), Block(width)), middle=(),
+def decoder(width=48, dim=4, kernel=3, padding=1, start=(), blocks=lambda w: (Block(w), Block(w)), middle=(),
             channels=48, bias=True, end=lambda: (nn.PixelShuffle(4),)):
     return nn.Sequential(nn.Conv2d(dim, width, kernel, padding=padding, bias=bias), *start, *blocks(width), *middle,
                          nn.Conv2d(width, channels, kernel, padding=padding), *end())
 
 
 class DecoderByHand(nn.Module):
-    def __init__(self, width, dim):
+    def __init__(self, width=48, dim=4):
         super().__init__()
         self.first, self.body = nn.Conv2d(dim, width, 3, padding="same"), nn.ModuleList([Block(width), Block(width)])
         self.last = nn.Conv2d(width, 48, 3, padding="same")
@@ -154,8 +154,8 @@ CORRECT = {
     checks.fold_patches: [fold, fold_in_loops, F.pixel_unshuffle, lambda x, f: nn.PixelUnshuffle(f)(x),
                           lambda x, f: F.unfold(x, f, stride=f).unflatten(2, (x.shape[2] // f, -1))],
     checks.make_decoder: [
-        decoder, DecoderByHand, lambda width, dim: nn.Sequential(decoder(width, dim)),
-        lambda width, dim: nn.Sequential(decoder(width, dim, end=lambda: ()), nn.PixelShuffle(4))],
+        decoder, DecoderByHand, lambda width=48, dim=4: nn.Sequential(decoder(width, dim)),
+        lambda width=48, dim=4: nn.Sequential(decoder(width, dim, end=lambda: ()), nn.PixelShuffle(4))],
     checks.perplexity: [
         perplexity, partial(perplexity, entropy=nonzero_entropy), partial(perplexity, end=torch.exp),
         lambda i, k: torch.distributions.Categorical(torch.bincount(i.flatten()) / i.numel()).perplexity(),
@@ -194,6 +194,7 @@ MUTANTS = {
                  (dict(end=lambda: (nn.PixelShuffle(2),)), "48 = 3 x 4 x 4")),
         (lambda width, dim: decoder(48, dim), "convolutions of"), (lambda width, dim: decoder(dim, width), "raised"),
         (lambda width, dim: [decoder(width, dim)], "one network"),
+        (lambda width, dim: decoder(width, dim), "raised TypeError"),
     ],
     checks.perplexity: [
         *spoiled(perplexity, (dict(entropy=lambda p: -(p * p.log()).sum()), "NaN"), (dict(end=float), "is the entropy"),
