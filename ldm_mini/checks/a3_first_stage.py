@@ -40,10 +40,10 @@ def gain(model, count: int = 64) -> float:
     with torch.no_grad():
         z = model.encode(x.clone())
         _fits(z, count)
-        # another order: who kept the pictures themselves has the wrong ones now
-        order = torch.randperm(count, generator=generator())
-        x, z = x[order], z[order]
-        error = (model.decode(z).clamp(-1, 1) - x).square().mean((1, 2, 3))
+        # each in another's place: who kept the pictures themselves has the wrong ones now
+        shift = int(torch.randint(1, count, (), generator=generator()))
+        x, z = x.roll(shift, 0), z.roll(shift, 0)
+        error = (model.decode(z).clamp(-1, 1) - x).square().mean((1, 2, 3)).clamp(min=1e-6)
     return (10 * (_flat(x) / error).log10()).mean().item()
 
 
@@ -68,7 +68,7 @@ def first_stage_budget(build):
         if size > PARAMETERS:
             raise CheckFailed(f"{size:,} parameters; {PARAMETERS:,} are allowed. Fewer channels, or fewer blocks?")
         x = pictures(2, 0)
-        _fits(attempt(model.encode, x, name="encode"), 2)
+        _fits(attempt(lambda: model.encode(x), name="encode"), 2)
         out = attempt(model, x, name="forward")
         if not isinstance(out, tuple) or len(out) != 2 or out[0].shape != x.shape:
             raise CheckFailed("forward(x) should return a picture of x's shape and the bottleneck's loss, as an "
@@ -82,6 +82,8 @@ def first_stage_training(train, build) -> int:
     """`train(model, batches, seconds)`: points of what it makes of build() in 3 CPU-seconds: see RULE."""
     with own_randomness():
         model = attempt(build, name="build")
+        # the first optimizer of a process imports for seconds, which are nobody's
+        torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
         source, begin = batches(), time.process_time()
         attempt(lambda: train(model, source, SECONDS), name="train")
         spent = time.process_time() - begin
