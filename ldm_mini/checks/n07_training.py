@@ -106,10 +106,10 @@ def unet_train_step(function):
             optimizer = torch.optim.SGD(net.parameters(), 0.1)
             return step(net, schedule, optimizer, x0, torch.Generator().manual_seed(seed), clip), net
 
-        hold_step(function, run, "train_step", step_mistakes(
+        hold_step(function, run, "v_step", step_mistakes(
             _v_step, eps="the network learns the noise here; this one predicts v.", x0="the network learns x0 here; "
             "this one predicts v.", drawn="the generator is not used: hand it to diffusion_loss."))
-    passed("train_step: forward, backward, one step")
+    passed("v_step: forward, backward, one step")
 
 
 def _v_step(net, schedule, optimizer, x0, generator, clip=None, change=""):
@@ -139,35 +139,35 @@ def unet_training(function):
             got = train(net, SCHEDULE, draw, len(first), torch.Generator().manual_seed(7), watch, *options)
             return got, net, seen
 
-        got, learner, seen = attempt(run, function, name="train")
-        averages, losses = several(got, "train", "two things: the averages {name: tensor}, and the losses")
+        got, learner, seen = attempt(run, function, name="train_unet")
+        averages, losses = several(got, "train_unet", "two things: the averages {name: tensor}, and the losses")
         (right, right_losses), reference, right_seen = run(_loop)
         known = cache(lambda change, run=run: run(partial(_loop, change=change)))
         told = LOOP_MISTAKES.items()  # gone through only if something is wrong
         listed = isinstance(losses, (list, tuple)) and all(isinstance(loss, float) for loss in losses)
         if not listed or len(losses) != steps:
-            raise CheckFailed(f"train should return {steps} losses, one float for each step: what train_step returned.")
+            raise CheckFailed(f"train_unet should return {steps} losses, one float for each: what v_step returned.")
         compare(torch.tensor(losses), torch.tensor(right_losses), "the losses", mistakes=(
             (torch.tensor(known(change)[0][1]), message) for change, message in told))  # noqa: B023
         compare(flat(learner), flat(reference), "the weights after the last step", atol=1e-6, mistakes=(
             (flat(known(change)[1]), message) for change, message in told))  # noqa: B023
         if not isinstance(averages, dict) or averages.keys() != right.keys():
-            raise CheckFailed("train: the averages should be the dict that ema_update returns.")
+            raise CheckFailed("train_unet: the averages should be the dict that ema_update returns.")
         row = lambda values: torch.cat([values[name].flatten() for name in right])  # noqa: B023
         compare(row(averages), row(right), "the averages", atol=1e-6, mistakes=(
             (row(known(change)[0][0]), message) for change, message in told))  # noqa: B023
         if [n for n, _ in seen] != [n for n, _ in right_seen]:
-            raise CheckFailed(f"train: watch was called with n = {[n for n, _ in seen]}; it should be once after each "
-                              f"step, with {[n for n, _ in right_seen]}.")
+            raise CheckFailed(f"train_unet: watch was called with n = {[n for n, _ in seen]}; it should be once "
+                              f"after each step, with {[n for n, _ in right_seen]}.")
         compare(row(seen[-1][1]), row(right), "what watch saw last", atol=1e-6, mistakes=[
             (row(seen[0][1]), "it should see the newest averages: hand it what ema_update has just returned.")])
-    passed("train: draw, step, average, again")
+    passed("train_unet: draw, step, average, again")
 
 
 LOOP_MISTAKES = {
     "no warm-up": "the learning rate never grew: warmup.step() after each step.",
     "warm-up first": "warmup.step() came before the training step; it sets the rate of the next one.",
-    "no clip": "train_step was not told to clip: clip=1.0.",
+    "no clip": "v_step was not told to clip: clip=1.0.",
     "from 0": "n starts at 1: `range(1, steps + 1)`.",
     "average first": "ema_update came before the step; it belongs after it.",
     "not kept": "the averages did not move: averages = ema_update(...).",

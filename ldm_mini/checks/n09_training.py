@@ -60,13 +60,13 @@ def latent_train_step(function):
             optimizers.append(torch.optim.SGD([{"params": weights[i::groups]} for i in range(groups)], 9.0))
             return step(model, optimizers[-1], batch, lr, clip), model
 
-        hold_step(function, run, "train_step", step_mistakes(
+        hold_step(function, run, "latent_step", step_mistakes(
             _step, lr='the optimizer kept its own rate: set group["lr"] = lr for every group of '
             "optimizer.param_groups.", first_lr="only the first of the optimizer's param_groups got the rate; set "
             'group["lr"] of every one.'))
         if any(group["lr"] != lr for group in optimizers[0].param_groups):
-            raise CheckFailed("train_step: not every parameter group of the optimizer has the rate `lr`.")
-    passed("train_step: one batch, one careful step")
+            raise CheckFailed("latent_step: not every parameter group of the optimizer has the rate `lr`.")
+    passed("latent_step: one batch, one careful step")
 
 
 def _step(model, optimizer, batch, lr, clip=1.0, change=""):
@@ -91,7 +91,7 @@ def latent_training(function):
             raise CheckFailed("second_stage: the network was in evaluation mode, without its dropout: model.train().")
         listed = isinstance(losses, (list, tuple)) and all(isinstance(loss, float) for loss in losses)
         if not listed or len(losses) != steps:
-            raise CheckFailed(f"second_stage should return {steps} losses, one float for each step: what train_step "
+            raise CheckFailed(f"second_stage should return {steps} losses, one float for each step: what latent_step "
                               "returned, in a list.")
         known = cache(lambda change: _train(model, batches, steps, **options, change=change))  # noqa: B023
         told = LOOP_MISTAKES.items()  # gone through only if something is wrong
@@ -108,8 +108,8 @@ def latent_training(function):
 
 
 LOOP_MISTAKES = {
-    "constant": "the rate was the same in every step: hand lr * lr_factor(step, steps, warmup) to train_step.",
-    "factor": "train_step got the factor alone: multiply it by lr.",
+    "constant": "the rate was the same in every step: hand lr * lr_factor(step, steps, warmup) to latent_step.",
+    "factor": "latent_step got the factor alone: multiply it by lr.",
     "one late": "steps are counted from 0: lr_factor(0, ...) is the first one's.",
     "same batch": "every step saw the first batch: take the next one for each step.",
     "no average": "these are the weights themselves: ema.update(model) after every step, then ema.state_dict().",

@@ -102,8 +102,8 @@ def corner_step(function):
         mistakes = step_mistakes(_step, flipped="the corners belong to other pictures: hand them on in their order.",
                                  first="all pictures got the first one's corner.", none="the corner is always 0.",
                                  eps="the network learns the noise here; this one predicts v.")
-        hold_step(function, run, "train_step", {k: v for k, v in mistakes.items() if "clip" not in k})
-    passed("train_step: the noise, the step, and the corner that was asked for")
+        hold_step(function, run, "corner_step", {k: v for k, v in mistakes.items() if "clip" not in k})
+    passed("corner_step: the noise, the step, and the corner that was asked for")
 
 
 def _step(net, schedule, optimizer, pictures, corner, generator, change=""):

@@ -349,7 +349,7 @@ MUTANTS = {
         (dict(warm="never"), "never grew"),
         (dict(warm="before"), "rate of the next one"), (dict(early=True), "came before the step"),
         (dict(average=False), "did not move"), (dict(decay=lambda d: 0.9999), "not handed"),
-        (dict(seen=lambda n: n - 1), "once after each"), (dict(seen=lambda n: n if n % 2 else None), "once after each"),
+        (dict(seen=lambda n: n - 1), "after each step"), (dict(seen=lambda n: n if n % 2 else None), "after each step"),
         (dict(more=1), "one float for each"), (dict(more=-1), "one float for each"),
         (dict(learning=lambda *a: torch.tensor(step(*a))), "one float for each"),
         (dict(result=lambda a, losses: a), "two"),

@@ -50,7 +50,7 @@ def step_by_hand(model, optimizer, batch, lr, clip=1.0):
     for p, g in zip(parameters, gradients):
         p.grad = g * min(1.0, clip / (float(length) + 1e-6))
     optimizer.step()
-    return float(loss)
+    return loss.item()
 
 
 def second_stage(model, batches, steps, lr, warmup, ema_decay, *, kind=torch.optim.AdamW, mode=True, start=0, average=1,
