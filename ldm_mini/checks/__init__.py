@@ -36,12 +36,16 @@ from .n06_diffusion import add_noise, ddpm_letters, diffusion_posterior, ideal_x
 from .n06_training import denoiser_step, loss_per_t, v_loss
 from .n06_walks import ddpm_sampling, grid_bayes, mixture_score, noising_walk
 from .n07_parts import ema_update, res_block, timestep_embedding
+from .n07_shape import hourglass, what_it_sees
+from .n07_time import group_norm, scale_shift, time_layers
+from .n07_training import unet_train_step, unet_training
 from .n07_unet import decoder_channels, through_the_u, unet
 from .n08_loops import ddim_inversion, ddim_walk, dpm_walk
 from .n08_samplers import batched_guidance, ddim_step, ddpm_step, sampling_timesteps
 from .n08_solvers import dpm_step, euler_step
 from .n08_tools import clipping, mixture_x0, slerp, sliced_wasserstein
 from .n09_latent_diffusion import compression, freeze, latent_loss, latent_sample, scale_factor
+from .n09_training import joint_losses, latent_train_step, latent_training, lr_factor
 from .n10_guidance import conditional_loss, guided_denoiser
 from .n10_meaning import class_tokens, drop_conditions, text_transformer, word_maps
 from .n11_pictures import class_shares, inpaint_condition, join_lowres, keep_known, paste, widen
@@ -49,6 +53,7 @@ from .n11_sampling import known_latents, noise_again, replace_and_draw, superres
 from .n11_training import linear_enlarger, superres_loss, transplant
 from .n12_layouts import box_tokens, draw_subsets, join_conditions, shuffle_objects, two_guidances
 from .n12_painter import box_painter, decode_boxes, encode_layout, train_painter, with_map
+from .n13_corners import corner_step, found_corner, shift_error
 from .n13_where import border_reach, coordinates, knows_where, order_error, probe
 from .n17_functions import ddim, join_qkv, owned, quantise, released_attention
 from .n17_modules import attend, image_attention, small_unet, time_embedding
@@ -59,24 +64,26 @@ __all__ = [
     "CheckFailed", "adaptive_lambda", "add_noise", "alpha_over", "attend", "attention", "attention_macs",
     "batched_guidance", "best_guess", "block_from_compvis", "border_reach", "box_iou", "box_of", "box_painter",
     "box_tokens", "class_shares", "class_tokens", "clipping", "compression", "conditional_loss", "coordinates",
-    "ddim", "ddim_inversion", "ddim_step", "ddim_walk", "ddpm_letters", "ddpm_sampling", "ddpm_step",
+    "corner_step", "ddim", "ddim_inversion", "ddim_step", "ddim_walk", "ddpm_letters", "ddpm_sampling", "ddpm_step",
     "decode_boxes", "decoder_channels", "denoiser_step", "descend", "diffusion_posterior", "discriminator_step",
     "dpm_step", "dpm_walk", "draw_subsets", "drop_conditions", "eight_evaluations", "ema_codebook", "ema_update",
     "encode_layout", "epsilon", "euler_step", "first_stage_budget", "first_stage_training", "fold_patches",
-    "footprint", "forgive", "freeze", "gaussian_kl", "gaussian_sample", "grid_bayes", "guidance", "guided_denoiser",
-    "hinge_losses", "ideal_x0", "image_attention", "inpaint_condition", "inpainting_input", "is_order_blind",
-    "join_conditions", "join_lowres", "join_qkv", "keep_known", "known_latents", "knows_where", "latent_loss",
-    "latent_numbers", "latent_sample", "layer_distance", "learn_to_copy", "linear_enlarger", "local_mean",
-    "loss_per_t", "lpips", "make_decoder", "masked_attention", "mixture_score", "mixture_x0", "multi_head",
-    "nearest_code", "noise_again", "noising_walk", "obedience", "order_error", "owned", "paint", "painter",
-    "painter_step", "palette", "palette_conditioner", "palette_error", "paste", "patch_critic", "perplexity",
-    "place", "pooled_scale", "probe", "pulls", "quantise", "receptive_field", "released_attention",
+    "footprint", "forgive", "found_corner", "freeze", "gaussian_kl", "gaussian_sample", "grid_bayes", "group_norm",
+    "guidance", "guided_denoiser", "hinge_losses", "hourglass", "ideal_x0", "image_attention", "inpaint_condition",
+    "inpainting_input", "is_order_blind", "join_conditions", "join_lowres", "join_qkv", "joint_losses",
+    "keep_known", "known_latents", "knows_where", "latent_loss", "latent_numbers", "latent_sample",
+    "latent_train_step", "latent_training", "layer_distance", "learn_to_copy", "linear_enlarger", "local_mean",
+    "loss_per_t", "lpips", "lr_factor", "make_decoder", "masked_attention", "mixture_score", "mixture_x0",
+    "multi_head", "nearest_code", "noise_again", "noising_walk", "obedience", "order_error", "owned", "paint",
+    "painter", "painter_step", "palette", "palette_conditioner", "palette_error", "paste", "patch_critic",
+    "perplexity", "place", "pooled_scale", "probe", "pulls", "quantise", "receptive_field", "released_attention",
     "replace_and_draw", "res_block", "res_block_parameters", "restart_dead", "sampling_timesteps", "scale_factor",
-    "shuffle_objects", "slerp", "sliced_wasserstein", "small_unet", "solve", "spatial_transformer", "split_qkv",
-    "ssim_map", "straight_through", "strength_for", "superres_loss", "superres_sample", "text_transformer",
-    "through_the_u", "time_embedding", "timestep_embedding", "to_picture", "to_x0", "train_painter", "transplant",
-    "two_guidances", "unet", "unit_normalise", "v_loss", "vector_quantizer", "vq_loss", "vq_vae_step", "vqgan_loss",
-    "vqgan_step", "widen", "with_map", "word_maps",
+    "scale_shift", "shift_error", "shuffle_objects", "slerp", "sliced_wasserstein", "small_unet", "solve",
+    "spatial_transformer", "split_qkv", "ssim_map", "straight_through", "strength_for", "superres_loss",
+    "superres_sample", "text_transformer", "through_the_u", "time_embedding", "time_layers", "timestep_embedding",
+    "to_picture", "to_x0", "train_painter", "transplant", "two_guidances", "unet", "unet_train_step",
+    "unet_training", "unit_normalise", "v_loss", "vector_quantizer", "vq_loss", "vq_vae_step", "vqgan_loss",
+    "vqgan_step", "what_it_sees", "widen", "with_map", "word_maps",
 ]
 
 # what a learner meets is the check with its way on

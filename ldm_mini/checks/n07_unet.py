@@ -46,10 +46,10 @@ def _through(function, *args, name="through_the_u"):
     try:
         return attempt(function, *args, name=name)
     except CheckFailed as failed:
-        raise _skip_trouble(failed, name) from None
+        raise skip_trouble(failed, name) from None
 
 
-def _skip_trouble(failed: CheckFailed, name: str) -> CheckFailed:
+def skip_trouble(failed: CheckFailed, name: str) -> CheckFailed:
     """What went wrong with the skips, if that is what an exception inside a learner's forward is about."""
     text = str(failed)
     if "pop from empty" in text or "pop from an empty" in text or "name 'hs' is not defined" in text:
@@ -121,4 +121,4 @@ def _net_call(call, *inputs):
     try:
         return attempt(call, *inputs, name="MyUNet.forward")
     except CheckFailed as failed:
-        raise _skip_trouble(failed, "MyUNet.forward") from None
+        raise skip_trouble(failed, "MyUNet.forward") from None

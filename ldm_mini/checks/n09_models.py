@@ -61,3 +61,31 @@ class Net(nn.Module):
         """x (B,c,h,w), t (B,) -> (B,c,h,w)"""
         self.calls.append(self.training)
         return self.dropout(self.mix(x) * (1 + t.view(-1, 1, 1, 1) / 10))
+
+
+class Model(nn.Module):
+    """What a training loop sees of a `LatentDiffusion`: loss(batch), trainable_parameters(), a frozen first stage."""
+
+    def __init__(self, channels: int = 3):
+        super().__init__()
+        self.autoencoder = FirstStage(channels).requires_grad_(False).eval()
+        self.net = Net(channels, dropout=0.0)
+        self.asked, self.modes = 0, []
+
+    def loss(self, batch: dict) -> Tensor:
+        """batch["latent"] (B,c,h,w) -> scalar; the same for the same batch"""
+        self.asked, self.modes = self.asked + 1, [*self.modes, self.training]
+        z = batch["latent"]
+        return (self.net(z, torch.arange(len(z))) - z.flip(3)).square().mean()
+
+    forward = loss
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The network's."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def train(self, mode: bool = True) -> "Model":
+        """As of `LatentDiffusion`: the first stage stays as it is."""
+        super().train(mode)
+        self.autoencoder.eval()
+        return self
