@@ -23,7 +23,7 @@ def descend(function):
     draw = fresh()
     ramp, stairs, half = (lambda z, q: z + (q - z).detach(), lambda z, q: q, lambda z, q: 0.5 * z + (q - z).detach())
     for through, name in ((ramp, "straight through"), (stairs, "with the true gradient"), (half, "half through")):
-        for codes, dim, steps, rate in ((6, 2, 9, 0.2), (9, 3, 4, 0.05)):
+        for codes, dim, steps, rate in ((6, 2, 12, 0.06), (9, 3, 8, 0.08)):
             corners, start = 2 * draw(codes, dim), draw(dim)
             target = corners[torch.cdist(start[None], corners)[0].topk(2).indices[1]]
             what = "descend, " + name
