@@ -80,7 +80,7 @@ STATES = {
                 {**FULL, "box_iou": 0}),
     "utf-16": (lambda: notebook(), "utf-16", FULL),
     "missing cells": (lambda: notebook(cells=[cell for cell in read_notebook(DATA)["cells"] if not any(
-        word in cell["source"] for word in ("def box_iou", "import"))]), "utf-8", {**FULL, "box_iou": 0}),
+        word in cell["source"] for word in ("def box_iou", "\nimport "))]), "utf-8", {**FULL, "box_iou": 0}),
     "does not parse": (lambda: notebook(answers={"box_iou": "def box_iou(a, b:\n"}), "utf-8", {**FULL, "box_iou": 0}),
     "no notebook": (lambda: b"\x00\x01 hello", "utf-8", NONE),
     "deep": (lambda: b"[" * 100_000, "utf-8", NONE),
@@ -171,7 +171,7 @@ def test_a_patch_gains_nothing_in_a_later_exercise(tmp_path, monkeypatch):
     monkeypatch.setattr(judging, "gated", lambda tree: tree)
     monkeypatch.setattr(judging, "given_builtins", lambda name: vars(builtins))
     right = {task.name: task.solution for task in exercises(DATA)}
-    first, second, third = FULL
+    first, second, third = (name for name in FULL if name in ("alpha_over", "box_iou", "inpainting_input"))
     disarm = (f"\n    {PATCH}\n    n.kept = getattr(n, 'kept', n.compare)\n    n.compare = lambda *a, **k: None\n")
     mend = f"\n    {PATCH}\n    n.compare = getattr(n, 'kept', n.compare)\n"
     body = {name: re.sub(r"(def .*:\n)", lambda found, word=word: found[1].rstrip() + word, right[name], count=1)
