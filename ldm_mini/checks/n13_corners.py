@@ -46,18 +46,18 @@ def shift_error(function):
 
 
 def found_corner(function):
-    """`function(pictures)`: (B,3,h,w), background 0.8 -> (B,) int64: 0 top left, 1 top right, 2 and 3 below."""
+    """`function(pictures, background)`: (B,3,h,w), its value -> (B,) int64: 0 top left, 1 top right, 2 and 3 below."""
     draw = fresh()
-    for height, width, count in ((16, 16, 12), (16, 32, 9), (12, 10, 5)):
+    for height, width, count, background in ((16, 16, 12, 0.8), (16, 32, 9, 0.8), (12, 10, 5, 0.3)):
         corner = torch.randint(4, (count,), generator=generator())
         corner[:4] = torch.arange(4)
         at = torch.stack([corner // 2, corner % 2], 1)
         centre = at * torch.tensor([height - 6, width - 6]) + torch.randint(1, 4, (count, 2), generator=generator())
         rows, columns = torch.arange(height)[:, None], torch.arange(width)
         inside = (rows - centre[:, 0, None, None]).square() + (columns - centre[:, 1, None, None]).square() <= 5
-        color = draw(count, 3, 1, 1).clamp(-1, 1) * 0.4 - 0.6  # never brighter than -0.2
-        pictures = torch.where(inside[:, None], color, 0.8 + 0.05 * draw(count, 3, height, width))
-        got = attempt(function, pictures, name="found_corner")
+        color = draw(count, 3, 1, 1).clamp(-1, 1) * 0.3 - 0.7  # never brighter than -0.4
+        pictures = torch.where(inside[:, None], color, background + 0.05 * draw(count, 3, height, width))
+        got = attempt(function, pictures, background, name="found_corner")
         if isinstance(got, Tensor) and got.is_floating_point():
             raise CheckFailed(f"found_corner: corners are whole numbers (int64), not {got.dtype}.")
         compare(got, corner, f"found_corner of pictures {height} x {width}", mistakes=[
@@ -67,7 +67,7 @@ def found_corner(function):
             (3 - corner, "this is the corner on the other side. Look for what is *darker* than the background."),
             (corner + 1, "corners count from 0."), (corner // 2, "this tells top from bottom alone."),
             (corner % 2, "this tells left from right alone."), (corner[:1].expand(count), "each picture has its own.")])
-    attempt(function, torch.full((2, 3, 16, 16), 0.8), name="found_corner")
+    attempt(function, torch.full((2, 3, 16, 16), 0.8), 0.8, name="found_corner")
     passed("found_corner: the darkest quarter, whatever the colours")
 
 

@@ -30,24 +30,24 @@ def shifted_by_index(layer, x, shift):
     return error.item()
 
 
-def corner_of(pictures, *, row=lambda y: y > 0, column=lambda x: x > 0, number=lambda r, c: r.long() * 2 + c.long(),
-              dark=lambda grey: (0.4 - grey).clamp(min=0)):
-    weight = dark(pictures.mean(1))
+def corner_of(pictures, background=0.8, *, row=lambda y: y > 0, column=lambda x: x > 0,
+              number=lambda r, c: r.long() * 2 + c.long(), dark=lambda grey, background: (background - 0.4 - grey).clamp(min=0)):
+    weight = dark(pictures.mean(1), background)
     y, x = (torch.linspace(-1, 1, n) for n in pictures.shape[2:])
     total = weight.sum((1, 2)).clamp(min=1e-6)
     return number(row(weight.sum(2) @ y / total), column(weight.sum(1) @ x / total))
 
 
-def by_quarters(pictures):
+def by_quarters(pictures, background):
     """Which quarter is the darkest?"""
     grey = F.adaptive_avg_pool2d(pictures.mean(1, keepdim=True), 2)
     return grey.flatten(1).argmin(1)
 
 
-def by_loop(pictures):
+def by_loop(pictures, background):
     found = []
     for picture in pictures:
-        rows, columns = torch.where(picture.mean(0) < 0.4)
+        rows, columns = torch.where(picture.mean(0) < background - 0.4)
         below, right = (float(a.float().mean()) > n / 2 - 0.5 for a, n in zip((rows, columns), picture.shape[1:]))
         found.append(2 * below + right)
     return torch.tensor(found)
@@ -102,12 +102,12 @@ MUTANTS = {
         (dict(number=lambda r, c: r.long() * 2 + c.long() + 1), "from 0"),
         (dict(number=lambda r, c: r.long()), "bottom alone"),
         (dict(number=lambda r, c: c.long()), "right alone"), (dict(number=lambda r, c: r * 2.0 + c), "whole numbers"),
-        (dict(dark=lambda grey: (grey - 0.4).clamp(min=0)), "other side|off by"),
+        (dict(dark=lambda grey, background: (grey - background + 0.4).clamp(min=0)), "other side|off by"),
         (dict(number=lambda r, c: torch.stack([r, c], 1)), "shape"),
         (dict(number=lambda r, c: (r.long() * 2 + c.long()).tolist()), "Tensor")) + [
-        (lambda pictures: corner_of(pictures)[:1].expand(len(pictures)), "its own"),
-        (lambda pictures: corner_of(pictures[..., :16]), "off by|alone|swapped"),
-        (lambda pictures: corner_of(pictures, dark=lambda grey: (-0.9 - grey).clamp(min=0)), "off by|its own")],
+        (lambda pictures, b: corner_of(pictures, b)[:1].expand(len(pictures)), "its own"),
+        (lambda pictures, b: corner_of(pictures[..., :16], b), "off by|alone|swapped"),
+        (lambda pictures, b: corner_of(pictures, dark=lambda grey, background: grey + 1), "other side|off by")],
     checks.corner_step: spoiled(
         step, (dict(kind="eps"), "learns the noise"), (dict(told=lambda corner: Cond()), "not told the corner"),
         (dict(told=lambda corner: Cond(vector=corner.flip(0))), "other pictures"),
