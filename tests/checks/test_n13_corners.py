@@ -31,7 +31,8 @@ def shifted_by_index(layer, x, shift):
 
 
 def corner_of(pictures, background=0.8, *, row=lambda y: y > 0, column=lambda x: x > 0,
-              number=lambda r, c: r.long() * 2 + c.long(), dark=lambda grey, background: (background - 0.4 - grey).clamp(min=0)):
+              number=lambda r, c: r.long() * 2 + c.long(),
+              dark=lambda grey, background: (background - 0.4 - grey).clamp(min=0)):
     weight = dark(pictures.mean(1), background)
     y, x = (torch.linspace(-1, 1, n) for n in pictures.shape[2:])
     total = weight.sum((1, 2)).clamp(min=1e-6)
