@@ -4,6 +4,7 @@ import ast
 import re
 from pathlib import Path
 
+from ..checks.properties import SEED
 from ..editions.source import (
     FOLDER,
     STUB,
@@ -15,7 +16,7 @@ from ..editions.source import (
 )
 from ..files import FileError, write_file
 from .grading import SEEDS, graded_notebooks, source_of
-from .judging import SEED, check_calls, points
+from .judging import check_calls, points
 
 HIDDEN = f"""\
 

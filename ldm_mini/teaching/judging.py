@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from .. import checks
+from ..checks.properties import SEED
 from ..editions import source
 from .gate import Refused, gated, given_builtins
 from .sandbox import Died, limit, run_apart
@@ -21,7 +22,6 @@ from .statements import DEFINITIONS, IMPORTS, Statement, bound, needed, parse, s
 from .submissions import Code, code_cells
 
 COURSE, SUBMISSION = "course", "submission"  # names of modules
-SEED = "LDM_CHECK_SEED"  # the checks draw other inputs
 CPU_S, WALL_S, MEMORY = 20, 80, 2_000_000_000  # of an exercise, and of all of a notebook that pass together
 
 

@@ -1,5 +1,7 @@
 """From a recipe to a model with fresh weights, and from a trained model to a larger one."""
 
+from itertools import islice
+
 import torch
 
 from ..autoencoder import Autoencoder
@@ -7,14 +9,17 @@ from ..blocks import ResBlock, zeroed
 from ..concat_conditioners import InpaintConditioner, LowResConditioner, SemanticConditioner
 from ..cond import Conditioner
 from ..conditioners import ClassConditioner, CombinedConditioner, LayoutConditioner, TextConditioner
-from ..kl import KLBottleneck
+from ..kl import KLBottleneck, standardize_latents
 from ..latent_diffusion import LatentDiffusion
 from ..quantizer import VectorQuantizer, VQBottleneck
+from ..scenes.data import scene_stream
 from ..scenes.vocabulary import NOUNS, SEMANTIC
 from ..scenes.words import words_of
 from ..schedule import BETAS, NoiseSchedule
 from ..text import TextTransformer
+from ..train import TrainState
 from ..unet import UNet, UNetConfig
+from .reading import SceneReader
 
 # The parts of a conditioner, in their order: tasks.PARTS, and "language", which may stand in place of "text": a frozen
 # language model, an extra. How often each is trained alone, relative to the others: words need the most practice, maps
@@ -43,6 +48,30 @@ def build_diffusion(recipe, autoencoder: Autoencoder, scale_factor: float = 1.0)
                           groups=r.groups, context_dim=width, vector_dim=vector, concat_channels=sum(joined)))
     return LatentDiffusion(autoencoder, net, NoiseSchedule(BETAS[r.schedule]()), conditioner, prediction=r.prediction,
                            p_uncond=r.p_uncond, scale_factor=scale_factor, image_size=r.scenes.size)
+
+
+def build_reader(recipe) -> SceneReader:
+    """The text transformer of a TextRecipe with its questions, both with fresh weights."""
+    r = recipe
+    return SceneReader(TextTransformer(r.text_width, r.text_layers, r.text_heads, r.max_length,
+                                       known=words_of(r.scenes)))
+
+
+def train_state(recipe, model, seed: int, **other) -> TrainState:
+    """A recipe's TrainState of a model; `other` arguments stand in place of the recipe's or join them."""
+    names = ("lr", "betas", "weight_decay", "grad_clip", "ema_decay", "muon_lr")
+    words = [name for name, part in model.named_modules() if isinstance(part, TextTransformer)]
+    # a text transformer that can read already learns on more slowly
+    slower = {f"{name}.": recipe.text_lr for name in words} if hasattr(recipe, "text_lr") else {}
+    return TrainState(model, **{**{name: getattr(recipe, name) for name in names}, "seed": seed, "slower": slower,
+                                **other})
+
+
+def standardize(recipe, model: Autoencoder, seed: int) -> None:
+    """Give a trained KL first stage latents of mean 0 and variance 1 in each channel, over scenes of its recipe."""
+    device = next(model.parameters()).device
+    scenes = scene_stream(recipe.scenes, 32, seed=seed)
+    standardize_latents(model, (batch["image"].to(device) for batch in islice(scenes, 16)))
 
 
 def build_conditioner(recipe, first_stage) -> Conditioner | None:

@@ -16,13 +16,11 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
-from itertools import islice
 from pathlib import Path
 
 import torch
 
-from ..files import write_file
-from ..kl import standardize_latents
+from ..files import write_json
 from ..latent_diffusion import latent_scale
 from ..measure.recogniser import Recogniser
 from ..measure.scoring import score_captions
@@ -31,9 +29,17 @@ from ..scenes.data import scene_stream
 from ..scenes.scene import SceneConfig, random_scene
 from ..text import TextTransformer
 from ..train import TrainState, train_autoencoder, train_diffusion
-from .build import build_autoencoder, build_diffusion, cached_inputs, give_text
+from .build import (
+    build_autoencoder,
+    build_diffusion,
+    build_reader,
+    cached_inputs,
+    give_text,
+    standardize,
+    train_state,
+)
 from .latents import cache_latents
-from .reading import SceneReader, facts_stream, train_reader
+from .reading import facts_stream, train_reader
 from .recipes import AUTOENCODERS, DIFFUSIONS, TEXTS, AutoencoderRecipe, DiffusionRecipe, TextRecipe
 
 TARGET, CAPTIONS = 0.8, 256
@@ -94,9 +100,7 @@ def speedrun(entry: Entry = Entry(), out=None, seed: int = 0, target: float = TA
     ldm = build_diffusion(r, first, latent_scale(first, [{"latent": latents.latents[:4096].float()}]))
     give_text(text, ldm)
     ldm.net.to(memory_format=torch.channels_last)
-    state = TrainState(ldm, r.lr, betas=r.betas, weight_decay=r.weight_decay, grad_clip=r.grad_clip,
-                       ema_decay=r.ema_decay, seed=seed, muon_lr=r.muon_lr,
-                       slower={"conditioner.text_transformer.": r.text_lr})
+    state = train_state(r, ldm, seed)
     batches = latents.batches(r.batch_size, seed=seed)
     for log in train_diffusion(state, batches, r.steps, warmup=r.warmup, decay=r.decay, t_power=r.t_power):
         look = log.step % entry.look_every == 0 and log.step >= r.steps * 2 // 3
@@ -114,30 +118,27 @@ def speedrun(entry: Entry = Entry(), out=None, seed: int = 0, target: float = TA
     print(json.dumps(line))
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
-        write_file(Path(out) / "speedrun.json", (json.dumps(line, indent=1) + "\n").encode())
+        write_json(Path(out) / "speedrun.json", line)
     return line
 
 
 def train_first_stage(r: AutoencoderRecipe, seed: int):
     """A first stage of a recipe, its latents of mean 0 and variance 1 in each channel."""
     model = build_autoencoder(r).to(memory_format=torch.channels_last)
-    state = TrainState(model, r.lr, betas=r.betas, weight_decay=r.weight_decay, grad_clip=r.grad_clip, seed=seed,
-                       muon_lr=r.muon_lr)
+    state = train_state(r, model, seed)
     scenes = scene_stream(r.scenes, r.batch_size, seed=seed)
     perceptual = PerceptualLoss().to(memory_format=torch.channels_last)
     for _ in train_autoencoder(state, scenes, r.steps, perceptual=perceptual, warmup=r.warmup, decay=r.decay,
                                **vars(r.loss)):
         pass
-    model.eval()
-    standardize_latents(model, (batch["image"] for batch in islice(scene_stream(r.scenes, 32, seed=seed), 16)))
+    standardize(r, model.eval(), seed)
     return model
 
 
 def train_text(r: TextRecipe, seed: int) -> TextTransformer:
     """A text transformer that can read."""
-    reader = SceneReader(TextTransformer(r.text_width, r.text_layers, r.text_heads, r.max_length))
-    state = TrainState(reader, r.lr, betas=r.betas, weight_decay=r.weight_decay, grad_clip=r.grad_clip, seed=seed,
-                       muon_lr=r.muon_lr)
+    reader = build_reader(r)
+    state = train_state(r, reader, seed)
     for _ in train_reader(state, facts_stream(r.scenes, r.batch_size, seed=seed), r.steps, warmup=r.warmup,
                           decay=r.decay):
         pass

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -12,18 +11,15 @@ from .. import hub, tasks
 from ..cond import to_device
 from ..diffusion import diffusion_loss, draw_noise
 from ..discriminator import PatchDiscriminator
-from ..kl import standardize_latents
 from ..latent_diffusion import LatentDiffusion, latent_scale
 from ..measure.metrics import psnr
 from ..perceptual import PerceptualLoss
 from ..scenes.data import scene_stream
-from ..scenes.words import words_of
 from ..show.plotting import save_grid
-from ..text import TextTransformer
 from ..train import TrainState, seeded, train_autoencoder, train_diffusion
 from . import build, runs
 from .latents import LatentCache, cache_latents
-from .reading import SceneReader, facts_stream, train_reader
+from .reading import facts_stream, train_reader
 
 VALIDATION_SEED = 1_000_000_007                                 # of noise and dropped conditions, the same every time
 
@@ -54,10 +50,7 @@ class Run:
 
     def train_state(self, model, **other) -> TrainState:
         """The recipe's TrainState; `other` arguments stand in place of the recipe's."""
-        r = self.recipe
-        same = {name: getattr(r, name) for name in ("lr", "betas", "weight_decay", "grad_clip", "ema_decay",
-                                                     "muon_lr")}
-        return TrainState(model, **{**same, "seed": self.seed, **other}, bf16=self.bf16, accelerator=self.accelerator)
+        return build.train_state(self.recipe, model, self.seed, bf16=self.bf16, accelerator=self.accelerator, **other)
 
     def validation(self, n: int) -> dict:
         """One batch of n scenes that no training sees, on the device."""
@@ -79,7 +72,11 @@ class Run:
     def export(self, card: dict) -> None:
         """Leave the model behind, with its averaged weights if there are any."""
         with self.averaged():
-            hub.save(self.out / "model", self.model, card=card)
+            hub.save(self.out / "model", self.result(), card=card)
+
+    def result(self):
+        """What is left behind: the model, as it is now."""
+        return self.model
 
 
 class FirstStageRun(Run):
@@ -121,15 +118,11 @@ class FirstStageRun(Run):
         self.show([self.images[:16], x_rec[:16]])
         return measured
 
-    def export(self, card: dict) -> None:
-        """As always; a KL first stage leaves with latents of mean 0 and variance 1 in each channel."""
+    def result(self):
+        """The model; a KL first stage leaves with latents of mean 0 and variance 1 in each channel."""
         if self.recipe.codebook_size is None:
-            with self.averaged():
-                scenes = scene_stream(self.recipe.scenes, 32, 0, 0, 0, 1, seed=self.seed)
-                standardize_latents(self.model, (batch["image"].to(self.state.device) for batch in islice(scenes, 16)))
-                hub.save(self.out / "model", self.model, card=card)
-            return
-        super().export(card)
+            build.standardize(self.recipe, self.model, self.seed)
+        return self.model
 
 
 class SecondStageRun(Run):
@@ -146,9 +139,7 @@ class SecondStageRun(Run):
         if self.text is not None and self.checkpoint is None:
             build.give_text(hub.load(self.text, "TextTransformer"), self.model)
         _channels_last(self.model.net)
-        slower = {f"{name}.": self.recipe.text_lr for name, part in self.model.named_modules()
-                  if isinstance(part, TextTransformer)}
-        self.state = self.train_state(self.model, slower=slower)
+        self.state = self.train_state(self.model)
         self.held_out = self.validation(256)
         # as the latents that it learns from: a KL posterior's samples, or its modes
         with torch.no_grad(), seeded(VALIDATION_SEED):
@@ -238,8 +229,7 @@ class TextRun(Run):
     def prepare(self) -> None:
         """The transformer, its questions, and new scenes."""
         r = self.recipe
-        self.model = SceneReader(TextTransformer(r.text_width, r.text_layers, r.text_heads, r.max_length,
-                                                 known=words_of(r.scenes)))
+        self.model = build.build_reader(r)
         self.state = self.train_state(self.model)
         self.held_out = next(facts_stream(replace(r.scenes, split="val"), 256))
 
@@ -256,10 +246,9 @@ class TextRun(Run):
             loss, right = self.model.loss(self.held_out)
         return {"val_loss": loss.item(), **{f"val_{name}": value.item() for name, value in right.items()}}
 
-    def export(self, card: dict) -> None:
-        """Leave the transformer behind; its questions have done their work."""
-        with self.averaged():
-            hub.save(self.out / "model", self.model.text_transformer, card=card)
+    def result(self):
+        """The transformer; its questions have done their work."""
+        return self.model.text_transformer
 
 
 def _fingerprint(model, *settings) -> str:
