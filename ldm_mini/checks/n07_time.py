@@ -19,8 +19,8 @@ def group_norm(function):
         x = size * (draw(*shape) + draw(1, shape[1], 1, 1) + draw(shape[0], 1, 1, 1))
         got, what = attempt(function, x, groups, eps, name="group_norm"), f"group_norm(x {shape}, {groups}, {eps})"
         right = F.group_norm(x, groups, eps=eps)
-        compare(got, right, what, rtol=1e-3, mistakes=[
-            (_normed(x, groups, eps, change), message) for change, message in NORM_MISTAKES.items()])
+        compare(got, right, what, rtol=1e-3, mistakes=(
+            (_normed(x, groups, eps, change), message) for change, message in NORM_MISTAKES.items()))
         same_dtype(got, x, what)
         [leaf] = learn(x)
         same_gradient(function(leaf, groups, eps), F.group_norm(leaf, groups, eps=eps), {"x": leaf}, what)
@@ -117,8 +117,8 @@ def scale_shift(cls):
         x, time = draw(size[0], c_in, *size[1:]), draw(size[0], time_dim)
         got, what = attempt(call, x, time, name="ScaleShift.forward"), f"ScaleShift({c_in}, {c_out})(x, time)"
         with torch.no_grad():
-            compare(got, reference(x, time), what, rtol=1e-3, atol=1e-4, mistakes=[
-                (scale_shift_with(reference, x, time, change), message) for change, message in SHIFT_MISTAKES.items()])
+            compare(got, reference(x, time), what, rtol=1e-3, atol=1e-4, mistakes=(
+                (scale_shift_with(reference, x, time, change), message) for change, message in SHIFT_MISTAKES.items()))
         same_dtype(got, x, what)
         same_learning(mine, reference, (x, time), what)
     passed("ScaleShift: the time turns channels up and down")

@@ -29,8 +29,8 @@ def through_the_u(function):
             raise CheckFailed(f"through_the_u gave shape {tuple(got.shape)}, not {tuple(x.shape)}. h and its skip are "
                               "joined on the channels (dim=1), and *before* the output block, which makes one of both.")
         u = lambda change, x=x: way_through(x, down, middle, up, change)  # noqa: B023
-        compare(got, u(""), "through_the_u(h, down, middle, up)", mistakes=[
-            (u(change), message) for change, message in U_MISTAKES.items()])
+        compare(got, u(""), "through_the_u(h, down, middle, up)", mistakes=(
+            (u(change), message) for change, message in U_MISTAKES.items()))
         [leaf] = learn(x)
         same_gradient(function(leaf, down, middle, up), u("", leaf), {"h": leaf}, "through_the_u(h, down, middle, up)")
     # the same way with sizes that change: a skip of the wrong level no longer fits
@@ -109,8 +109,8 @@ def unet(cls):
     got = _net_call(call, x, t)
     if isinstance(got, Tensor) and torch.equal(got, _net_call(call, x, t.flip(0))):
         raise CheckFailed("MyUNet: t does not matter. Give time_embedding(t) to every residual block.")
-    compare(got, unet_with(reference, x, t), "MyUNet(...)(x, t)", rtol=1e-3, atol=1e-4, mistakes=[
-        (unet_with(reference, x, t, change), message) for change, message in UNET_MISTAKES.items()])
+    compare(got, unet_with(reference, x, t), "MyUNet(...)(x, t)", rtol=1e-3, atol=1e-4, mistakes=(
+        (unet_with(reference, x, t, change), message) for change, message in UNET_MISTAKES.items()))
     x, t = draw(3, 3, 4, 6), torch.tensor([999, 0, 250])
     compare(_net_call(call, x, t, Cond()), unet_with(reference, x, t), "MyUNet(...)(x, t, cond)", rtol=1e-3, atol=1e-4)
     same_learning(mine, reference, (x, t), "MyUNet(...)(x, t)")

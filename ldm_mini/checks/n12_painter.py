@@ -99,8 +99,8 @@ def box_painter(cls):
             (3, side * side, right.shape[1]): "classes second, then the cells as a picture: .mT.unflatten(2, (6, 6)).",
             (3, right.shape[1], side * side): "the cells as a picture: .unflatten(2, (6, 6)).",
             (3, side, side, right.shape[1]): "the classes come second: (B, classes, 6, 6).",
-        }, mistakes=[(paint(how), message) for how, message in PAINTER_MISTAKES.items()
-                     if channels or "map" not in how])
+        }, mistakes=((paint(how), message) for how, message in PAINTER_MISTAKES.items()
+                     if channels or "map" not in how))
         same_gradient(got, right, {name: p for name, p in net.named_parameters()}, "painter(words)")
     passed("BoxPainter: pixels ask the boxes, and say what stands there")
 

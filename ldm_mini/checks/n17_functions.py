@@ -58,8 +58,8 @@ def ddim(function):
             raise CheckFailed(f"ddim asked the network at the times {asked}; for {steps} steps of {T} they should be "
                               f"{right}: round(T - i T / steps) - 1.")
         walk = lambda how="": _ddim(net, x, abar, right, how)  # noqa: B023
-        compare(got, walk(), f"ddim(..., steps={steps})", mistakes=[
-            (walk(how), message) for how, message in DDIM_MISTAKES.items()])
+        compare(got, walk(), f"ddim(..., steps={steps})", mistakes=(
+            (walk(how), message) for how, message in DDIM_MISTAKES.items()))
         same_dtype(got, x, "ddim")
     passed("ddim: from the last time on, and at last to the clean picture")
 
@@ -125,8 +125,8 @@ def released_attention(function):
         got = attempt(function, x, dict(state), heads, groups, name="released_attention")
         of = lambda how="": _released(x, state, heads, groups, how)  # noqa: B023
         compare(got, of(), f"released_attention with {heads} heads", shapes={
-            (2, c, h * w): "make it a picture again: (B,C,h,w)."}, mistakes=[
-            (of(how), message) for how, message in RELEASED_MISTAKES.items()])
+            (2, c, h * w): "make it a picture again: (B,C,h,w)."}, mistakes=(
+            (of(how), message) for how, message in RELEASED_MISTAKES.items()))
         same_dtype(got, x, "released_attention")
     passed("released_attention: theirs, from its description")
 

@@ -43,8 +43,8 @@ def attend(function):
         what, of = f"attend with {heads} heads", lambda how="", qkv=(q, k, v): _attended(*qkv, heads, how)  # noqa: B023
         compare(got, of(), what, shapes={
             (size, heads, n, c // heads): "the heads are still apart: bring them back side by side, (B,N,C).",
-            (size, heads, n, m): "these are the weights; they still have to mix v."}, mistakes=[
-            (of(how), message) for how, message in ATTEND_MISTAKES.items()])
+            (size, heads, n, m): "these are the weights; they still have to mix v."}, mistakes=(
+            (of(how), message) for how, message in ATTEND_MISTAKES.items()))
         same_dtype(got, q, what)
         leaves = learn(q, k, v)
         same_gradient(function(*leaves, heads), of(qkv=leaves), dict(zip("qkv", leaves)), what)
