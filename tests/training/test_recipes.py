@@ -40,6 +40,8 @@ def test_autoencoder_recipe_trains_two_steps(name):
 @pytest.mark.parametrize("name", DIFFUSIONS)
 def test_diffusion_recipe_trains_two_steps_and_samples(name):
     recipe = DIFFUSIONS[name]
+    # its true width is built below; here the network only has to have the same parts
+    recipe = replace(recipe, channels=min(recipe.channels, 64), text_width=min(recipe.text_width, 96))
     torch.manual_seed(0)
     ldm = build_diffusion(recipe, build_autoencoder(AUTOENCODERS["micro"]), scale_factor=2.0)
     state = TrainState(ldm, recipe.lr, ema_decay=recipe.ema_decay)
