@@ -3,7 +3,7 @@
     python course.py lab           open JupyterLab at your copy of the course, made or updated in my-course/ (what you
                                    wrote stays), and the same notebooks with solutions
     python course.py edition DIR   only make such a copy, or bring it up to date
-    python course.py test          run all tests and all notebooks (pytest --nbval)
+    python course.py test          run all tests and all notebooks (pytest --nbval, on up to 4 cores: -n 0 is one)
     python course.py run ...       the command line of ldm_mini, e.g. run sample "a red apple" --out grid.png
     python course.py setup         only install
 
@@ -43,6 +43,9 @@ DISK_GB = 8  # what a CUDA build of PyTorch takes, and its download
 # PyTorch's threads spin while they wait for each other, and on a busy machine they spin instead of working: drawing
 # takes ten times as long. Let them sleep sooner (GNU's runtime on Linux, LLVM's and Intel's elsewhere).
 CALM_THREADS = {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "1"}
+
+# Tests run in a process for each core, at most 4 (each may take 2 GB); what is in one file stays in one process.
+SIDE_BY_SIDE = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 class Problem(Exception):
@@ -196,7 +199,7 @@ def command_line(command, python, rest):
     if command == "edition":
         return [str(python), "-m", "ldm_mini.editions", "learner", *rest], None
     if command == "test":
-        return [str(python), "-m", "pytest", "--nbval", *rest], ROOT
+        return [str(python), "-m", "pytest", "--nbval", *SIDE_BY_SIDE, *rest], ROOT
     if command in ("teach", "grade"):
         return [str(python), "-m", "ldm_mini.teaching", command, *rest], None
     return [str(python), "-m", "ldm_mini", *rest], None

@@ -38,7 +38,8 @@ def _solutions_in(path: Path, changed: int) -> tuple[list[Solution], bool]:
     try:
         notebook = read_notebook(path)
         found = [Solution(task.name, task.check, task.solution) for task in exercises_in(notebook, path.name)]
-        found += [Solution(**record_of(cell)["solution"]) for cell in notebook["cells"] if "solution" in record_of(cell)]
+        found += [Solution(**record_of(cell)["solution"]) for cell in notebook["cells"]
+                  if "solution" in record_of(cell)]
     except (FileError, SyntaxError, TypeError, StopIteration):  # a notebook of the learner's own: whatever it is
         return [], False
     return found, record_of(notebook).get("edition") == "learner"

@@ -36,7 +36,15 @@ def data(tmp_path, monkeypatch):
     return tmp_path / "data"
 
 
-def test_each_seed_trains_anew_and_the_band_holds_them(tmp_path, data):
+def test_a_run_of_its_own_process_is_the_run_of_its_seed(tmp_path):
+    curve = 'plot_curve(records, band="03-test", smooth=20)'
+    path = write_notebook(tmp_path, TRAINING, curve, NEVER) / "03_test.ipynb"
+    one = curves.record(path, "03-test", 1)
+    assert curves._in_own_process(path, "03-test", 1) == one != curves.record(path, "03-test", 2)
+
+
+def test_each_seed_trains_anew_and_the_band_holds_them(tmp_path, data, monkeypatch):
+    monkeypatch.setattr(curves, "_in_own_process", curves.record)
     curve = 'plot_curve(records, band="03-test", smooth=20)'
     notebooks = write_notebook(tmp_path / "notebooks", TRAINING, curve, NEVER)
     (path,) = curves.run_curves(["03-test"], seeds=3, notebooks=notebooks)
@@ -66,12 +74,16 @@ def test_names_are_found_in_the_notebooks(tmp_path, data):
 
 @pytest.mark.parametrize("sources, message", [
     (("x = 1", 'print(band="03-test")'), "no line `SEED = 0`"),
-    (("SEED = 0", "1 / 0", 'plot_curve([1], band="03-test")'), "ZeroDivisionError"),
     (("SEED = 0", 'text = \'band="03-test"\''), "ended without drawing"),
 ])
-def test_a_notebook_that_cannot_be_used_says_why(tmp_path, data, sources, message):
-    notebooks = write_notebook(tmp_path / "notebooks", *sources)
+def test_a_notebook_that_cannot_be_used_says_why(tmp_path, sources, message):
     with pytest.raises(ValueError, match=message):
+        curves.record(write_notebook(tmp_path, *sources) / "03_test.ipynb", "03-test", 1)
+
+
+def test_what_a_notebook_raises_comes_through(tmp_path, data):
+    notebooks = write_notebook(tmp_path / "notebooks", "SEED = 0", "1 / 0", 'plot_curve([1], band="03-test")')
+    with pytest.raises(ValueError, match="(?s)stopped before it drew the band '03-test'.*ZeroDivisionError"):
         curves.run_curves(["03-test"], seeds=2, notebooks=notebooks)
 
 

@@ -6,7 +6,6 @@ from contextlib import suppress
 from types import SimpleNamespace
 
 import IPython
-import nbclient
 import nbformat
 import pytest
 import torch
@@ -143,6 +142,8 @@ def test_a_lone_notebook_of_an_edition_works_without_a_clone(notebook, monkeypat
 
 def test_an_edition_with_nothing_solved_runs_to_its_end(edition):
     """Notebook 01 in a real kernel; then a wrong solution, as the learner sees it, and the call that goes on."""
+    import nbclient  # seconds, which all who only collect the tests would wait
+
     nb, new = nbformat.read(edition / SOURCES[1].name, as_version=4), nbformat.v4.new_code_cell
     course_cells, after = list(nb.cells), [new(WRONG), new("checks.guidance(guide)"), new("checks.solve('guide')"),
                                            new("print(guide(1.0, 3.0, 2.0))")]

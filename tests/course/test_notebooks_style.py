@@ -235,8 +235,8 @@ def test_nbval_compares_strictly_with_our_settings(tmp_path):
             new.new_output("execute_result", data={"text/plain": stored}, execution_count=len(cells) + 1)]))
     nb = new.new_notebook(cells=cells, metadata={"kernelspec": {"name": "not-a-kernel-here", "display_name": "x"}})
     nbformat.write(nb, copied / "notebooks" / "00_planted.ipynb")
-    out = subprocess.run([sys.executable, "-m", "pytest", "--nbval", "-rA", "-p", "no:cacheprovider", "notebooks"],
-                         cwd=copied, capture_output=True, text=True)
+    words, _ = course.command_line("test", sys.executable, ["-n", "1", "-rA", "-p", "no:cacheprovider", "notebooks"])
+    out = subprocess.run(words, cwd=copied, capture_output=True, text=True)
     verdicts = dict((int(n), v.lower()) for v, n in re.findall(r"^(PASSED|FAILED) .*Cell (\d+)", out.stdout, re.M))
     assert [verdicts.get(n) for n in range(len(cells))] == [verdict for *_, verdict in NBVAL_CELLS], out.stdout
 

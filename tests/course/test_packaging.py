@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -33,7 +34,8 @@ TEST = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["optional
 CONDA_NAMES = {"pytorch": "torch"}  # where conda's name differs from pip's
 IMPORT_NAMES = {"pil": "pillow", "yaml": "pyyaml", "ipython": "ipykernel", "nbformat": "nbval",
                 "nbclient": "jupyterlab"}
-TOOLS = {"jupyterlab", "nbval", "ipykernel", "ipywidgets", "pytest-timeout", "ruff", "hatchling"}  # start or plug in
+TOOLS = {"jupyterlab", "nbval", "ipykernel", "ipywidgets", "pytest-timeout", "pytest-xdist", "ruff",
+         "hatchling"}  # start or plug in
 BENCH = {"diffusers": "17_the_real_thing.ipynb"}  # what it compares with: from the test extra
 
 
@@ -114,15 +116,22 @@ def test_supported_pythons_are_the_same_everywhere():
     assert {PYTHONS[0], PYTHONS[-1]} <= tested <= set(PYTHONS)
 
 
+@cache
+def imports():
+    """What the library with its notebooks imports, what making the data does, and what the tests do."""
+    return (third_party([*sources("ldm_mini"), *notebook_sources()]), third_party(sources("data/build")),
+            third_party(sources("tests")))
+
+
 def test_every_declared_dependency_is_used():
-    tests = set(third_party(sources("tests")))
-    library = set(third_party([*sources("ldm_mini"), *sources("data/build"), *notebook_sources()]))
+    library, making, tests = map(set, imports())
+    library |= making
     assert set(RUN) - library - tests - TOOLS == set(), "declared in pyproject.toml, but nothing imports it"
     assert set(TEST) - tests - TOOLS == set(), "in the test extra, but no test imports it"
 
 
 def test_every_import_is_declared():
-    library, tests = third_party([*sources("ldm_mini"), *notebook_sources()]), third_party(sources("tests"))
+    library, _, tests = imports()
     assert {name: file for name, file in library.items() if name not in RUN}.items() <= BENCH.items()
     assert {name: file for name, file in tests.items() if name not in {**RUN, **TEST, "tomli": 0}} == {}
 
@@ -167,13 +176,6 @@ def test_checksums_survive_a_windows_checkout():
         assert kept or b"\r\n" not in (ROOT / name).read_bytes(), f"{name} has CRLF line ends; git would change them"
 
 
-def alone(wheel, code, *words, cwd):
-    """The lines that code prints which has the wheel, and no clone."""
-    code = f"import sys; sys.path.insert(0, sys.argv[1]); {code}"
-    command = [sys.executable, "-I", "-c", code, str(wheel), *words]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True).stdout.splitlines()
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """The wheel, built from this checkout and unpacked."""
@@ -196,21 +198,21 @@ def test_wheel_carries_the_data_and_nothing_else(wheel):
     assert not (wheel / "ldm_mini" / "_data" / "build").exists()
 
 
-def test_wheel_finds_its_data_without_a_clone(wheel, tmp_path):
-    code = ("import ldm_mini.files as files; "
-            "print(*(files.data_path(*name.split('/')) for name in files.checksums()), sep='\\n')")
-    found = {Path(line).resolve() for line in alone(wheel, code, cwd=tmp_path)}
-    assert found == {(wheel / "ldm_mini" / "_data" / name).resolve() for _, name in checksum_lines()}
-
-
-def test_a_notebook_alone_finds_the_measurements_that_it_reads(wheel, tmp_path):
-    """By name, from the installed package, in any folder: nothing is opened beside the notebook."""
+def test_the_wheel_alone_finds_its_data_and_the_measurements_that_notebooks_read(wheel, tmp_path):
+    """By name, from the installed package, in any folder, without a clone: nothing is opened beside the notebook."""
     cells = [c for path in (ROOT / "notebooks").glob("*.ipynb") for c in json.loads(path.read_text("utf-8"))["cells"]]
     source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     names = sorted(set(re.findall(r"\bmeasurement\(\"([\w/]+)\"\)", source)))
     assert len(names) >= 8 and not re.search(r"[\"'](\.\./)?(data|figures|notebooks)/", source)
-    code = "from ldm_mini.files import measurement; print(*map(bool, map(measurement, sys.argv[2:])))"
-    assert alone(wheel, code, *names, cwd=tmp_path) == [" ".join(["True"] * len(names))]
+    code = ("import sys; sys.path.insert(0, sys.argv[1]); import ldm_mini.files as files; "
+            "print(*(files.data_path(*name.split('/')) for name in files.checksums()), sep='\\n'); "
+            "print(*map(bool, map(files.measurement, sys.argv[2:])))")
+    command = [sys.executable, "-I", "-c", code, str(wheel), *names]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    *found, read = said.splitlines()
+    assert {Path(line).resolve() for line in found} == {
+        (wheel / "ldm_mini" / "_data" / name).resolve() for _, name in checksum_lines()}
+    assert read.split() == ["True"] * len(names)
 
 
 def test_ruff_is_clean():
