@@ -140,7 +140,7 @@ class SecondStageRun(Run):
             build.give_text(hub.load(self.text, "TextTransformer"), self.model)
         _channels_last(self.model.net)
         self.state = self.train_state(self.model)
-        self.held_out = self.validation(256)
+        self.held_out = self.validation(min(256, self.recipe.latents))      # a small try is judged by few scenes
         # as the latents that it learns from: a KL posterior's samples, or its modes
         with torch.no_grad(), seeded(VALIDATION_SEED):
             self.held_out["latent"] = first.encode(self.held_out["image"], sample=self.recipe.posterior)
