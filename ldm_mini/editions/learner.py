@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from ..files import FileError, write_file
+from .hints import hint, outline
 from .merge import bring_up_to_date, given_cell, given_notebook, markdown, record_of
 from .source import FOLDER, Exercise, exercises_in, read_notebook, source_notebooks, write_notebook
 
@@ -11,7 +12,8 @@ START = "START.ipynb"
 HOW = """\
 > **Your edition.** Write in place of `raise NotImplementedError("your code here")`, run your cell, then its check.
 > For an exercise that is not written yet, the check puts the course's version in place, so that all below runs.
-> Hint and solution are folded below each check. Results that you see before you run a cell are the expected ones."""
+> Hint, outline and solution are folded below each check: open one, try again, then the next.
+> Results that you see before you run a cell are the expected ones."""
 WELCOME = """\
 # Latent diffusion models: your copy of the course
 
@@ -129,5 +131,11 @@ def _start(index: list, folder: Path) -> dict:
 
 
 def _help(task: Exercise) -> str:
-    return (f"<details><summary>Hint</summary>\n\n{task.hint}\n</details>\n\n"
-            f"<details><summary>Solution</summary>\n\n```python\n{task.solution}\n```\n</details>")
+    """Three steps, each folded: what it is made of, its outline, the course's version."""
+    steps = {"Hint": hint(task), "Outline": _python(outline(task)), "Solution": _python(task.solution)}
+    return "\n\n".join(f"<details><summary>{name}</summary>\n\n{text}\n</details>"
+                       for name, text in steps.items() if text)
+
+
+def _python(code: str) -> str:
+    return code and f"```python\n{code}\n```"

@@ -9,6 +9,7 @@ import nbformat
 import pytest
 
 from ldm_mini.editions import edition_of, exercises, make_edition, read_notebook, source_notebooks, write_notebook
+from ldm_mini.editions.hints import hint, outline
 from ldm_mini.files import FileError
 
 SOURCES = source_notebooks()
@@ -53,10 +54,32 @@ def test_exercises_and_their_checks_are_found_by_name():
 
 
 def test_a_hint_names_what_the_solution_uses_and_not_how():
-    hints = {task.name: task.hint for path in SOURCES[:4] for task in exercises(path)}
-    assert hints["guide"] == "The course's version takes one line."
-    assert hints["attention"] == "The course's version takes 2 lines and uses `.transpose`, `@`, `.softmax`."
-    assert hints["box_iou"].endswith("uses `torch.maximum`, `torch.minimum`, `.prod`, `.clamp`.")
+    hints = {task.name: hint(task) for path in SOURCES[:4] for task in exercises(path)}
+    assert hints["guide"] == "The course's version takes one line. It puts together `uncond`, `scale`, `cond` with " \
+        "`+`, `*`, `-`."
+    assert hints["attention"] == "The course's version takes 2 lines. It uses, in this order, `@`, `.transpose`, " \
+        "`.softmax`."
+    assert hints["box_iou"].endswith("`torch.maximum`, `torch.minimum`, `.clamp`, `.prod`. To see what "
+                                     "`torch.maximum` does, run `torch.maximum?` in a cell of your own.")
+
+
+def test_an_outline_keeps_the_steps_and_leaves_out_what_they_compute():
+    outlines = {task.name: outline(task) for path in SOURCES[:4] for task in exercises(path)}
+    assert outlines["guide"] == ""  # one step: the outline would be the whole
+    assert outlines["attention"] == "def attention(q, k, v):\n    scores = ...  # @, .transpose\n" \
+        "    return ...  # .softmax, @"
+    assert outlines["place"].splitlines()[4:] == ["    placed[...] = ...  # alpha_over", "    return placed"]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[path.stem for path in SOURCES])
+def test_no_outline_gives_the_answer_away(path):
+    """Each is Python, and nothing in it is computed: no operator, no index, nothing handed to a function."""
+    for task in exercises(path):
+        nodes = list(ast.walk(ast.parse(outline(task))))
+        handed = [part for node in nodes if isinstance(node, ast.Call) for part in [*node.args, *node.keywords]]
+        places = [node.slice for node in nodes if isinstance(node, ast.Subscript)]
+        assert all(isinstance(part, ast.Constant) and part.value is ... for part in handed + places), task.name
+        assert not [node for node in nodes if isinstance(node, (ast.BinOp, ast.Compare, ast.GeneratorExp))], task.name
 
 
 # ---- a small course of its own, changed on both sides
