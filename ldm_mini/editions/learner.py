@@ -19,8 +19,8 @@ WELCOME = """\
 
 **Exercises** opens a notebook to write in; **with solutions** is the same one to read. Take them in order.
 
-| notebook | | | exercises |
-|---|---|---|---|
+| notebook | | | exercises | minutes |
+|:---|:---|:---|---:|---:|
 {rows}
 
 * This folder is yours. `python3 course.py lab` brings it up to date and never overwrites a cell that you changed:
@@ -59,13 +59,11 @@ def edition_of(source: dict, name: str) -> dict:
     task_of = {task.cell_id: task for task in tasks}
     checked_by = {id_: task for task in tasks for id_ in task.check_cell_ids}
     last = {(task.cell_id, *task.check_cell_ids)[-1]: task for task in tasks}
-    cells = []
+    cells = [given_cell(markdown(HOW, "your-edition"))] if tasks else []
     for cell in source["cells"]:
         id_ = cell["id"]
         if id_ in task_of:
             task = task_of[id_]
-            if task == tasks[0]:
-                cells.append(given_cell(markdown(HOW, "your-edition")))
             solution = {"name": task.name, "check": task.check, "code": task.solution}
             cell = {**cell, "source": task.stub, "outputs": []}
             cells.append(given_cell(cell, f"{task.name}, stub", solution=solution))
@@ -124,7 +122,7 @@ def _start(index: list, folder: Path) -> dict:
         solved = os.path.relpath(path, folder.resolve()).replace(os.sep, "/") if inside else None
         read = f"[with solutions]({solved})" if solved else f"with solutions: `notebooks/{path.name}`"
         minutes = sum(task.minutes for task in tasks)
-        rows.append(f"| {title} | [**exercises**]({path.name}) | {read} | {len(tasks)}: {minutes} min |")
+        rows.append(f"| {title} | [**exercises**]({path.name}) | {read} | {len(tasks)} | {minutes} |")
     kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     page = given_cell(markdown(WELCOME.format(rows="\n".join(rows)), "start"), "start")
     return given_notebook([page], kernel, edition="learner", source=START)

@@ -21,7 +21,7 @@ def test_edition_of_a_notebook(path):
     source, tasks = read_notebook(path), exercises(path)
     edition = edition_of(source, path.name)
     nbformat.validate(nbformat.reads(write_notebook(edition).decode(), as_version=4))
-    assert json.loads(write_notebook(edition))["cells"][0]["source"] == json.loads(path.read_text("utf-8"))["cells"][0][
+    assert json.loads(write_notebook(edition))["cells"][1]["source"] == json.loads(path.read_text("utf-8"))["cells"][0][
         "source"]
     own = {cell["id"]: cell for cell in edition["cells"]}
     assert [id_ for id_ in own if not id_.endswith("-help") and id_ != "your-edition"] == [
@@ -139,7 +139,7 @@ def desk(tmp_path):
 
 def test_fresh_and_unchanged(desk):
     texts = desk.texts()
-    assert texts[0] == TITLE and texts[2].startswith("> **Your edition.**") and texts[3:5] == [STUBBED, CHECK]
+    assert texts[0].startswith("> **Your edition.**") and texts[1] == TITLE and texts[3:5] == [STUBBED, CHECK]
     assert "return 2 * x" in texts[5] and texts[6:] == [AFTER, "## The end"]
     before = desk.path.stat().st_mtime_ns
     assert make_edition(desk.mine, desk.sources) == [] and desk.path.stat().st_mtime_ns == before
@@ -204,7 +204,7 @@ def test_ids_that_moved_on_in_the_course_do_not_matter(desk):
     for number, cell in enumerate(shifted.cells):
         cell.id = f"cell-{number:03}"
     assert desk.publish(shifted) == ["02_doubling.ipynb: new: print('more')"]
-    assert desk.texts()[1] == "print('more')" and desk.texts()[4] == "def double(x):\n    return x + x"
+    assert desk.texts()[2] == "print('more')" and desk.texts()[4] == "def double(x):\n    return x + x"
     ids = [cell["id"] for cell in desk.read()["cells"]]
     assert len(set(ids)) == len(ids)
 
@@ -240,7 +240,7 @@ def test_a_renamed_notebook_is_found_by_its_number(desk):
     desk.write("## The end", "## My end")
     desk.path = desk.path.rename(desk.mine / "doubling, first try.ipynb")  # by the learner: keeps the name
     desk.publish(course_of(("Doubling", "Twice")))
-    assert desk.texts()[0] == "# 02 · Twice" and sorted(p.name for p in desk.mine.iterdir()) == [
+    assert desk.texts()[1] == "# 02 · Twice" and sorted(p.name for p in desk.mine.iterdir()) == [
         "START.ipynb", "doubling, first try.ipynb"]
     desk.path = desk.path.rename(desk.mine / "02_doubling.ipynb")
     (desk.sources / "02_doubling.ipynb").unlink()

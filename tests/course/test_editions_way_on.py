@@ -105,6 +105,7 @@ def test_each_stub_of_a_notebook_is_told_and_replaced(path, notebook, capsys):
             torch.manual_seed(3)
             notebook(f"{task.stub}\nchecks.{task.check}({task.name})")
             assert f"– {task.name} is not written yet" in capsys.readouterr().out
+            assert IPython.get_ipython().user_ns[task.name] is stuck._put_in_place[-1]
             state = torch.get_rng_state()
             torch.manual_seed(3)
             notebook(f"{task.solution}\nchecks.{task.check}({task.name})")
