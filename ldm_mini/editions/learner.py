@@ -1,6 +1,9 @@
-"""The learner's edition: notebooks with stubs in place of solutions, kept up to date around what a learner wrote."""
+"""The learner's edition: notebooks with stubs in place of solutions, kept up to date around what a learner wrote.
 
-import os
+Beside them lie copies with solutions. Nobody need open those in `notebooks/`: JupyterLab writes into what it opens, and
+then `git pull` refuses to bring an update.
+"""
+
 from pathlib import Path
 
 from ..files import FileError, write_file
@@ -8,16 +11,17 @@ from .hints import hint, outline
 from .merge import bring_up_to_date, given_cell, given_notebook, markdown, record_of
 from .source import FOLDER, Exercise, exercises_in, read_notebook, source_notebooks, write_notebook
 
-START = "START.ipynb"
+START, SOLVED = "START.ipynb", "with-solutions"
 HOW = """\
 > **Your edition.** Write in place of `raise NotImplementedError("your code here")`, run your cell, then its check.
 > For an exercise that is not written yet, the check puts the course's version in place, so that all below runs.
 > Hint, outline and solution are folded below each check: open one, try again, then the next.
 > Results that you see before you run a cell are the expected ones."""
+READ = "> **With solutions.** A copy to read and to run. [The one to write in]({up}) has the same name, one folder up."
 WELCOME = """\
 # Latent diffusion models: your copy of the course
 
-**Exercises** opens a notebook to write in; **with solutions** is the same one to read. Take them in order.
+**Exercises** opens a notebook to write in; **with solutions** is the same one to read and to run. Take them in order.
 
 | notebook | | | exercises | minutes |
 |:---|:---|:---|---:|---:|
@@ -39,14 +43,15 @@ def make_edition(folder, sources=FOLDER) -> list[str]:
     if folder.resolve() == Path(sources).resolve():
         raise FileError(f"{folder} holds the notebooks with solutions. Name another folder for the learner's edition.")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SOLVED).mkdir(parents=True, exist_ok=True)
         made, told, index = [], [], []
         for path in paths:
             notebook = read_notebook(path)
             tasks = exercises_in(notebook, path.name)
             index.append((path, notebook["cells"][0]["source"].splitlines()[0].lstrip("# "), tasks))
             _bring(folder, path.name, edition_of(notebook, path.name), made, told)
-        _bring(folder, START, _start(index, folder), made, told)
+            _bring(folder / SOLVED, path.name, _solved(notebook, path.name), [], [])  # the same news, told once
+        _bring(folder, START, _start(index), made, told)
     except OSError as error:
         raise FileError(f"{folder} cannot hold the learner's edition: {error}.") from None
     return ([f"made {len(made)} notebooks: {made[0]} to {made[-1]}"] if len(made) > 3 else
@@ -74,6 +79,13 @@ def edition_of(source: dict, name: str) -> dict:
         if id_ in last:
             cells.append(given_cell(markdown(_help(last[id_]), f"{id_}-help"), f"{last[id_].name}, hint and solution"))
     return given_notebook(cells, source["metadata"], edition="learner", source=name)
+
+
+def _solved(source: dict, name: str) -> dict:
+    """The copy with solutions, one folder further down than its source."""
+    cells = [given_cell(markdown(READ.format(up=f"../{name}"), "with-solutions"))]
+    cells += [given_cell({**cell, "source": cell["source"].replace("](../", "](../../")}) for cell in source["cells"]]
+    return given_notebook(cells, source["metadata"], edition="solved", source=name)
 
 
 def _bring(folder: Path, name: str, fresh: dict, made: list, told: list):
@@ -113,16 +125,12 @@ def _theirs(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _start(index: list, folder: Path) -> dict:
+def _start(index: list) -> dict:
     """The page that JupyterLab opens first: both versions of every notebook."""
     rows = []
     for path, title, tasks in index:
-        # links lead only to what lies in the clone, where JupyterLab was started
-        inside = FOLDER.parent in folder.resolve().parents
-        solved = os.path.relpath(path, folder.resolve()).replace(os.sep, "/") if inside else None
-        read = f"[with solutions]({solved})" if solved else f"with solutions: `notebooks/{path.name}`"
-        minutes = sum(task.minutes for task in tasks)
-        rows.append(f"| {title} | [**exercises**]({path.name}) | {read} | {len(tasks)} | {minutes} |")
+        links = f"[**exercises**]({path.name}) | [with solutions]({SOLVED}/{path.name})"
+        rows.append(f"| {title} | {links} | {len(tasks)} | {sum(task.minutes for task in tasks)} |")
     kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     page = given_cell(markdown(WELCOME.format(rows="\n".join(rows)), "start"), "start")
     return given_notebook([page], kernel, edition="learner", source=START)

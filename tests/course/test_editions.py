@@ -146,6 +146,22 @@ def test_fresh_and_unchanged(desk):
     assert "(02_doubling.ipynb)" in read_notebook(desk.mine / "START.ipynb")["cells"][0]["source"]
 
 
+def test_copies_with_solutions_lie_beside_and_the_source_stays_as_it_came(desk):
+    """They follow the course too, around what was changed in them; their links lead where those of the source do."""
+    source = (desk.sources / desk.path.name).read_bytes()
+    start = read_notebook(desk.mine / "START.ipynb")["cells"][0]["source"]
+    assert "(with-solutions/02_doubling.ipynb)" in start and "notebooks/" not in start
+    desk.path = desk.mine / "with-solutions" / desk.path.name
+    first, *texts = desk.texts()
+    assert "(../02_doubling.ipynb)" in first and texts == [
+        cell["source"] for cell in read_notebook(desk.sources / desk.path.name)["cells"]]
+    desk.write("## The end", "## My end")
+    assert (desk.sources / desk.path.name).read_bytes() == source
+    told = desk.publish(course_of(("# 02 · Doubling", "# 02 · Twice"), ("The end", "[The end](../README.md)")))
+    assert len(told) == 3 and desk.texts()[1] == "# 02 · Twice" and desk.texts()[-2] == "## My end"
+    assert "](../../README.md)" in desk.texts()[-1]
+
+
 def test_a_new_text_replaces_what_was_not_touched_and_results_stay(desk):
     desk.edit(lambda cells: cells[6].update(outputs=[], execution_count=3))
     told = desk.publish(course_of(("The end", "The very end")))
@@ -241,7 +257,7 @@ def test_a_renamed_notebook_is_found_by_its_number(desk):
     desk.path = desk.path.rename(desk.mine / "doubling, first try.ipynb")  # by the learner: keeps the name
     desk.publish(course_of(("Doubling", "Twice")))
     assert desk.texts()[1] == "# 02 · Twice" and sorted(p.name for p in desk.mine.iterdir()) == [
-        "START.ipynb", "doubling, first try.ipynb"]
+        "START.ipynb", "doubling, first try.ipynb", "with-solutions"]
     desk.path = desk.path.rename(desk.mine / "02_doubling.ipynb")
     (desk.sources / "02_doubling.ipynb").unlink()
     told = desk.publish(course_of(), "02_twice.ipynb")  # in the course: its links lead to the new name
