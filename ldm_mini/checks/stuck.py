@@ -61,8 +61,8 @@ def with_a_way_on(check):
                 print(f"– {known.name} is not written yet. The cells below run with the course's version.")
             else:
                 # above: a check that fails stops Run All, tomorrow too
-                failed.way_on = (f'Stuck? In a new cell above this one, checks.solve("{known.name}") puts the course\'s '
-                                 "version in place.")
+                failed.way_on = (f'Stuck? In a new cell above this one, checks.solve("{known.name}") puts the '
+                                 "course's version in place.")
                 raise
     return checked
 
