@@ -6,7 +6,6 @@ from pathlib import Path
 from course import CALM_THREADS
 
 ROOT = Path(__file__).resolve().parent
-NBVAL_DEFAULT_TIMEOUT = 2000  # seconds for one cell: nbval's own, far too patient
 
 # Before anything imports torch; notebook kernels inherit it all. Two threads on a busy machine can be ten times
 # slower than one, and change the last digits.
@@ -21,5 +20,5 @@ def pytest_configure(config):
     option = config.option
     option.nbval_current_env = option.nbval_kernel_name is None
     option.nbval_sanitize_with = option.nbval_sanitize_with or str(ROOT / "tests" / "nbval_sanitize.cfg")
-    if option.nbval_cell_timeout == NBVAL_DEFAULT_TIMEOUT:
-        option.nbval_cell_timeout = 300
+    # A cell ends before pytest-timeout would end its test: the kernel is interrupted, and the next cell runs.
+    option.nbval_cell_timeout = min(option.nbval_cell_timeout, 0.9 * float(config.getini("timeout")))

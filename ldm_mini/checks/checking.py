@@ -1,5 +1,7 @@
 """What every check is made of: call a learner's function safely, compare its result, name the likely mistake."""
 
+import inspect
+import re
 import textwrap
 import traceback
 from numbers import Real
@@ -16,7 +18,10 @@ class CheckFailed(AssertionError):
     def _render_traceback_(self):
         """Jupyter shows this instead of a stack trace through our files: the message is what helps."""
         lines = [*f"CheckFailed: {self}".splitlines(), self.way_on]
-        return [textwrap.fill(line, 80, break_long_words=False, break_on_hyphens=False) for line in lines if line]
+        # a shape stays on one line
+        lines = [re.sub(r"(?<=\d,) (?=\d)", "\0", line) for line in lines if line]
+        wrapped = [textwrap.fill(line, 80, break_long_words=False, break_on_hyphens=False) for line in lines]
+        return [line.replace("\0", " ") for line in wrapped]
 
 
 class NotWritten(CheckFailed):
@@ -123,13 +128,24 @@ def attempt(function, *inputs, name: str):
     except NotImplementedError as error:
         raise still_a_stub(error, name) from None
     except Exception as error:
-        shapes = ", ".join(map(_brief, inputs))
-        called = f" (called with {shapes})" if inputs else ""
-        raise CheckFailed(f"{name} raised {type(error).__name__}: {str(error).rstrip('.')}{called}.") from error
+        called = f" (called with {_named(function, inputs)})." if inputs else "."
+        if type(error) is NameError:
+            called = ": run the cells above first; or is it misspelled?"
+        raise CheckFailed(f"{name} raised {type(error).__name__}: {str(error).rstrip('.')}{called}") from error
     for before, after in zip(inputs, copies):
         if isinstance(before, Tensor) and not torch.equal(before, after):
             raise CheckFailed(f"{name} changed its input in place. Make a new tensor: `x = x * 2`, not `x *= 2`.")
     return result
+
+
+def _named(function, inputs) -> str:
+    """Inputs in a few letters, each under the name that the learner's function gives it, where it names each."""
+    try:
+        names = inspect.signature(function).bind(*inputs).arguments
+    except Exception:  # of a learner's object: whatever it is
+        names = {}
+    words = list(map(_brief, inputs))
+    return ", ".join(map(" ".join, zip(names, words)) if len(names) == len(words) > 1 else words)
 
 
 def _brief(x) -> str:
@@ -143,6 +159,8 @@ def _brief(x) -> str:
     if callable(x):
         return getattr(x, "__name__", type(x).__name__)
     text = repr(x)
+    if " object at 0x" in text:
+        return type(x).__name__
     return text if len(text) <= 60 else text[:57] + "..."
 
 

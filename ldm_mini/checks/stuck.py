@@ -27,7 +27,7 @@ def solve(exercise):
         raise CheckFailed(f"The course's version of {name!r} was not found, in the notebooks of this folder or of a "
                           "clone of the course.")
     _put(solution)
-    print(f"The course's version of {solution.name} is in place; the cells below run with it. "
+    print(f"The course's version of {solution.name} is in place; the cells below run with it.\n"
           "To go back to yours, run its cell.")
 
 
@@ -40,7 +40,7 @@ def with_a_way_on(check):
     @wraps(check)
     def checked(solution, *rest, **options):
         if any(solution is put for put in _put_in_place):
-            print(f"– {solution.__name__} is the course's version. Write yours, run its cell, then this one again.")
+            print(f"– {solution.__name__} is the course's version.\n  Write yours, run its cell, then this one again.")
             return
         random = torch.get_rng_state()
         try:
@@ -60,7 +60,9 @@ def with_a_way_on(check):
                     _run(check, _namespace()[known.name], *rest, **options)
                 print(f"– {known.name} is not written yet. The cells below run with the course's version.")
             else:
-                failed.way_on = f'Stuck? checks.solve("{known.name}") puts the course\'s version in place.'
+                # above: a check that fails stops Run All, tomorrow too
+                failed.way_on = (f'Stuck? In a new cell above this one, checks.solve("{known.name}") puts the '
+                                 "course's version in place.")
                 raise
     return checked
 

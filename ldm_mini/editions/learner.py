@@ -1,30 +1,36 @@
-"""The learner's edition: notebooks with stubs in place of solutions, kept up to date around what a learner wrote."""
+"""The learner's edition: notebooks with stubs in place of solutions, kept up to date around what a learner wrote.
 
-import os
+Beside them lie copies with solutions. Nobody need open those in `notebooks/`: JupyterLab writes into what it opens, and
+then `git pull` refuses to bring an update.
+"""
+
 from pathlib import Path
 
 from ..files import FileError, write_file
+from .hints import hint, outline
 from .merge import bring_up_to_date, given_cell, given_notebook, markdown, record_of
 from .source import FOLDER, Exercise, exercises_in, read_notebook, source_notebooks, write_notebook
 
-START = "START.ipynb"
+START, SOLVED = "START.ipynb", "with-solutions"
 HOW = """\
 > **Your edition.** Write in place of `raise NotImplementedError("your code here")`, run your cell, then its check.
 > For an exercise that is not written yet, the check puts the course's version in place, so that all below runs.
-> Hint and solution are folded below each check. Results that you see before you run a cell are the expected ones."""
+> Hint, outline and solution are folded below each check: open one, try again, then the next.
+> Results that you see before you run a cell are the expected ones."""
+READ = "> **With solutions.** A copy to read and to run. [The one to write in]({up}) has the same name, one folder up."
 WELCOME = """\
 # Latent diffusion models: your copy of the course
 
-**Exercises** opens a notebook to write in; **with solutions** is the same one to read. Take them in order.
+**Exercises** opens a notebook to write in; **with solutions** is the same one to read and to run. Take them in order.
 
-| notebook | | | exercises |
-|---|---|---|---|
+| notebook | | | exercises | minutes |
+|:---|:---|:---|---:|---:|
 {rows}
 
 * This folder is yours. `python3 course.py lab` brings it up to date and never overwrites a cell that you changed:
   where the course has a new text for it, that is laid below yours.
-* Stuck? A check that fails tells the call that puts the course's version of the exercise in place, so that you can
-  go on.
+* Stuck? A check that fails tells the call that puts the course's version of the exercise in place. Give it in a new
+  cell above the check, so that you can go on, and *Run All* does too.
 * To begin a notebook again, delete it or move it to another folder, and give the command once more."""
 
 
@@ -37,14 +43,15 @@ def make_edition(folder, sources=FOLDER) -> list[str]:
     if folder.resolve() == Path(sources).resolve():
         raise FileError(f"{folder} holds the notebooks with solutions. Name another folder for the learner's edition.")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SOLVED).mkdir(parents=True, exist_ok=True)
         made, told, index = [], [], []
         for path in paths:
             notebook = read_notebook(path)
             tasks = exercises_in(notebook, path.name)
             index.append((path, notebook["cells"][0]["source"].splitlines()[0].lstrip("# "), tasks))
             _bring(folder, path.name, edition_of(notebook, path.name), made, told)
-        _bring(folder, START, _start(index, folder), made, told)
+            _bring(folder / SOLVED, path.name, _solved(notebook, path.name), [], [])  # the same news, told once
+        _bring(folder, START, _start(index), made, told)
     except OSError as error:
         raise FileError(f"{folder} cannot hold the learner's edition: {error}.") from None
     return ([f"made {len(made)} notebooks: {made[0]} to {made[-1]}"] if len(made) > 3 else
@@ -57,13 +64,11 @@ def edition_of(source: dict, name: str) -> dict:
     task_of = {task.cell_id: task for task in tasks}
     checked_by = {id_: task for task in tasks for id_ in task.check_cell_ids}
     last = {(task.cell_id, *task.check_cell_ids)[-1]: task for task in tasks}
-    cells = []
+    cells = [given_cell(markdown(HOW, "your-edition"))] if tasks else []
     for cell in source["cells"]:
         id_ = cell["id"]
         if id_ in task_of:
             task = task_of[id_]
-            if task == tasks[0]:
-                cells.append(given_cell(markdown(HOW, "your-edition")))
             solution = {"name": task.name, "check": task.check, "code": task.solution}
             cell = {**cell, "source": task.stub, "outputs": []}
             cells.append(given_cell(cell, f"{task.name}, stub", solution=solution))
@@ -74,6 +79,13 @@ def edition_of(source: dict, name: str) -> dict:
         if id_ in last:
             cells.append(given_cell(markdown(_help(last[id_]), f"{id_}-help"), f"{last[id_].name}, hint and solution"))
     return given_notebook(cells, source["metadata"], edition="learner", source=name)
+
+
+def _solved(source: dict, name: str) -> dict:
+    """The copy with solutions, one folder further down than its source."""
+    cells = [given_cell(markdown(READ.format(up=f"../{name}"), "with-solutions"))]
+    cells += [given_cell({**cell, "source": cell["source"].replace("](../", "](../../")}) for cell in source["cells"]]
+    return given_notebook(cells, source["metadata"], edition="solved", source=name)
 
 
 def _bring(folder: Path, name: str, fresh: dict, made: list, told: list):
@@ -113,21 +125,23 @@ def _theirs(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _start(index: list, folder: Path) -> dict:
+def _start(index: list) -> dict:
     """The page that JupyterLab opens first: both versions of every notebook."""
     rows = []
     for path, title, tasks in index:
-        # links lead only to what lies in the clone, where JupyterLab was started
-        inside = FOLDER.parent in folder.resolve().parents
-        solved = os.path.relpath(path, folder.resolve()).replace(os.sep, "/") if inside else None
-        read = f"[with solutions]({solved})" if solved else f"with solutions: `notebooks/{path.name}`"
-        minutes = sum(task.minutes for task in tasks)
-        rows.append(f"| {title} | [**exercises**]({path.name}) | {read} | {len(tasks)}: {minutes} min |")
+        links = f"[**exercises**]({path.name}) | [with solutions]({SOLVED}/{path.name})"
+        rows.append(f"| {title} | {links} | {len(tasks)} | {sum(task.minutes for task in tasks)} |")
     kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     page = given_cell(markdown(WELCOME.format(rows="\n".join(rows)), "start"), "start")
     return given_notebook([page], kernel, edition="learner", source=START)
 
 
 def _help(task: Exercise) -> str:
-    return (f"<details><summary>Hint</summary>\n\n{task.hint}\n</details>\n\n"
-            f"<details><summary>Solution</summary>\n\n```python\n{task.solution}\n```\n</details>")
+    """Three steps, each folded: what it is made of, its outline, the course's version."""
+    steps = {"Hint": hint(task), "Outline": _python(outline(task)), "Solution": _python(task.solution)}
+    return "\n\n".join(f"<details><summary>{name}</summary>\n\n{text}\n</details>"
+                       for name, text in steps.items() if text)
+
+
+def _python(code: str) -> str:
+    return code and f"```python\n{code}\n```"

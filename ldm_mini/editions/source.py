@@ -17,8 +17,6 @@ STUB = 'raise NotImplementedError("your code here")'
 REGION = re.compile(r"^([ \t]*)### BEGIN SOLUTION[ \t]*\n(.*?)^[ \t]*### END SOLUTION[ \t]*(?:\n|\Z)", re.M | re.S)
 TITLE = re.compile(r"^### Exercise (?:\d+ · )?(.+?) \((★+), (\d+) min", re.M)
 CHECK = re.compile(r"^checks\.(\w+)\(", re.M)
-EVERYDAY = {"dict", "enumerate", "float", "getattr", "int", "isinstance", "len", "list", "max", "min", "print", "range",
-            "reversed", "set", "sorted", "sum", "super", "tuple", "zip"}  # not worth a hint
 
 
 @dataclass(frozen=True)
@@ -36,14 +34,6 @@ class Exercise:
     answer: str  # what stood between the marks, indented as it was
     check: str  # ldm_mini.checks.<check>
     check_cell_ids: tuple[str, ...]
-
-    @property
-    def hint(self) -> str:
-        """How long the course's version is, and what it is made of."""
-        lines = [line for line in self.answer.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-        used = ", ".join(f"`{word}`" for word in ingredients(self.solution, self.answer))
-        length = "one line" if len(lines) == 1 else f"{len(lines)} lines"
-        return f"The course's version takes {length}{' and uses ' + used if used else ''}."
 
 
 def read_notebook(path) -> dict:
@@ -109,39 +99,6 @@ def without_solution(source: str) -> str:
 def without_marks(source: str) -> str:
     """A cell's code with its solutions, and without the lines that mark them."""
     return REGION.sub(lambda region: region[2], source).rstrip("\n")
-
-
-def ingredients(solution: str, answer: str) -> list[str]:
-    """What the answer calls, in order, each once: `torch.where`, `.softmax` of some tensor, `@`."""
-    tree, wanted = ast.parse(solution), {line.strip() for line in answer.splitlines()}
-    lines = {number for number, line in enumerate(solution.splitlines(), 1) if line.strip() and line.strip() in wanted}
-    own = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
-    own |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    own |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-    found = {}
-    for node in ast.walk(tree):
-        word = _ingredient(node, own)
-        if word and node.lineno in lines:
-            found.setdefault(word, (node.lineno, node.col_offset))
-    return sorted(found, key=found.get)
-
-
-def _ingredient(node, own: set) -> str:
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
-        return "@"
-    if not isinstance(node, ast.Call):
-        return ""
-    if isinstance(node.func, ast.Name):
-        return "" if node.func.id in own | EVERYDAY else node.func.id
-    if isinstance(node.func, ast.Attribute):
-        root = node.func.value
-        while isinstance(root, ast.Attribute):
-            root = root.value
-        if isinstance(root, ast.Name) and root.id == "self":
-            return ast.unparse(node.func)
-        module = isinstance(root, ast.Name) and root.id not in own
-        return ast.unparse(node.func) if module else f".{node.func.attr}"
-    return ""
 
 
 def _checking(following: list) -> list:

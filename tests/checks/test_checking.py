@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from solutions import spoiled, try_all
 
 from ldm_mini import checks
+from ldm_mini.checks.checking import CheckFailed
 from ldm_mini.checks.properties import SEED
 
 
@@ -196,6 +197,21 @@ MUTANTS = {
 }
 
 test_right_solutions_pass, test_wrong_ones_fail_with_a_hint, test_the_stub_is_named = try_all(CORRECT, MUTANTS)
+
+
+def test_what_a_solution_raised_is_told_with_its_inputs():
+    """By the learner's own names, without the addresses of objects, and no shape broken where the message wraps."""
+    def jump(x0, eps, t, betas):
+        return x0 @ eps
+
+    with pytest.raises(checks.CheckFailed, match=r"called with x0 \(6, 3\), eps \(6, 3\), t \(6,\), betas"):
+        checks.add_noise(jump)
+    told = CheckFailed("The shapes differ by one: " + "(12, 34), " * 12)._render_traceback_()[0].splitlines()
+    assert len(told) > 1 and all(line.endswith("),") for line in told)
+    with pytest.raises(checks.CheckFailed, match=r"'posterior' is not defined: run the cells above first; or is it m"):
+        checks.add_noise(lambda x0, eps, t, betas: posterior(x0))  # noqa: F821
+    with pytest.raises(checks.CheckFailed, match=r"called with \(5,\), \(40,\), Generator\)"):
+        checks.noising_walk(lambda *inputs: 1 / 0)
 
 
 def test_a_stub_further_down_is_named():

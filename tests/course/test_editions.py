@@ -9,6 +9,7 @@ import nbformat
 import pytest
 
 from ldm_mini.editions import edition_of, exercises, make_edition, read_notebook, source_notebooks, write_notebook
+from ldm_mini.editions.hints import hint, outline
 from ldm_mini.files import FileError
 
 SOURCES = source_notebooks()
@@ -20,7 +21,7 @@ def test_edition_of_a_notebook(path):
     source, tasks = read_notebook(path), exercises(path)
     edition = edition_of(source, path.name)
     nbformat.validate(nbformat.reads(write_notebook(edition).decode(), as_version=4))
-    assert json.loads(write_notebook(edition))["cells"][0]["source"] == json.loads(path.read_text("utf-8"))["cells"][0][
+    assert json.loads(write_notebook(edition))["cells"][1]["source"] == json.loads(path.read_text("utf-8"))["cells"][0][
         "source"]
     own = {cell["id"]: cell for cell in edition["cells"]}
     assert [id_ for id_ in own if not id_.endswith("-help") and id_ != "your-edition"] == [
@@ -53,10 +54,32 @@ def test_exercises_and_their_checks_are_found_by_name():
 
 
 def test_a_hint_names_what_the_solution_uses_and_not_how():
-    hints = {task.name: task.hint for path in SOURCES[:4] for task in exercises(path)}
-    assert hints["guide"] == "The course's version takes one line."
-    assert hints["attention"] == "The course's version takes 2 lines and uses `.transpose`, `@`, `.softmax`."
-    assert hints["box_iou"].endswith("uses `torch.maximum`, `torch.minimum`, `.prod`, `.clamp`.")
+    hints = {task.name: hint(task) for path in SOURCES[:4] for task in exercises(path)}
+    assert hints["guide"] == "The course's version takes one line. It puts together `uncond`, `scale`, `cond` with " \
+        "`+`, `*`, `-`."
+    assert hints["attention"] == "The course's version takes 2 lines. It uses, in this order, `@`, `.transpose`, " \
+        "`.softmax`."
+    assert hints["box_iou"].endswith("`torch.maximum`, `torch.minimum`, `.clamp`, `.prod`. To see what "
+                                     "`torch.maximum` does, run `torch.maximum?` in a cell of your own.")
+
+
+def test_an_outline_keeps_the_steps_and_leaves_out_what_they_compute():
+    outlines = {task.name: outline(task) for path in SOURCES[:4] for task in exercises(path)}
+    assert outlines["guide"] == ""  # one step: the outline would be the whole
+    assert outlines["attention"] == "def attention(q, k, v):\n    scores = ...  # @, .transpose\n" \
+        "    return ...  # .softmax, @"
+    assert outlines["place"].splitlines()[4:] == ["    placed[...] = ...  # alpha_over", "    return placed"]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[path.stem for path in SOURCES])
+def test_no_outline_gives_the_answer_away(path):
+    """Each is Python, and nothing in it is computed: no operator, no index, nothing handed to a function."""
+    for task in exercises(path):
+        nodes = list(ast.walk(ast.parse(outline(task))))
+        handed = [part for node in nodes if isinstance(node, ast.Call) for part in [*node.args, *node.keywords]]
+        places = [node.slice for node in nodes if isinstance(node, ast.Subscript)]
+        assert all(isinstance(part, ast.Constant) and part.value is ... for part in handed + places), task.name
+        assert not [node for node in nodes if isinstance(node, (ast.BinOp, ast.Compare, ast.GeneratorExp))], task.name
 
 
 # ---- a small course of its own, changed on both sides
@@ -116,11 +139,27 @@ def desk(tmp_path):
 
 def test_fresh_and_unchanged(desk):
     texts = desk.texts()
-    assert texts[0] == TITLE and texts[2].startswith("> **Your edition.**") and texts[3:5] == [STUBBED, CHECK]
+    assert texts[0].startswith("> **Your edition.**") and texts[1] == TITLE and texts[3:5] == [STUBBED, CHECK]
     assert "return 2 * x" in texts[5] and texts[6:] == [AFTER, "## The end"]
     before = desk.path.stat().st_mtime_ns
     assert make_edition(desk.mine, desk.sources) == [] and desk.path.stat().st_mtime_ns == before
     assert "(02_doubling.ipynb)" in read_notebook(desk.mine / "START.ipynb")["cells"][0]["source"]
+
+
+def test_copies_with_solutions_lie_beside_and_the_source_stays_as_it_came(desk):
+    """They follow the course too, around what was changed in them; their links lead where those of the source do."""
+    source = (desk.sources / desk.path.name).read_bytes()
+    start = read_notebook(desk.mine / "START.ipynb")["cells"][0]["source"]
+    assert "(with-solutions/02_doubling.ipynb)" in start and "notebooks/" not in start
+    desk.path = desk.mine / "with-solutions" / desk.path.name
+    first, *texts = desk.texts()
+    assert "(../02_doubling.ipynb)" in first and texts == [
+        cell["source"] for cell in read_notebook(desk.sources / desk.path.name)["cells"]]
+    desk.write("## The end", "## My end")
+    assert (desk.sources / desk.path.name).read_bytes() == source
+    told = desk.publish(course_of(("# 02 · Doubling", "# 02 · Twice"), ("The end", "[The end](../README.md)")))
+    assert len(told) == 3 and desk.texts()[1] == "# 02 · Twice" and desk.texts()[-2] == "## My end"
+    assert "](../../README.md)" in desk.texts()[-1]
 
 
 def test_a_new_text_replaces_what_was_not_touched_and_results_stay(desk):
@@ -181,7 +220,7 @@ def test_ids_that_moved_on_in_the_course_do_not_matter(desk):
     for number, cell in enumerate(shifted.cells):
         cell.id = f"cell-{number:03}"
     assert desk.publish(shifted) == ["02_doubling.ipynb: new: print('more')"]
-    assert desk.texts()[1] == "print('more')" and desk.texts()[4] == "def double(x):\n    return x + x"
+    assert desk.texts()[2] == "print('more')" and desk.texts()[4] == "def double(x):\n    return x + x"
     ids = [cell["id"] for cell in desk.read()["cells"]]
     assert len(set(ids)) == len(ids)
 
@@ -217,8 +256,8 @@ def test_a_renamed_notebook_is_found_by_its_number(desk):
     desk.write("## The end", "## My end")
     desk.path = desk.path.rename(desk.mine / "doubling, first try.ipynb")  # by the learner: keeps the name
     desk.publish(course_of(("Doubling", "Twice")))
-    assert desk.texts()[0] == "# 02 · Twice" and sorted(p.name for p in desk.mine.iterdir()) == [
-        "START.ipynb", "doubling, first try.ipynb"]
+    assert desk.texts()[1] == "# 02 · Twice" and sorted(p.name for p in desk.mine.iterdir()) == [
+        "START.ipynb", "doubling, first try.ipynb", "with-solutions"]
     desk.path = desk.path.rename(desk.mine / "02_doubling.ipynb")
     (desk.sources / "02_doubling.ipynb").unlink()
     told = desk.publish(course_of(), "02_twice.ipynb")  # in the course: its links lead to the new name

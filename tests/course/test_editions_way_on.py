@@ -54,13 +54,16 @@ def test_solve_by_the_name_of_exercise_or_check(notebook, capsys, name):
     assert "The course's version of guide is in place" in capsys.readouterr().out
 
 
-def test_a_mistake_is_named_and_the_way_on_told_in_narrow_lines(notebook):
+def test_a_mistake_is_named_and_the_way_on_told_in_narrow_lines(notebook, capsys):
     with pytest.raises(checks.CheckFailed, match="convention") as failed:
         notebook(WRONG + "\nchecks.guidance(guide)")
     lines = "\n".join(failed.value._render_traceback_()).splitlines()
     assert lines[0].startswith("CheckFailed: ") and max(map(len, lines)) <= 80
-    assert lines[-1] == 'Stuck? checks.solve("guide") puts the course\'s version in place.'
+    assert " ".join(lines[-2:]) == ('Stuck? In a new cell above this one, checks.solve("guide") puts the course\'s '
+                                    "version in place.")
     assert "Stuck" not in str(failed.value)  # what notebooks print and store stays
+    notebook("checks.solve('guide')\nchecks.guidance(guide)")  # as told: all cells run
+    assert "guide is the course's version" in capsys.readouterr().out
 
 
 def test_a_stub_of_an_earlier_exercise_is_the_one_to_solve(notebook):
@@ -104,6 +107,7 @@ def test_each_stub_of_a_notebook_is_told_and_replaced(path, notebook, capsys):
             torch.manual_seed(3)
             notebook(f"{task.stub}\nchecks.{task.check}({task.name})")
             assert f"– {task.name} is not written yet" in capsys.readouterr().out
+            assert IPython.get_ipython().user_ns[task.name] is stuck._put_in_place[-1]
             state = torch.get_rng_state()
             torch.manual_seed(3)
             notebook(f"{task.solution}\nchecks.{task.check}({task.name})")
