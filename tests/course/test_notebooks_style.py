@@ -224,7 +224,7 @@ def test_nbval_compares_strictly_with_our_settings(tmp_path):
     for name in ("notebooks", "tests", "ldm_mini"):
         (copied / name).mkdir(parents=True)
     (copied / "ldm_mini" / "__init__.py").touch()
-    for name in ("conftest.py", "course.py"):
+    for name in ("conftest.py", "course.py", "pyproject.toml"):
         shutil.copy(ROOT / name, copied)
     shutil.copy(ROOT / "tests" / "nbval_sanitize.cfg", copied / "tests")
     cells = []
