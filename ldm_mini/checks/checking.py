@@ -30,7 +30,8 @@ class NotWritten(CheckFailed):
 def compare(got, want, what: str, mistakes=(), shapes=None, rtol=1e-4, atol=1e-5):
     """Hold a learner's result against the right one, a tensor or a number.
 
-    mistakes: pairs (value a known mistake would give, what to tell the learner about it).
+    mistakes: pairs (value a known mistake would give, what to tell the learner about it). A generator of them costs
+    nothing when the result is right.
     shapes: {a shape that a known mistake has: the same}.
     Raises CheckFailed naming the first difference: type, shape, dtype kind, a known mistake, or the largest error.
     """

@@ -77,9 +77,9 @@ def res_block(cls):
         for scale in (1.0, 1e-3):
             got, right = attempt(call, x * scale, time, name="ResBlock.forward"), reference(x * scale, time)
             compare(got, right, f"ResBlock({c_in}, {c_out})(x, time)", rtol=1e-3, atol=1e-4,
-                    mistakes=[(res_block_with(reference, x * scale, time, change), message)
+                    mistakes=((res_block_with(reference, x * scale, time, change), message)
                               for change, message in RES_MISTAKES.items()
-                              if c_in == c_out or change not in ("first", "post", "silu of x")])
+                              if c_in == c_out or change not in ("first", "post", "silu of x")))
             same_dtype(got, x, "ResBlock's result")
         same_learning(mine, reference, (x, time), "ResBlock(...)(x, time)")
     passed("ResBlock: identity when fresh, and time is added between its two halves")
@@ -186,5 +186,6 @@ def same_learning(mine: nn.Module, reference: nn.Module, inputs: tuple, what: st
     leaves = {f"input {i}": x for i, x in enumerate(leaves)} | names
     # some have none, as the bias of keys, which a softmax does not see: what is left of it is rounding
     sizes = [g.abs().max() for g in torch.autograd.grad(right.square().sum(), [*leaves.values()], retain_graph=True)]
-    felt = {name: leaf for (name, leaf), size in zip(leaves.items(), sizes) if size > 1e-5 * max(sizes)}
+    least = 1e-5 * max(sizes)
+    felt = {name: leaf for (name, leaf), size in zip(leaves.items(), sizes) if size > least}
     same_gradient(got, right, felt, what)

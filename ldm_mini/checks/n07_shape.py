@@ -33,9 +33,9 @@ def hourglass(cls):
                 raise CheckFailed("Denoiser.forward: there was no skip left. Keep h before each `down`.") from None
             raise skip_trouble(failed, "Denoiser.forward") from None
         with torch.no_grad():
-            compare(got, hourglass_with(net, x, t), name, rtol=1e-3, mistakes=[
+            compare(got, hourglass_with(net, x, t), name, rtol=1e-3, mistakes=(
                 (hourglass_with(net, x, t, change), message) for change, message in HOURGLASS_MISTAKES.items()
-                if skips or change not in SKIPS_ONLY])
+                if skips or change not in SKIPS_ONLY))
         same_dtype(got, x, name)
         leaves = {"x_t": learn(x)[0]} | dict(net.named_parameters())
         same_gradient(net(leaves["x_t"], t), hourglass_with(net, leaves["x_t"], t), leaves, name)

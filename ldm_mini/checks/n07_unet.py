@@ -109,8 +109,8 @@ def unet(cls):
     got = _net_call(call, x, t)
     if isinstance(got, Tensor) and torch.equal(got, _net_call(call, x, t.flip(0))):
         raise CheckFailed("MyUNet: t does not matter. Give time_embedding(t) to every residual block.")
-    compare(got, unet_with(reference, x, t), "MyUNet(...)(x, t)", rtol=1e-3, atol=1e-4, mistakes=[
-        (unet_with(reference, x, t, change), message) for change, message in UNET_MISTAKES.items()])
+    compare(got, unet_with(reference, x, t), "MyUNet(...)(x, t)", rtol=1e-3, atol=1e-4, mistakes=(
+        (unet_with(reference, x, t, change), message) for change, message in UNET_MISTAKES.items()))
     x, t = draw(3, 3, 4, 6), torch.tensor([999, 0, 250])
     compare(_net_call(call, x, t, Cond()), unet_with(reference, x, t), "MyUNet(...)(x, t, cond)", rtol=1e-3, atol=1e-4)
     same_learning(mine, reference, (x, t), "MyUNet(...)(x, t)")

@@ -47,7 +47,7 @@ def may_say(name: str) -> bool:
     return name in DUNDERS or not (name.startswith("__") and name.endswith("__")) and name not in ("_own", "_settable")
 
 
-def gated(tree: ast.Module) -> ast.Module:
+def gated(tree: ast.AST) -> ast.AST:
     """Submitted code, made ready to run with `given_builtins`: a copy. Raises Refused."""
     return ast.fix_missing_locations(_Gate().visit(deepcopy(tree)))
 
