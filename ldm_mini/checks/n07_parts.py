@@ -168,7 +168,7 @@ def same_layers(make, args, reference: nn.Module, name: str):
 @torch.no_grad()
 def wake(net: nn.Module) -> None:
     """Random numbers in every norm, every zero layer and all that reads the time, so that no part stays unseen."""
-    draw = fresh()
+    draw = fresh(3)
     for name, p in net.named_parameters():
         if p.ndim == 1 or "time" in name or not p.any():
             p.copy_(0.3 * draw(*p.shape))

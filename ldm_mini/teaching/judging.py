@@ -214,7 +214,7 @@ def _as_it_was(untouched: list) -> bool:
 
 
 def _same(before, now) -> bool:
-    """Are these the very same things, in the same order? `now` may go on. Equal is not enough: equality can be forged."""
+    """Are these the very same things, in this order? `now` may go on. Equal is not enough: equality can be forged."""
     return all(map(operator.is_, before, now))
 
 
