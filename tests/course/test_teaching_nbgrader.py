@@ -24,7 +24,8 @@ FULL, HALF = ("00_start_here", "01_one_data_set_seven_tasks"), "03_vq_vae"  # ha
 
 # nbgrader takes seconds to start, and so does a kernel: one process for all that is asked, one kernel for a notebook
 START = """
-import json, sys
+import json
+from pathlib import Path
 from nbgrader.apps import NbGrader, NbGraderAPI
 from nbgrader.validator import Validator
 app = NbGrader()
@@ -38,7 +39,7 @@ for name in sorted(api.get_source_assignments()):
     must(api.generate_assignment(name, force=True))
 """
 VALIDATE_AND_AUTOGRADE = START + """
-for name in sorted(api.get_source_assignments()):
+for name in sorted(path.name for path in Path("submitted/ann").iterdir()):
     print(f"### {name}")
     Validator(config=app.config).validate_and_print(f"submitted/ann/{name}/{name}.ipynb")
     must(api.autograde(name, "ann"))
@@ -97,20 +98,20 @@ def _source(code, id_):
 
 @pytest.fixture(scope="module")
 def course(tmp_path_factory, nbgrader):
-    """A course of three notebooks, with all assignments generated."""
+    """The whole course, three notebooks of it lean, with all assignments generated; its folder, and our releases."""
     folder, sources = tmp_path_factory.mktemp("course"), tmp_path_factory.mktemp("sources")
     for stem in (*FULL, HALF):
         (sources / f"{stem}.ipynb").write_bytes(write_notebook(lean(NOTEBOOKS / f"{stem}.ipynb")))
+    teach(folder)
     teach(folder, sources=sources)
+    ours = {path: read_notebook(path) for path in sorted(folder.glob("release/*/*.ipynb"))}
     nbgrader(folder, GENERATE_ALL)
-    return folder
+    return folder, ours
 
 
-def test_every_notebook_becomes_an_assignment_the_same_as_ours(tmp_path, nbgrader):
-    teach(tmp_path)
-    ours = {path: read_notebook(path) for path in sorted(tmp_path.glob("release/*/*.ipynb"))}
+def test_every_notebook_becomes_an_assignment_the_same_as_ours(course):
+    _, ours = course
     assert len(ours) == len(graded_notebooks())
-    nbgrader(tmp_path, GENERATE_ALL)
     for path, made in ours.items():
         theirs = read_notebook(path)
         assert [(cell["id"], cell["source"]) for cell in theirs["cells"]] == \
@@ -133,6 +134,7 @@ def hand_in(course, stem, solved):
 
 
 def test_it_validates_and_grades(course, nbgrader):
+    course, _ = course
     solved = {stem: {task.name for task in tasks(course, stem)} for stem in FULL} | {HALF: {"vq_loss"}}
     for stem, names in solved.items():
         hand_in(course, stem, names)
@@ -153,5 +155,6 @@ def test_it_validates_and_grades(course, nbgrader):
 
 
 def test_hidden_tests_draw_other_inputs(course):
+    course, _ = course
     text = json.dumps(read_notebook(course / "source" / HALF / f"{HALF}.ipynb"))
     assert text.count("BEGIN HIDDEN TESTS") == len(tasks(course, HALF)) > 0 and SEED in text
