@@ -57,6 +57,8 @@ def same_gradient(got, right: Tensor, leaves: dict, what: str, mistakes=(), rtol
     cause = "Look for .detach(), .item(), .data, torch.tensor(...) or torch.no_grad() on the way."
     if not isinstance(got, Tensor) or not got.requires_grad:
         raise CheckFailed(f"{what} has the right value but no gradient, so nothing can be trained with it. {cause}")
+    for leaf in leaves.values():
+        leaf._backward_hooks = None  # a learner's hook would change both gradients alike
     # a weighted sum, since of a plain one some gradients are 0
     weights = torch.arange(1, right.numel() + 1, dtype=right.dtype).cos().view(right.shape) if right.dim() else 1
     one = lambda out: torch.autograd.grad((out * weights).sum(), list(leaves.values()), retain_graph=True,
