@@ -173,8 +173,3 @@ def still_a_stub(error: NotImplementedError, name: str) -> NotWritten:
         stub = [type(owner).__name__] * (owner is not None) + [own[-1].f_code.co_name]
         return NotWritten(f"{name} calls {'.'.join(stub)}, which is still a stub: write that first.", stub[0])
     return NotWritten(f"{name} is still the stub: replace `raise NotImplementedError` by your code.")
-
-
-def noise(*shape, seed=0) -> Tensor:
-    """Standard normal numbers that are the same everywhere."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

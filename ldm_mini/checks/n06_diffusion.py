@@ -3,7 +3,7 @@
 import torch
 
 from .checking import CheckFailed, attempt, compare, number, passed, several
-from .properties import fresh, same_dtype
+from .properties import fresh, fresh_whole, same_dtype
 
 
 class Schedule:
@@ -72,7 +72,8 @@ def _wrong_jumps(schedule, x0, eps, t):
 
 def ddpm_letters(function):
     """`function(abar)`: alphas_cumprod (T,) -> DDPM's alpha, beta, beta_tilde, each (T,)."""
-    for schedule in SCHEDULES:
+    some = fresh_whole()
+    for schedule in (*SCHEDULES, Schedule(some(9, 40), 0.01, some(10, 40) / 100, some(5, 25) / 10)):
         abar, before = schedule.abar, schedule.before
         got = attempt(function, abar, name="ddpm_letters")
         got = several(list(got) if isinstance(got, torch.Tensor) and got.ndim == 2 else got, "ddpm_letters",

@@ -1,5 +1,7 @@
 """Checks of notebook 06, the ways between data and noise: there, back, and what Bayes' rule knows of the way back."""
 
+from itertools import chain
+
 import torch
 from torch import Tensor
 
@@ -130,11 +132,11 @@ def ddpm_sampling(function):
         got = states(function, oracle, z_T, abar, source, count=T, name="sample_ddpm")
         asked_at(oracle, list(range(T - 1, -1, -1)), "sample_ddpm")
         unused = torch.equal(source.get_state(), again.get_state())
-        right, *wrong = (_ddpm(oracle, z_T, schedule, copied(again), change) for change in ("", *WRONG_DDPM))
-        for k, want in enumerate(right):
+        walk = lambda change: _ddpm(oracle, z_T, schedule, copied(again), change)  # noqa: B023
+        for k, want in enumerate(walk("")):
             what = f"sample_ddpm: x after the step from t = {T - 1 - k}"
-            mistakes = [(path[k], hint) for path, hint in zip(wrong, WRONG_DDPM.values())]
-            compare(got[k], want, what, rtol=1e-3, atol=1e-3, mistakes=mistakes + [(got[k], DRAWS)] * unused)
+            mistakes = ((walk(change)[k], hint) for change, hint in WRONG_DDPM.items())  # noqa: B023
+            compare(got[k], want, what, rtol=1e-3, atol=1e-3, mistakes=chain(mistakes, [(got[k], DRAWS)] * unused))
             same_dtype(got[k], z_T, what)
     passed("sample_ddpm: from noise to data, one posterior after the other")
 

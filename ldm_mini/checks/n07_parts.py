@@ -8,12 +8,13 @@ from ..blocks import ResBlock
 from ..ema import ema_decay
 from .checking import CheckFailed, attempt, compare, passed, still_a_stub
 from .n07_mistakes import RES_MISTAKES, res_block_with
-from .properties import fresh, learn, own_randomness, same_dtype, same_gradient
+from .properties import fresh, fresh_whole, learn, own_randomness, same_dtype, same_gradient
 
 
 def timestep_embedding(function):
     """`function(t, dim)`: t int64 (B,) -> (B, dim) float32, [cos | sin] with exponents i / (dim / 2)."""
-    for steps, dim in (([0, 1, 7, 333, 999], 8), ([500, 999], 20)):
+    some = fresh_whole()
+    for steps, dim in (([0, 1, 7, 333, 999], 8), ([500, 999], 20), ([some(0, 1000), some(0, 1000)], 2 * some(3, 16))):
         t, half = torch.tensor(steps), dim // 2
         got = attempt(function, t, dim, name="timestep_embedding")
         what, right = f"timestep_embedding(t, {dim})", _code(t, torch.arange(half) / half)
@@ -168,7 +169,7 @@ def same_layers(make, args, reference: nn.Module, name: str):
 @torch.no_grad()
 def wake(net: nn.Module) -> None:
     """Random numbers in every norm, every zero layer and all that reads the time, so that no part stays unseen."""
-    draw = fresh()
+    draw = fresh(3)
     for name, p in net.named_parameters():
         if p.ndim == 1 or "time" in name or not p.any():
             p.copy_(0.3 * draw(*p.shape))

@@ -9,7 +9,7 @@ from ..unet import UNet, UNetConfig
 from .checking import CheckFailed, attempt, compare, passed
 from .n07_mistakes import DECODER_MISTAKES, U_MISTAKES, UNET_MISTAKES, channels_with, unet_with, way_through
 from .n07_parts import same_layers, same_learning, wake
-from .properties import fresh, learn, own_randomness, same_gradient
+from .properties import fresh, fresh_whole, learn, own_randomness, same_gradient
 
 EMPTY = ("an output block wanted a skip and there was none left. Start with `hs = []` and push after EVERY input "
          "block: stem, residual blocks and downsamplings; pop once before each output block.")
@@ -64,7 +64,9 @@ def skip_trouble(failed: CheckFailed, name: str) -> CheckFailed:
 
 def decoder_channels(function):
     """`function(channels, mults, num_res_blocks)` -> [(in, out), ...] of the blocks on the way up, in their order."""
-    for args in ((32, (1, 2), 1), (16, (1, 2, 3, 4), 2), (320, (1, 2, 4, 4), 2)):
+    some = fresh_whole()
+    for args in ((32, (1, 2), 1), (16, (1, 2, 3, 4), 2), (320, (1, 2, 4, 4), 2),
+                 (8 * some(1, 9), (1, some(1, 4), some(2, 5)), some(1, 4))):
         got = _through(lambda *args: _listed(function(*args)), *args, name="decoder_channels")
         call = f"decoder_channels{args}"
         if not isinstance(got, list) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in got):

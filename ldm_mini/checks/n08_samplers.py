@@ -3,7 +3,7 @@
 import torch
 
 from .checking import CheckFailed, attempt, compare, passed
-from .properties import fresh, same_dtype
+from .properties import fresh, fresh_whole, same_dtype
 
 # alphas_cumprod, (T,): whoever knows one of them by heart fails the other
 ABARS = tuple(torch.cumprod(1 - torch.linspace(0.002, last, T, dtype=torch.float64), dim=0)
@@ -76,8 +76,10 @@ def _hold_ddpm(function, t, s, abar, shape):
 def sampling_timesteps(function):
     """`function(steps, T, spacing)`: "leading" or "trailing" -> int64 tensor (steps,), descending, within 0..T-1."""
     cases = [(10, 1000), (20, 1000), (300, 1000), (7, 50), (1000, 1000), (1, 50)]
+    some = fresh_whole()
     # a step added up in floats gives one too many here and there: at 61, 103, 121 of 1000
     cases += [(steps, 1000) for steps in (*range(2, 160, 3), 103, 121, 999)] + [(steps, 50) for steps in range(1, 51)]
+    cases += [(some(1, 200), some(200, 3000)) for _ in range(3)]
     for steps, length in cases:
         for spacing in ("leading", "trailing"):
             _hold_timesteps(function, steps, length, spacing)

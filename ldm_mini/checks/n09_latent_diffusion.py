@@ -7,12 +7,15 @@ from torch import Tensor
 
 from .checking import CheckFailed, attempt, compare, number, passed, several
 from .n09_models import SCHEDULE, FirstStage, Net
-from .properties import fresh, own_randomness, same_dtype, same_gradient
+from .properties import fresh, fresh_whole, own_randomness, same_dtype, same_gradient
 
 
 def compression(function):
     """`function(height, width, f, c, codebook_size)` -> (image values per latent value, bits per pixel)."""
-    for case in ((256, 256, 4, 3, 8192), (256, 256, 8, 4, 16384), (64, 32, 4, 4, 1024), (256, 256, 16, 16, 1024)):
+    some = fresh_whole()
+    f = 2 ** some(1, 5)
+    for case in ((256, 256, 4, 3, 8192), (256, 256, 8, 4, 16384), (64, 32, 4, 4, 1024), (256, 256, 16, 16, 1024),
+                 (f * some(2, 9), f * some(2, 9), f, some(1, 20), 2 ** some(5, 15))):
         height, width, f, c, size = case
         got = attempt(function, *case, name="compression")
         got = several(got, "compression", "two numbers: the ratio of values, and the bits per pixel")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..schedule import NoiseSchedule
-from .checking import noise
+from .properties import fresh
 
 SCHEDULE = NoiseSchedule(torch.linspace(0.01, 0.35, 20, dtype=torch.float64))
 CODES = torch.linspace(-2.25, 2.25, 16)  # the codebook of `FirstStage`, in one dimension
@@ -19,9 +19,10 @@ class FirstStage(nn.Module):
     def __init__(self, channels: int = 3):
         super().__init__()
         self.down, self.up = nn.Conv2d(3, channels, 2, stride=2), nn.ConvTranspose2d(channels, 3, 2, stride=2)
+        draw = fresh(3)
         with torch.no_grad():
-            for i, p in enumerate(self.parameters()):
-                p.copy_(0.4 * noise(*p.shape, seed=10 + i))
+            for p in self.parameters():
+                p.copy_(0.4 * draw(*p.shape))
         self.seen = torch.zeros(())  # how often it was used in training mode
 
     def encode(self, x: Tensor, sample: bool = False, generator=None) -> Tensor:
@@ -53,7 +54,7 @@ class Net(nn.Module):
         super().__init__()
         self.mix = nn.Conv2d(channels, channels, 1)
         with torch.no_grad():
-            self.mix.weight.copy_(0.5 * noise(channels, channels, 1, 1, seed=20))
+            self.mix.weight.copy_(0.5 * fresh(4)(channels, channels, 1, 1))
             self.mix.bias.zero_()
         self.dropout, self.calls = nn.Dropout(dropout), []
 

@@ -15,12 +15,13 @@ from ..train import lr_factor as right_factor
 from .checking import CheckFailed, attempt, compare, number, passed, several
 from .n07_training import flat, hold_step, one_step, step_mistakes
 from .n09_models import SCHEDULE, FirstStage, Model
-from .properties import fresh, same_dtype, same_gradient
+from .properties import fresh, fresh_whole, same_dtype, same_gradient
 
 
 def lr_factor(function):
     """`function(step, steps, warmup)` -> part of the peak learning rate: up on a line, down on half a cosine."""
-    for steps, warmup in ((10, 4), (40, 8), (7, 1), (6, 0)):
+    some = fresh_whole()
+    for steps, warmup in ((10, 4), (40, 8), (7, 1), (6, 0), (some(12, 60), some(1, 12))):
         for step in range(steps):
             name = f"lr_factor({step}, {steps}, {warmup})"
             after, part = step - warmup, (step - warmup) / (steps - warmup)

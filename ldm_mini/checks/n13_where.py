@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .checking import CheckFailed, attempt, compare, number, passed, truth, whole
-from .properties import fresh, generator, plain, same_dtype
+from .properties import fresh, fresh_whole, generator, own_randomness, plain, same_dtype
 
 
 def order_error(function):
@@ -61,6 +61,11 @@ def border_reach(function):
     cases = (["conv"], ["conv", "conv", "conv"], ["down"], ["conv", "down", "conv"], ["down", "down", "conv", "conv"],
              ["conv", "down", "conv", "up", "conv"], ["down", "down", "up", "conv", "up", "conv"], [],
              ["down"] * 4 + ["conv"] * 3 + ["up"] * 3 + ["conv", "up", "conv"])
+    some, drawn = fresh_whole(), []
+    for _ in range(9):
+        lower = drawn.count("down") > drawn.count("up")
+        drawn.append(("conv", "down", "up")[some(0, 3 if lower else 2)])
+    cases += (drawn,)
     answers = [plain(attempt(function, list(case), name="border_reach")) for case in cases]  # a learner may pop
     mistakes = [
         ({"down_step": 0}, '"down" is a 3x3 convolution too: the news moves one pixel before the resolution changes.'),
@@ -123,7 +128,8 @@ def _wrong_r2(x, y, v, w):
 
 def coordinates(function):
     """`function(height, width)` -> (2, height, width): rows, then columns, of pixel centres in (-1, 1)."""
-    for height, width in ((4, 4), (3, 6), (1, 5)):
+    some = fresh_whole()
+    for height, width in ((4, 4), (3, 6), (1, 5), (some(2, 20), some(2, 20))):
         rows, columns = ((torch.arange(n) + 0.5) / n * 2 - 1 for n in (height, width))
         want = torch.stack([rows[:, None].expand(height, width), columns[None].expand(height, width)])
         edge = torch.stack([torch.linspace(-1, 1, height)[:, None].expand(height, width),
@@ -195,7 +201,8 @@ def knows_where(function):
 
         if not truth(attempt(function, mirror, channels, size, factor, name="knows_where"), "knows_where"):
             raise CheckFailed(f"knows_where missed a mirror of {channels} channels, size {size}, factor {factor}.")
-    stateful = nn.Conv2d(2, 2, 3, padding=1)
+    with own_randomness():
+        stateful = nn.Conv2d(2, 2, 3, padding=1)
     before = {name: value.clone() for name, value in stateful.state_dict().items()}
     attempt(function, stateful, 2, 8, 1, name="knows_where")
     if any(not torch.equal(before[name], value) for name, value in stateful.state_dict().items()) or \

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checking import CheckFailed, attempt, compare, count, passed
-from .properties import fresh, own_randomness, same_dtype
+from .properties import fresh, fresh_whole, own_randomness, same_dtype
 
 
 def quantise(function):
@@ -164,10 +164,12 @@ def _released(x, state, heads, groups, how=""):
 
 def owned(function):
     """`function(*collections)` of tensors -> the bytes that all of them own together; what is shared counts once."""
-    a, b, c = torch.ones(3, 4), torch.ones(5, dtype=torch.float64), torch.ones(7, dtype=torch.float16)
+    n = fresh_whole()(4, 20)
+    a, b, c = torch.ones(3, n), torch.ones(5, dtype=torch.float64), torch.ones(7, dtype=torch.float16)
     for collections, right, repeated in (
-            (([a, b],), 88, 88), (([a], [b, c]), 102, 102), (([a, b], [a]), 88, 136),
-            (([a, a.T, b[1:]], [c, b]), 102, 190), (([c, c[3:], a],), 62, 76)):
+            (([a, b],), 12 * n + 40, 12 * n + 40), (([a], [b, c]), 12 * n + 54, 12 * n + 54),
+            (([a, b], [a]), 12 * n + 40, 24 * n + 40), (([a, a.T, b[1:]], [c, b]), 12 * n + 54, 24 * n + 94),
+            (([c, c[3:], a],), 12 * n + 14, 12 * n + 28)):
         given = tuple({str(i): t for i, t in enumerate(one)}.values() for one in collections)
         got = attempt(lambda: function(*given), name="owned")  # noqa: B023
         tensors = [t for one in collections for t in one]

@@ -24,10 +24,9 @@ def _wake(make, name):
 def _hold(net, inputs, reference, mistakes, what, shapes=None):
     """The class's forward against `reference(net, *inputs, how=)`, and what it teaches every weight."""
     got = attempt(net, *inputs, name=what)
-    with torch.no_grad():
-        known = [(reference(net, *inputs, how=how), message) for how, message in mistakes.items()]
     right = reference(net, *inputs)
-    compare(got, right, what, shapes=shapes, mistakes=known)
+    compare(got, right, what, shapes=shapes, mistakes=(
+        (reference(net, *inputs, how=how), message) for how, message in mistakes.items()))
     same_dtype(got, right, what)
     # a bias of k moves all scores of a query alike, and softmax does not see it: its gradient is rounding
     learned = {name: p for name, p in net.named_parameters() if not name.endswith("to_k.bias")}

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checking import CheckFailed, attempt, compare, count, number, passed, several
-from .properties import fresh, plain, same_dtype
+from .properties import fresh, fresh_whole, plain, same_dtype
 
 NAMES = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_proj": "emb_layers.1", "norm2": "out_layers.0",
          "conv2": "out_layers.3", "shortcut": "skip_connection"}  # ours: the released code's
@@ -15,7 +15,9 @@ NAMES = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_proj": "emb_layer
 
 def res_block_parameters(function):
     """`function(width_in, width_out, time_dim)` -> how many numbers a residual block of the U-Net holds."""
-    for case in ((320, 640, 1280), (96, 96, 384), (64, 32, 48), (32, 32, 32)):
+    some = fresh_whole()
+    for case in ((320, 640, 1280), (96, 96, 384), (64, 32, 48), (32, 32, 32),
+                 (8 * some(1, 60), 8 * some(1, 60), 4 * some(1, 99))):
         a, b, time = case
         got = plain(attempt(function, *case, name="res_block_parameters"))
         norms, conv1, conv2, by_time = 2 * a + 2 * b, 9 * a * b + b, 9 * b * b + b, time * b + b
@@ -59,7 +61,9 @@ class _Norm:
 def epsilon(function):
     """`function(norm)`: norm takes (B,C,H,W), C a multiple of 32, and gives it normalised -> the norm's epsilon."""
     # not powers of ten alone: these could be guessed
-    for eps, groups in ((1e-5, 32), (1e-6, 8), (1e-3, 1), (1e-8, 32), (3e-6, 32), (4e-5, 4)):
+    some = fresh_whole()
+    drawn = some(11, 99) * 10.0 ** -some(5, 10)
+    for eps, groups in ((1e-5, 32), (1e-6, 8), (1e-3, 1), (1e-8, 32), (3e-6, 32), (4e-5, 4), (drawn, 32)):
         norm = _Norm(eps, groups)
         got = number(attempt(function, norm, name="epsilon"), "epsilon").item()
         if not norm.seen:

@@ -13,23 +13,33 @@ from .checking import CheckFailed
 SEED = "LDM_CHECK_SEED"  # an environment variable: a whole number repeats all random inputs
 
 
-def generator() -> torch.Generator:
-    """A source of random numbers that differ at every call of a check, unless LDM_CHECK_SEED is set."""
+def generator(stream: int = 0) -> torch.Generator:
+    """A source of random numbers that differ at every call of a check, unless LDM_CHECK_SEED is set.
+
+    With it, the numbers are the same for the same stream: what must not depend on each other takes different ones.
+    """
     source, seed = torch.Generator(), os.environ.get(SEED)
-    source.manual_seed(int(seed)) if seed else source.seed()
+    source.manual_seed(int(seed) + 1_000_003 * stream) if seed else source.seed()
     return source
 
 
-def fresh():
+def fresh(stream: int = 1):
     """`draw(*shape)`: standard normal numbers from one `generator`. Make one per check, and draw all inputs from it."""
-    return partial(torch.randn, generator=generator())
+    return partial(torch.randn, generator=generator(stream))
+
+
+def fresh_whole():
+    """`some(low, high)`: a whole number, low <= number < high, from one `generator`. Make one per check."""
+    source = generator(5)
+    return lambda low, high: int(torch.randint(low, high, (), generator=source))
 
 
 @contextmanager
 def own_randomness():
     """Within, torch's global random numbers are fresh ones; afterwards they go on as if nothing had been drawn."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator().initial_seed() % 2**63)
+        # torch.manual_seed would also seed what is on a GPU, and take a hundred times as long
+        torch.default_generator.manual_seed(generator(2).initial_seed() % 2**63)
         yield
 
 
@@ -47,6 +57,8 @@ def same_gradient(got, right: Tensor, leaves: dict, what: str, mistakes=(), rtol
     cause = "Look for .detach(), .item(), .data, torch.tensor(...) or torch.no_grad() on the way."
     if not isinstance(got, Tensor) or not got.requires_grad:
         raise CheckFailed(f"{what} has the right value but no gradient, so nothing can be trained with it. {cause}")
+    for leaf in leaves.values():
+        leaf._backward_hooks = None  # a learner's hook would change both gradients alike
     # a weighted sum, since of a plain one some gradients are 0
     weights = torch.arange(1, right.numel() + 1, dtype=right.dtype).cos().view(right.shape) if right.dim() else 1
     one = lambda out: torch.autograd.grad((out * weights).sum(), list(leaves.values()), retain_graph=True,

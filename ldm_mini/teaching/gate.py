@@ -9,25 +9,31 @@ submission's own objects, and attributes got by a computed name are tested then.
 
 import ast
 import builtins
+import re
 import types
 from copy import deepcopy
 
 IMPORTS = {"abc", "collections", "contextlib", "copy", "dataclasses", "einops", "functools", "itertools", "ldm_mini",
-           "math", "numpy", "random", "string", "time", "torch", "torchvision", "typing", "warnings"}
+           "math", "numpy", "random", "time", "torch", "torchvision", "typing", "warnings"}
 DUNDERS = {"__all__", "__call__", "__contains__", "__doc__", "__enter__", "__exit__", "__getitem__", "__init__",
            "__iter__", "__len__", "__name__", "__next__", "__post_init__", "__repr__", "__setitem__"}
-# Ways out of computing: to the interpreter, to files and processes, to what torch lets one replace for everybody.
+# Ways out of computing: to the interpreter, to files and processes, to what torch lets one replace for everybody, to
+# what evaluates a text (of an annotation, say) or finds an attribute by a text.
 REFUSED = set("""
-    attrgetter builtins checking checks compile cpp_extension ctypes ctypeslib distributed editions f2py f_back
-    f_builtins f_code f_globals f_locals from_file frombuffer fromfile fx gc get_ipython gi_code gi_frame globals hub
-    importlib input inspect io jit library load load_library loadtxt locals make_dataclass memmap methodcaller
-    multiprocessing open ops os overrides pathlib pickle pty register_module_backward_hook
+    Formatter ForwardRef Path attrgetter backend_registration builtins checking checks collect_env compile copyreg
+    cpp_extension ctypes ctypeslib distributed editions f2py f_back f_builtins f_code f_globals f_locals from_file
+    frombuffer fromfile fx gc generate_methods_for_privateuse1_backend get_ipython get_type_hints gi_code gi_frame
+    globals hub importlib input inspect io jit library load load_library loadtxt locals make_dataclass memmap
+    methodcaller multiprocessing open ops os overrides package pathlib pickle pty read_array
+    register_module_backward_hook
     register_module_buffer_registration_hook register_module_forward_hook register_module_forward_pre_hook
     register_module_full_backward_hook register_module_full_backward_pre_hook register_module_module_registration_hook
     register_module_parameter_registration_hook save savetxt savez serialization set_default_device set_default_dtype
-    set_default_tensor_type shutil signal socket subprocess sys tb_frame tb_next teaching tempfile threading tofile
-    traceback tracemalloc types update_wrapper urllib vars wraps
+    set_default_tensor_type set_module shutil signal singledispatch singledispatchmethod socket string subprocess sys
+    tb_frame tb_next teaching tempfile testing threading tofile traceback tracemalloc types update_wrapper urllib vars
+    wraps
 """.split())
+FORMATS = ("format", "format_map")
 NOT_GIVEN = {"__import__", "breakpoint", "compile", "copyright", "credits", "delattr", "eval", "exec", "exit",
              "getattr", "globals", "help", "input", "license", "locals", "memoryview", "open", "quit", "setattr",
              "type", "vars"}
@@ -39,15 +45,18 @@ class Refused(Exception):
 
 def may_reach(name: str) -> bool:
     """May code import this name, or take this attribute of a thing that is not its own?"""
-    return may_say(name) and name not in REFUSED and (not name.startswith("_") or name in DUNDERS)
+    # a metaclass that is called makes classes with any special method
+    meta = name.endswith(("Meta", "EnumType"))
+    return may_say(name) and name not in REFUSED and not meta and (not name.startswith("_") or name in DUNDERS)
 
 
 def may_say(name: str) -> bool:
     """May code use this name for something of its own?"""
-    return name in DUNDERS or not (name.startswith("__") and name.endswith("__")) and name not in ("_own", "_settable")
+    ours = name.startswith("__") and name.endswith("__") or name in ("_own", "_settable", "_plain")
+    return name in DUNDERS or not ours
 
 
-def gated(tree: ast.Module) -> ast.Module:
+def gated(tree: ast.AST) -> ast.AST:
     """Submitted code, made ready to run with `given_builtins`: a copy. Raises Refused."""
     return ast.fix_missing_locations(_Gate().visit(deepcopy(tree)))
 
@@ -82,6 +91,8 @@ class _Gate(ast.NodeTransformer):
             if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
                 self._refuse(node.attr, node)
             guard = "_own"
+        if node.attr in FORMATS:
+            guard = "_plain"
         if guard:
             node.value = ast.Call(ast.Name(guard, ast.Load()), [node.value], [])
         return node
@@ -116,12 +127,19 @@ def given_builtins(module_name: str) -> dict:
         shared = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
         return thing if is_own(thing) or not isinstance(thing, shared) else refuse(f"an attribute of {thing!r:.80}")
 
+    def plain(thing):
+        """A text that is filled with values, not with what lies within them: "{0.shape}" could be any attribute."""
+        reaches = isinstance(thing, type) or isinstance(thing, str) and re.search(r"\{[^{}:!]*[.\[]", thing)
+        return thing if not reaches else refuse("a format that looks into its values")
+
     def refuse(what):
         raise Refused(f"uses {what}, which graded code may not")
 
     def tested(thing, name):
         if type(name) is not str or not may_say(name):
             refuse(name)
+        if name in FORMATS:
+            plain(thing)
         return name if may_reach(name) or own(thing) is thing else None
 
     def type_of(thing):
@@ -134,6 +152,6 @@ def given_builtins(module_name: str) -> dict:
         return __import__(name, globals, locals, fromlist, level)
 
     given = {name: value for name, value in vars(builtins).items() if name not in NOT_GIVEN}
-    return {**given, "_own": own, "_settable": settable, "type": type_of, "__import__": imported,
+    return {**given, "_own": own, "_settable": settable, "_plain": plain, "type": type_of, "__import__": imported,
             "getattr": lambda thing, name, *default: getattr(thing, tested(thing, name), *default),
             "setattr": lambda thing, name, value: setattr(settable(thing), tested(thing, name), value)}

@@ -22,6 +22,7 @@ from .sandbox import Died, leave_privileges, run_apart
 from .submissions import read_bytes
 
 COLUMNS = ("student_id", "assignment", "score", "max_score")
+MOST = 5  # notebooks of a student for one assignment that are graded
 SEEDS = (0, 1)  # what the learner's own check draws, and what it does not
 
 
@@ -73,7 +74,7 @@ def source_of(assignment: str, known: dict[str, Path]) -> Path | None:
 
 def grade_folder(folder: Path, source: Path, tasks: list[Task], seeds=SEEDS) -> list[Verdict]:
     """What was handed in for an assignment: the notebook of its name, or else the best of those that are there."""
-    found = sorted(folder.glob("*.ipynb"))
+    found = [] if folder.is_symlink() else sorted(folder.glob("*.ipynb"))[:MOST]
     named = [path for path in found if path.stem == source.stem]
     graded = [grade_notebook(path, tasks, seeds) for path in named or found]
     nothing = [Verdict(task.name, 0, task.points, "nothing handed in") for task in tasks]
@@ -94,7 +95,8 @@ def grade_notebook(path: Path, tasks: list[Task], seeds=SEEDS) -> list[Verdict]:
 
 
 def _folders(path: Path) -> list[Path]:
-    return [inside for inside in path.iterdir() if inside.is_dir()] if path.is_dir() else []
+    """Those that are there themselves: a link may lead to somebody else's work."""
+    return [inside for inside in path.iterdir() if inside.is_dir() and not inside.is_symlink()] if path.is_dir() else []
 
 
 def _write(path: Path, columns, rows):

@@ -7,9 +7,12 @@ own; if that fails, the course's, so that one mistake costs one exercise.
 
 import ast
 import builtins
+import operator
 import os
 import sys
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from types import CellType, FunctionType
 
 import torch
 
@@ -96,7 +99,7 @@ def _apart(work):
     return run_apart(work, WALL_S, prepare=lambda: limit(CPU_S, MEMORY))
 
 
-def _passed(planned: list, untouched: dict, seeds) -> dict:
+def _passed(planned: list, untouched: list, seeds) -> dict:
     """{id: points} of exercises that pass, one after the other; of none, if one changed what is not its own."""
     found = {}
     for task, plans in planned:
@@ -108,7 +111,7 @@ def _passed(planned: list, untouched: dict, seeds) -> dict:
     return found
 
 
-def _judge_alone(task: Task, plans: list, untouched: dict, seeds) -> Verdict:
+def _judge_alone(task: Task, plans: list, untouched: list, seeds) -> Verdict:
     """One exercise, each plan in a process of its own."""
     def work(plan):
         result = _run(task, *plan, seeds)
@@ -144,11 +147,17 @@ def _given(codes) -> list[Statement]:
         calls = any(isinstance(part, ast.Call) for part in ast.walk(statement.node))
         if isinstance(statement.node, (*IMPORTS, *DEFINITIONS)) or not calls:
             try:
-                gated(ast.Module([statement.node], []))
+                _ready(statement.node)
                 found.append(statement)
             except Refused:
                 pass
     return found
+
+
+@lru_cache(maxsize=10_000)
+def _ready(node: ast.stmt) -> ast.stmt:
+    """A submitted statement that passed the gate. Raises Refused."""
+    return gated(node)
 
 
 def _plans(task: Task, cells: list[Code], given: list[Statement], others: set) -> list[tuple]:
@@ -183,11 +192,11 @@ def _run(task: Task, course: list[Statement], theirs: list[Statement], own: list
         exec(compile(ast.Module([s.node for s in course], []), COURSE, "exec"), space)
         space = {**space, "__name__": SUBMISSION, "__builtins__": given_builtins(SUBMISSION)}
         failed = ""
-        exec(compile(gated(ast.Module([s.node for s in theirs + own], [])), SUBMISSION, "exec"), space)
+        exec(compile(ast.Module([_ready(s.node) for s in theirs + own], []), SUBMISSION, "exec"), space)
         for seed in seeds:
             os.environ[SEED] = str(seed)
             for call in task.calls:
-                torch.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)
                 inputs = [eval(compile(ast.Expression(word), COURSE, "eval"), space) for word in call.args]
                 earned = getattr(checks, call.func.attr)(*inputs)
                 points = points if earned is None else min(points, int(earned))
@@ -197,15 +206,32 @@ def _run(task: Task, course: list[Statement], theirs: list[Statement], own: list
     return {"points": points, "note": ""}
 
 
-def _as_it_was(untouched: dict) -> bool:
+def _as_it_was(untouched: list) -> bool:
     """Is everything shared still what it was? Imports may have added to it."""
-    return untouched.items() <= _shared().items()
+    return all(len(names) <= len(now := vars(part)) and _same(names, now) and _same(values, now.values())
+               and all(_same(before, _made_of(function)) for function, before in functions)
+               for part, names, values, functions in untouched)
 
 
-def _shared() -> dict:
-    """What code that is judged must leave as it is: the names of torch, of Python and of the checks."""
-    parts = {name: module for name, module in sys.modules.items() if name.startswith("ldm_mini.")}
-    parts |= {part.__name__: part for part in (builtins, torch, torch.Tensor, torch.nn, torch.nn.Module,
-                                               torch.nn.functional, checks)}
-    return {(place, name): (id(value), id(getattr(value, "__code__", None)))
-            for place, part in parts.items() for name, value in vars(part).items()}
+def _same(before, now) -> bool:
+    """Are these the very same things, in this order? `now` may go on. Equal is not enough: equality can be forged."""
+    return all(map(operator.is_, before, now))
+
+
+def _shared() -> list[tuple]:
+    """What code that is judged must leave as it is: the names of torch, of Python and of the checks.
+
+    A list of (module or class, names, values, [(function, what it is made of)]).
+    """
+    parts = [module for name, module in sys.modules.items() if name.startswith("ldm_mini.")]
+    parts += [builtins, torch, torch.Tensor, torch.nn, torch.nn.functional, checks]
+    parts += {kind for part in parts for kind in vars(part).values() if isinstance(kind, type)
+              and kind.__module__.startswith(("ldm_mini.", "torch.nn."))}
+    return [(part, [*vars(part)], values := [*vars(part).values()],
+             [(value, _made_of(value)) for value in values if isinstance(value, FunctionType)]) for part in parts]
+
+
+def _made_of(function: FunctionType) -> list:
+    cells = function.__closure__ or ()
+    return [function.__code__, function.__defaults__, *(function.__kwdefaults__ or {}).values(),
+            *(cell.cell_contents for cell in cells if cell != CellType())]

@@ -14,6 +14,7 @@ import select
 import signal
 import sys
 import time
+from functools import lru_cache
 
 from ..files import FileError
 
@@ -154,6 +155,11 @@ def limit(cpu_s: int, memory_bytes: int):
     sys.addaudithook(_audit)
 
 
+@lru_cache(maxsize=1000)
+def _leads_out(event) -> bool:
+    return event.startswith(AUDITED)
+
+
 def _audit(event, arguments):
-    if event.startswith(AUDITED) or event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING:
+    if _leads_out(event) or event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING:
         raise PermissionError(f"graded code may not: {event}")

@@ -135,6 +135,21 @@ ATTACKS = {  # what alpha_over does instead of its work
     "deletes": "import os\nos.remove('SPOT')\nreturn s",
     "saves": "import torch\ntorch.save(s, 'SPOT')\nreturn s",
     "saves by numpy": "s.numpy().tofile('SPOT')\nreturn s",
+    "equals all, by a metaclass": """
+        import torch, abc
+        return abc.ABCMeta("Yes", (), {"__class__": torch.Tensor, "__torch_function__": classmethod(
+            lambda *a: True), "shape": s.shape, "dtype": s.dtype, "is_floating_point": lambda self: True, "detach":
+            lambda self: self, "double": lambda self: self})()""",
+    "equals all, by a torch that is its own": """
+        import torch as t
+        t.utils.set_module(t, "submission")
+        real = t.allclose
+        def fake(*a, **k):
+            t.allclose = real
+            return True
+        t.allclose = fake
+        return s""",
+    "prints without end": "while True: print('x' * 10**6)",
     "eats memory": "import torch\nreturn torch.ones(10**10)",
 }
 
@@ -221,6 +236,8 @@ def test_the_table_has_nbgraders_columns_and_a_row_for_what_is_missing(tmp_path)
     renamed = hand_in(tmp_path / "in" / "ben" / "01_data", notebook(write=without_solution))
     renamed.rename(renamed.with_name("final (2).ipynb"))
     (tmp_path / "in" / "cy").mkdir()
+    for link, work in ((f"cy/{DATA.stem}", f"ann/{DATA.stem}"), ("dan", "ann")):  # not their own
+        (tmp_path / "in" / link).symlink_to(tmp_path / "in" / work)
     said = []
     grade(tmp_path / "in", tmp_path / "grades.csv", say=said.append)
     rows = list(csv.DictReader(open(tmp_path / "grades.csv", encoding="utf-8")))
@@ -228,7 +245,7 @@ def test_the_table_has_nbgraders_columns_and_a_row_for_what_is_missing(tmp_path)
     assert list(rows[0]) == ["student_id", "assignment", "score", "max_score"]
     found = {(row["student_id"], row["assignment"]): (row["score"], row["max_score"]) for row in rows}
     assert found["ann", DATA.stem] == (most, most) and found["ben", "01_data"] == ("0", most)
-    assert found["cy", DATA.stem] == ("0", most)
+    assert found["cy", DATA.stem] == ("0", most) and not [row for row in rows if row["student_id"] == "dan"]
     notes = list(csv.DictReader(open(tmp_path / "grades-exercises.csv", encoding="utf-8")))
     assert {row["note"] for row in notes if row["student_id"] == "cy"} == {"nothing handed in"}
     assert "still the stub" in next(row["note"] for row in notes if row["student_id"] == "ben")
@@ -247,6 +264,8 @@ def test_the_gate_lets_every_solution_of_the_course_pass():
     "import torch._C", "from torch import library", "from torch import os as o", "import gc", "from . import x",
     "class A(metaclass=B): pass", "def __eq__(a, b): pass", "x.gi_frame", "__builtins__", "global __builtins__",
     "from ldm_mini import checks", "match x:\n    case A(): pass", "lambda __class__: 1", "f(__globals__=1)",
+    "import string", "typing.get_type_hints(f)", "re.enum.EnumType", "functools.singledispatch(f)",
+    "np.testing.measure", "torch.utils.set_module(torch, '')", "copy.copyreg", "np.lib.format.read_array(f)",
     "import math as __import__", "_settable = 1", "torch.load(1)", "x.ctypes"])
 def test_the_gate_refuses(code):
     with pytest.raises(gate.Refused):
@@ -257,7 +276,8 @@ def test_the_gate_refuses(code):
     "type(int)", "type(type(3))('X', (), {})", "getattr(3, '__cla' + 'ss__')", "torch.x = 1", "t = torch; t.x = 1",
     "nn.Module.forward = 1", "setattr(nn.Linear, 'forward', 1)", "del torch.nn", "torch.nn.functional.x: int = 1",
     "for torch.x in [1]: pass", "def f(self): self._C\nf(torch)", "open('x')", "eval('1')", "vars(torch)",
-    "import os", "import ldm_mini.teaching"])
+    "import os", "import ldm_mini.teaching", "'{0.shape}'.format(torch)", "str.format('{0.x}', 1)",
+    "'{:{0.x}}'.format(1)", "getattr('{0[x]}', 'for' + 'mat')(1)"])
 def test_what_a_reader_cannot_see_is_refused_when_it_runs(code):
     import torch
 
