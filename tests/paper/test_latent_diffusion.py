@@ -308,7 +308,7 @@ def test_unconditional_and_pixel_diffusion(size, make, tmp_path):
     again = LatentDiffusion.from_pretrained(ldm.save_pretrained(tmp_path))
     assert torch.equal(ldm.sample(num=1, steps=2, seed=0), again.sample(num=1, steps=2, seed=0))
     assert again.schedule.config == ldm.schedule.config
-    assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]
+    assert sorted(os.listdir(tmp_path)) == ["SHA256SUMS", "config.json", "model.safetensors"]
     assert str(tmp_path) not in (tmp_path / "config.json").read_text(), "a path of this machine"
 
 
