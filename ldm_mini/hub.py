@@ -12,6 +12,7 @@ Where an attribute has to be something else, the part has a dict `arguments` of 
 import hashlib
 import json
 import math
+import warnings
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from importlib import import_module
@@ -167,21 +168,26 @@ def read_config(folder, kind: str) -> dict:
 
 
 def find(name_or_folder) -> Path:
-    """The local folder of a model: a folder; else a bare name, which means shipped weights in `data/weights/`, checked
-    by hash; else "owner/name" on the Hugging Face Hub, downloaded once. Raises FileError with what was tried."""
+    """The local folder of a model: the bare name of shipped weights in `data/weights/`, checked by hash; else a folder;
+    else "owner/name" on the Hugging Face Hub, or "owner/name@revision", downloaded once. FileError: what was tried."""
     folder, name = Path(name_or_folder), str(name_or_folder)
-    if folder.is_dir():
-        return folder
     shipped = sorted(file.split("/")[1] for file in checksums() if file.endswith(f"/{CONFIG}"))
     if name in shipped:
+        if folder.is_dir():
+            warnings.warn(f"{name} means the shipped weights; the folder of that name here is ./{name}", stacklevel=2)
         return [data_path(*file.split("/")) for file in checksums() if file.startswith(f"weights/{name}/")][0].parent
-    if name.count("/") != 1 or name.startswith((".", "/")) or name.endswith("/"):
+    if folder.is_dir():
+        return folder
+    repository, _, revision = name.partition("@")
+    # "runs/nothing" is a mistyped path where there is a folder "runs"
+    if repository.count("/") != 1 or name.startswith((".", "/")) or repository.endswith("/") or folder.parent.is_dir():
         raise FileError(f"there is no folder {name!r}, nor such shipped weights; shipped are {shipped}. "
-                        "A model on the Hugging Face Hub is named owner/name.")
+                        "A model on the Hugging Face Hub is named owner/name, or owner/name@revision.")
     from huggingface_hub import snapshot_download  # slow to import, hence only here
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(repository, revision=revision or None,
+                                      allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:                                  # offline, not found, no access: many classes
         raise FileError(f"there is no folder {name!r}, and it could not be had from the Hugging Face Hub "
                         f"({type(error).__name__}: {error}). Is there a network? Is the name right?") from error
