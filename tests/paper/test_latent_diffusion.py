@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -408,7 +409,14 @@ def test_a_bare_name_means_shipped_weights_checked_by_hash(shipped):
         LatentDiffusion.from_pretrained("tiny")
 
 
-@pytest.mark.parametrize("name", ["tinny", "./nowhere", "a/b/c", "/no/where", "../x"])
+def test_a_folder_here_does_not_stand_in_for_shipped_weights(shipped):
+    Path("tiny").mkdir()
+    with pytest.warns(UserWarning, match=r"tiny means the shipped weights; the folder of that name here is \./tiny"):
+        assert hub.find("tiny") == shipped / "weights" / "tiny"
+    assert hub.find("./tiny") == Path("tiny")
+
+
+@pytest.mark.parametrize("name", ["tinny", "./nowhere", "a/b/c", "/no/where", "../x", "data/nothing"])
 def test_an_unknown_name_lists_what_is_shipped(shipped, name):
     with pytest.raises(FileError, match=r"shipped are \['tiny'\]"):
         hub.find(name)
@@ -417,10 +425,11 @@ def test_an_unknown_name_lists_what_is_shipped(shipped, name):
 def test_owner_and_name_go_to_the_hub(shipped, monkeypatch):
     import huggingface_hub
 
-    asked = []
+    asked, revisions = [], []
 
     def download(name, **options):
         asked.append(name)
+        revisions.append(options["revision"])
         if name == "someone/offline":
             raise ConnectionError("no network")
         target = shipped.parent / "cache"
@@ -428,6 +437,7 @@ def test_owner_and_name_go_to_the_hub(shipped, monkeypatch):
         return str(target)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert LatentDiffusion.from_pretrained("someone/model").image_size == (16, 16) and asked == ["someone/model"]
+    assert LatentDiffusion.from_pretrained("someone/model@v2").image_size == (16, 16) and asked == ["someone/model"]
+    assert revisions == ["v2"]
     with pytest.raises(FileError, match="could not be had from the Hugging Face Hub.*no network"):
         LatentDiffusion.from_pretrained("someone/offline")
