@@ -121,8 +121,13 @@ def load(name_or_folder, kind: str, device=None, **parts) -> nn.Module:
     described.pop("card", None)
     with _no_more_parameters_than(weight_files(folder)):
         model = build(described, str(folder / CONFIG))
+    weights = load_weights(folder)
+    for name, value in model.state_dict().items():
+        if name in weights and value.is_floating_point() and not (
+                weights[name].is_floating_point() and weights[name].isfinite().all()):
+            raise FileError(f"{name} in {folder} is {weights[name].dtype} or not finite: these are no trained weights.")
     try:
-        model.load_state_dict(load_weights(folder))
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise FileError(f"the weights in {folder} were made for another model. {error!s:.2000}") from None
     return model.eval().to(device)

@@ -157,6 +157,9 @@ class VectorQuantizer(nn.Module):
     def _counts(self, indices: Tensor | None) -> Tensor:
         if indices is None:
             return self.usage.cpu()
+        if indices.is_floating_point() or indices.min() < 0 or indices.max() >= self.codebook_size:
+            raise ValueError(f"indices are whole numbers below {self.codebook_size}, got {indices.dtype} from "
+                             f"{indices.min()} to {indices.max()}.")
         return torch.bincount(indices.flatten().cpu(), minlength=self.codebook_size)
 
 

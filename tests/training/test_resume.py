@@ -163,7 +163,7 @@ def test_the_first_stage_is_known_by_its_content(tmp_path, first_stage, monkeypa
     def train(first, **options):
         return train_stage("diffusion", recipe, tmp_path / "run", autoencoder=first, **EVERY, **options)
 
-    recipe = replace(recipe_of("diffusion"), steps=3)
+    recipe = replace(recipe_of("diffusion"), steps=6)
     shutil.copytree(first_stage, tmp_path / "a" / "model")
     assert not train(str(tmp_path / "a" / "model"), minutes=0.0)
     monkeypatch.chdir(tmp_path)
