@@ -253,7 +253,12 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:                      # a files.FileError is a ValueError
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        if status := getattr(error, "status", None):            # a training that was stopped, and has said so
+            if status == 141:                                   # by a pipe that is closed: Python must not write there
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                os.dup2(sys.stdout.fileno(), sys.stderr.fileno())
+            return status
         print("interrupted", file=sys.stderr)
         return 130
     return 0

@@ -18,6 +18,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     q (B,H,N,d), k (B,H,M,d), v (B,H,M,e) -> (B,H,N,e). mask (B,M): bool, True = may be attended to, by all queries
     alike; where there is nothing to attend to, they get zeros, not NaN.
     """
+    if k.shape[-2] != v.shape[-2]:                              # torch's own does not look
+        raise ValueError(f"attention: each key has one value; got {k.shape[-2]} keys and {v.shape[-2]} values.")
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         # the same in steps: torch's own has, on a CPU, a backward pass five times slower in bfloat16 than in float32
         return attention_weights(q, k, mask).to(v.dtype) @ v

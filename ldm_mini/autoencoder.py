@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import AttentionBlock
-from .blocks import Downsample, ResBlock, Upsample, group_norm
+from .blocks import Downsample, ResBlock, Upsample, at_least, group_norm
 
 EPS = 1e-6                      # of every GroupNorm here; the U-Net has 1e-5
 LARGEST = 20.0                  # no image in [-1, 1] reaches it, nor does any noise added to one
@@ -41,6 +41,9 @@ class AutoencoderConfig:
                                                 # bottleneck; None: latent_channels, as in all of the paper's models
 
     def __post_init__(self):
+        at_least(1, "AutoencoderConfig", in_channels=self.in_channels, downsample_factor=self.downsample_factor,
+                 latent_channels=self.latent_channels, channels=self.channels, num_res_blocks=self.num_res_blocks,
+                 groups=self.groups, patch_size=self.patch_size, decoder_channels=self.decoder_channels)
         f, p = self.downsample_factor, self.patch_size
         mults = self.channel_mults or PAPER_MULTS.get(f / p, (1,))
         # how a frozen class sets its fields

@@ -33,6 +33,12 @@ class Cond:
     mask: Tensor | None = None
     vector: Tensor | None = None
 
+    def __post_init__(self):
+        tokens = None if self.context is None else tuple(self.context.shape[:2])
+        if self.mask is not None and tokens != tuple(self.mask.shape):
+            raise ValueError(f"Cond: the mask (B,M) tells which tokens of the context (B,M,D) may be read; got a mask "
+                             f"{tuple(self.mask.shape)} and {'no context' if tokens is None else f'tokens {tokens}'}.")
+
     def _map(self, function):
         return Cond(**{f.name: None if (v := getattr(self, f.name)) is None else function(v) for f in fields(self)})
 

@@ -33,8 +33,9 @@ class ClassConditioner(Conditioner):
             raise ValueError(f"batch[{self.key!r}] holds names; give indices, as in ldm_mini.scenes.NOUN_INDEX[name].")
         classes = torch.as_tensor(classes, device=self.device)
         # only here: on a GPU, to look is to wait
-        if classes.is_cpu and (classes >= self.num_classes).any():
-            raise ValueError(f"batch[{self.key!r}] holds class {classes.max()}; classes lie below {self.num_classes}.")
+        if classes.is_floating_point() or classes.is_cpu and not ((-1 <= classes) & (classes < self.num_classes)).all():
+            raise ValueError(f"batch[{self.key!r}] holds classes {classes.min()} to {classes.max()} ({classes.dtype}); "
+                             f"they are whole numbers below {self.num_classes}, or -1 for none.")
         # the last row of the tables stands for no class
         return self._embed(torch.where(classes < 0, self.num_classes, classes))
 

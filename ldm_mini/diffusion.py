@@ -5,6 +5,8 @@ of them tells the other two. A sampler never sees which one, nor guidance: it ge
 Built in notebook 06.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -62,6 +64,8 @@ def make_denoiser(net, schedule, cond, null=None, guidance_scale=1.0, prediction
     clip_x0: keep x0 in [-clip_x0, clip_x0] and let eps agree; for pixels. Latents have no bounds.
     """
     guided = guidance_scale != 1
+    if not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale must be a number, got {guidance_scale}.")
     if guided and null is None:
         raise ValueError(f"guidance_scale={guidance_scale} needs `null`: give conditioner.null(batch), or scale 1.")
     both = cond.stack([null, cond]) if guided else cond

@@ -65,4 +65,6 @@ def _trainable(module: nn.Module) -> dict:
 @torch.no_grad()
 def _copy(source: dict, target: dict) -> None:
     for name, value in target.items():
+        if source[name].shape != value.shape:                   # to copy would repeat what is smaller
+            raise ValueError(f"EMA: {name} has shape {tuple(value.shape)} here and {tuple(source[name].shape)} there.")
         value.copy_(source[name])

@@ -1,14 +1,18 @@
 """Every file that is read or written: found in `data/` and checked by hash, or written whole."""
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import uuid
 from functools import lru_cache
 from pathlib import Path
 
 import safetensors.torch
 
+SUMS = "SHA256SUMS"                                             # as `sha256sum --check` reads it
+JSON_BYTES = 256 * 2**20                                        # far more than the captions of any training
 REMEDY = "Restore it with `git checkout -- data` in a clone, or reinstall ldm_mini."
 
 
@@ -21,7 +25,7 @@ def data_dir() -> Path:
     """The folder of sprites, tokenizer and weights: inside an installed package, else `data/` of the clone."""
     package = Path(__file__).resolve().parent
     for folder in (package / "_data", package.parent / "data"):
-        if (folder / "SHA256SUMS").is_file():
+        if (folder / SUMS).is_file():
             return folder
     raise FileError(f"ldm_mini's data folder was not found beside {package}. {REMEDY}")
 
@@ -29,8 +33,10 @@ def data_dir() -> Path:
 @lru_cache(maxsize=1)
 def checksums() -> dict:
     """{relative name: sha256 hex digest} as listed in `data/SHA256SUMS`."""
-    lines = (data_dir() / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
-    return {name: digest for digest, name in (line.split(maxsplit=1) for line in lines if line.strip())}
+    try:
+        return read_sums(data_dir())
+    except FileError as error:
+        raise FileError(f"{error} {REMEDY}") from None
 
 
 def sha256(path) -> str:
@@ -54,6 +60,31 @@ def data_path(*parts: str) -> Path:
     return path
 
 
+def read_sums(folder) -> dict:
+    """{file name: sha256 hex digest} of a folder's SHA256SUMS, {} if it has none. FileError if that file is damaged."""
+    path = Path(folder) / SUMS
+    if not path.is_file():
+        return {}
+    lines = [line.split(maxsplit=1) for line in path.read_bytes().decode(errors="replace").splitlines() if line.strip()]
+    if not all(len(line) == 2 and re.fullmatch("[0-9a-f]{64}", line[0]) for line in lines):
+        raise FileError(f"{path} is damaged: a line is no SHA-256 and name.")
+    return {name: digest for digest, name in lines}
+
+
+def write_sums(folder, digests: dict) -> None:
+    """Write a folder's SHA256SUMS from {file name: sha256 hex digest}."""
+    write_file(Path(folder) / SUMS, "".join(f"{digest}  {name}\n" for name, digest in digests.items()).encode())
+
+
+def check_sums(folder) -> None:
+    """Raise FileError if a file is not as the folder's SHA256SUMS lists it; without that list there is no check."""
+    for name, digest in read_sums(folder).items():
+        path = Path(folder) / name
+        if not path.is_file() or sha256(path) != digest:
+            raise FileError(f"{path} is {'damaged' if path.is_file() else 'missing'}: {SUMS} beside it lists another "
+                            f"content. Fetch or write it again; if you changed it yourself, delete {SUMS}.")
+
+
 def measurement(name: str):
     """What a longer run found, e.g. `measurement("guidance")`: the JSON that `data/measurements/guidance.py` wrote."""
     return json.loads(data_path("measurements", *f"{name}.json".split("/")).read_text(encoding="utf-8"))
@@ -72,13 +103,12 @@ def write_file(path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    # so that the rename, too, survives a power cut
+    # so that the rename, too, survives a power cut; network drives cannot do this for a folder
     if os.name == "posix":
         handle = os.open(path.parent, os.O_RDONLY)
-        try:
+        with contextlib.suppress(OSError):
             os.fsync(handle)
-        finally:
-            os.close(handle)
+        os.close(handle)
 
 
 def write_json(path, value) -> None:
@@ -87,7 +117,9 @@ def write_json(path, value) -> None:
 
 
 def read_json(path):
-    """The value in a JSON file; FileError if it is missing or no JSON."""
+    """The value in a JSON file; FileError if it is missing, no JSON, or so large that it cannot be one of ours."""
+    if Path(path).is_file() and Path(path).stat().st_size > JSON_BYTES:
+        raise FileError(f"{path} is larger than {JSON_BYTES / 2**20:.0f} MB: it is no file of ldm_mini's.")
     try:
         return json.loads(_read(path).decode())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -96,8 +128,13 @@ def read_json(path):
 
 def save_safetensors(path, tensors: dict, metadata: dict | None = None) -> None:
     """Write {name: tensor} atomically. Metadata is {str: str}. Tensors may be on any device and may share memory."""
+    write_file(path, safetensors_bytes(tensors, metadata))
+
+
+def safetensors_bytes(tensors: dict, metadata: dict | None = None) -> bytes:
+    """What `save_safetensors` writes."""
     copies = {name: v.detach().to("cpu", copy=True).contiguous() for name, v in tensors.items()}
-    write_file(path, safetensors.torch.save(copies, metadata={"format": "pt", **(metadata or {})}))
+    return safetensors.torch.save(copies, metadata={"format": "pt", **(metadata or {})})
 
 
 def load_safetensors(path) -> dict:

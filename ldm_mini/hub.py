@@ -9,14 +9,33 @@ An argument that is neither JSON nor a part, such as a tokenizer, is left out if
 Where an attribute has to be something else, the part has a dict `arguments` of what is to be written instead.
 """
 
+import hashlib
+import json
+import math
+import warnings
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, equal, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from .files import FileError, checksums, data_path, load_safetensors, read_json, save_safetensors, write_json
+from .files import (
+    SUMS,
+    FileError,
+    check_sums,
+    checksums,
+    data_path,
+    load_safetensors,
+    read_json,
+    save_safetensors,
+    sha256,
+    write_json,
+    write_sums,
+)
 
 JSON = (bool, int, float, str, list, tuple, dict, type(None))
 SHARD_BYTES = 16 * 2**20
@@ -85,8 +104,9 @@ def _is_ours(kind) -> bool:
 def save(folder, model: nn.Module, half=False, card: dict | None = None, shard_bytes: int = SHARD_BYTES) -> Path:
     """Write a model. half: parameters as float16; buffers stay as they are. card: JSON that stays with the weights."""
     folder = Path(folder)
-    save_weights(folder, model.state_dict(), dict(model.named_parameters()) if half else (), shard_bytes)
+    names = save_weights(folder, model.state_dict(), dict(model.named_parameters()) if half else (), shard_bytes)
     write_json(folder / CONFIG, {**describe(model), "card": card or {}})
+    write_sums(folder, {name: sha256(folder / name) for name in (CONFIG, *names)})
     return folder
 
 
@@ -96,14 +116,46 @@ def load(name_or_folder, kind: str, device=None, **parts) -> nn.Module:
     parts: of your own classes, which no config describes, to be given their weights; None = as described.
     """
     folder = find(name_or_folder)
+    check_sums(folder)
     described = read_config(folder, kind) | {name: part for name, part in parts.items() if part is not None}
     described.pop("card", None)
-    model = build(described, str(folder / CONFIG))
+    with _no_more_parameters_than(weight_files(folder)):
+        model = build(described, str(folder / CONFIG))
+    weights = load_weights(folder)
+    for name, value in model.state_dict().items():
+        if name in weights and value.is_floating_point() and not (
+                weights[name].is_floating_point() and weights[name].isfinite().all()):
+            raise FileError(f"{name} in {folder} is {weights[name].dtype} or not finite: these are no trained weights.")
     try:
-        model.load_state_dict(load_weights(folder))
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise FileError(f"the weights in {folder} were made for another model. {error!s:.2000}") from None
     return model.eval().to(device)
+
+
+@contextmanager
+def _no_more_parameters_than(files: list[Path]):
+    """Inside, modules get no more numbers than twice what these files hold: a config must not fill the memory."""
+    held = 0
+    for path in files:
+        try:
+            with safe_open(path, "pt") as file:
+                held += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        except SafetensorError as error:
+            raise FileError(f"{path} is truncated or damaged ({error}). Fetch or write it again.") from None
+    left = 2 * held + 2**20
+
+    def count(module, name, parameter):
+        nonlocal left
+        left -= 0 if parameter is None else parameter.numel()
+        if left < 0:
+            raise FileError(f"{files[0].parent / CONFIG} describes a larger model than its weights, {held} numbers.")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def load_autoencoder(name_or_folder, device=None) -> nn.Module:
@@ -121,24 +173,54 @@ def read_config(folder, kind: str) -> dict:
 
 
 def find(name_or_folder) -> Path:
-    """The local folder of a model: a folder; else a bare name, which means shipped weights in `data/weights/`, checked
-    by hash; else "owner/name" on the Hugging Face Hub, downloaded once. Raises FileError with what was tried."""
+    """The local folder of a model: the bare name of shipped weights in `data/weights/`, checked by hash; else a folder;
+    else "owner/name" on the Hugging Face Hub, or "owner/name@revision", downloaded once. FileError: what was tried."""
     folder, name = Path(name_or_folder), str(name_or_folder)
-    if folder.is_dir():
-        return folder
     shipped = sorted(file.split("/")[1] for file in checksums() if file.endswith(f"/{CONFIG}"))
     if name in shipped:
+        if folder.is_dir():
+            warnings.warn(f"{name} means the shipped weights; the folder of that name here is ./{name}", stacklevel=2)
         return [data_path(*file.split("/")) for file in checksums() if file.startswith(f"weights/{name}/")][0].parent
-    if name.count("/") != 1 or name.startswith((".", "/")) or name.endswith("/"):
+    if folder.is_dir():
+        return folder
+    repository, _, revision = name.partition("@")
+    # "runs/nothing" is a mistyped path where there is a folder "runs"
+    if repository.count("/") != 1 or name.startswith((".", "/")) or repository.endswith("/") or folder.parent.is_dir():
         raise FileError(f"there is no folder {name!r}, nor such shipped weights; shipped are {shipped}. "
-                        "A model on the Hugging Face Hub is named owner/name.")
+                        "A model on the Hugging Face Hub is named owner/name, or owner/name@revision.")
     from huggingface_hub import snapshot_download  # slow to import, hence only here
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(repository, revision=revision or None,
+                                      allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:                                  # offline, not found, no access: many classes
         raise FileError(f"there is no folder {name!r}, and it could not be had from the Hugging Face Hub "
                         f"({type(error).__name__}: {error}). Is there a network? Is the name right?") from error
+
+
+def content_hash(name_or_folder) -> str:
+    """A SHA-256 of what a saved model is, its config and weights, whatever its folder is called. Raises FileError."""
+    folder = find(name_or_folder)
+    described = {key: value for key, value in read_json(folder / CONFIG).items() if key != "card"}
+    parts = [json.dumps(described, sort_keys=True), *map(sha256, weight_files(folder))]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def weight_files(folder) -> list[Path]:
+    """The safetensors files of a folder: one, or those that its index names."""
+    folder, names = Path(folder), [WEIGHTS]
+    if (folder / INDEX).is_file():
+        index = read_json(folder / INDEX)
+        shards = index.get("weight_map") if isinstance(index, dict) else None
+        names = sorted(set(shards.values())) if isinstance(shards, dict) and all(
+            isinstance(name, str) and name == Path(name).name for name in shards.values()) else []
+        if not names:
+            raise FileError(f"{folder / INDEX} is damaged: its weight_map names no files of this folder. Fetch or "
+                            "write it again.")
+    for name in names:
+        if not (folder / name).is_file():
+            raise FileError(f"{folder / name} does not exist.")
+    return [folder / name for name in names]
 
 
 def save_weights(folder, tensors: dict, half=(), shard_bytes: int = SHARD_BYTES) -> list[str]:
@@ -169,16 +251,13 @@ def save_weights(folder, tensors: dict, half=(), shard_bytes: int = SHARD_BYTES)
         total = sum(v.nbytes for shard in shards for v in shard.values())
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
         names.append(INDEX)
-    # of an earlier save with another number of shards
-    for old in {WEIGHTS, INDEX, *(path.name for path in folder.glob("model-?????-of-?????.safetensors"))} - {*names}:
+    # of an earlier save, with other weights or another number of shards
+    shards = (path.name for path in folder.glob("model-?????-of-?????.safetensors"))
+    for old in {WEIGHTS, INDEX, SUMS, *shards} - {*names}:
         (folder / old).unlink(missing_ok=True)
     return names
 
 
 def load_weights(folder) -> dict:
     """{name: CPU tensor} of a folder that `save_weights`, or any Hugging Face library, wrote. Errors: FileError."""
-    folder = Path(folder)
-    if not (folder / INDEX).is_file():
-        return load_safetensors(folder / WEIGHTS)
-    files = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
-    return {name: v for file in files for name, v in load_safetensors(folder / file).items()}
+    return {name: v for file in weight_files(folder) for name, v in load_safetensors(file).items()}

@@ -34,7 +34,9 @@ class LatentDiffusion(nn.Module):
     def __init__(self, autoencoder, net, schedule, conditioner=None, prediction: str = "eps", p_uncond: float = 0.1,
                  scale_factor: float = 1.0, image_size=None):
         super().__init__()
-        if not hasattr(schedule, "alphas_cumprod") or hasattr(net, "alphas_cumprod"):
+        # a schedule has alphas_cumprod, a first stage decodes, a network does neither
+        if not (hasattr(schedule, "alphas_cumprod") and (autoencoder is None or hasattr(autoencoder, "decode"))) or (
+                hasattr(net, "alphas_cumprod") or hasattr(net, "decode")):
             got = ", ".join(type(part).__name__ for part in (autoencoder, net, schedule))
             raise ValueError(f"LatentDiffusion(autoencoder, net, schedule, conditioner) in this order; got {got}.")
         if prediction not in PREDICTIONS:
@@ -121,6 +123,11 @@ class LatentDiffusion(nn.Module):
         negative: what to steer away from, a caption or a dict of batch keys, in place of "no condition".
         size: of the pictures to be made, as in `sample`.
         """
+        if negative is not None and not isinstance(negative, (str, dict)):
+            raise ValueError(f"negative is one caption, or a dict of batch keys; got {negative!r:.80}.")
+        if isinstance(negative, str):
+            negative = {"caption": [negative] * (batch_size(batch) if batch else 1)}
+        self._say_what_is_not_read(batch or {}, negative or {}, guidance_scale)
         if self.conditioner is None:
             return make_denoiser(self.net, self.schedule, Cond(), prediction=self.prediction, clip_x0=clip_x0)
         if batch is None:
@@ -130,17 +137,20 @@ class LatentDiffusion(nn.Module):
         if size is not None:
             batch = {**batch, "latent": torch.zeros(batch_size(batch), *self.latent_shape(size))}
         batch = to_device(batch, self.device)
-        if isinstance(negative, str):
-            negative = {"caption": [negative] * batch_size(batch)}
-        self._say_what_is_not_read(batch, negative or {})
         # the condition, and what guidance steers away from, once for all steps
         cond = self.conditioner.encode(batch)
         null = self._null(batch, negative) if guidance_scale != 1 else None
         return make_denoiser(self.net, self.schedule, cond, null, guidance_scale, self.prediction, clip_x0)
 
-    def _say_what_is_not_read(self, *batches) -> None:
-        said = [remark for batch in batches for part in getattr(self.conditioner, "parts", ())
-                if hasattr(part, "remarks") and part.keys and part.present(batch) for remark in part.remarks(batch)]
+    def _say_what_is_not_read(self, batch: dict, negative: dict, guidance_scale: float) -> None:
+        """Warn of unknown words, and of what has no effect. A data set's batch may hold more than is read."""
+        reads, told = list(getattr(self.conditioner, "keys", ())), (batch, negative)
+        said = [remark for one in told for part in getattr(self.conditioner, "parts", ())
+                if hasattr(part, "remarks") and part.keys and part.present(one) for remark in part.remarks(one)]
+        said += [f"this model does not read {key!r}: it has no effect. It reads {', '.join(reads) or 'nothing'}."
+                 for one in told if not one.keys() & {"image", "latent", "seed"} for key in one if key not in reads]
+        if negative and guidance_scale == 1:
+            said.append("without guidance (guidance_scale=1) nothing is steered away from: `negative` has no effect.")
         for remark in dict.fromkeys(said):
             warnings.warn(remark, NotRead, stacklevel=3)
 
@@ -181,7 +191,7 @@ class LatentDiffusion(nn.Module):
     def _request(self, batch, num, size, generator, seed, sampler) -> tuple:
         """`sample`'s arguments, made definite: num, (height, width), generator, the sampler's function. ValueErrors."""
         wanted = batch_size(batch) if batch else num
-        if wanted is None or num not in (None, wanted):
+        if wanted is None or num not in (None, wanted) or wanted < 1:
             raise ValueError(f"how many? num={num}; it must be given without a batch, and agree with a batch.")
         size = self._size(batch, size)
         if size is None:
@@ -246,6 +256,8 @@ def latent_scale(autoencoder, batches, limit: int = 64) -> float:
 
 def _raw_latent(autoencoder, images: Tensor, sample: bool) -> Tensor:
     """What the first stage's encoder gives, float32 and not scaled."""
+    if not images.is_floating_point():
+        raise ValueError(f"images are floats from -1 to 1 (bytes: x / 127.5 - 1), got {images.dtype}.")
     return (images if autoencoder is None else autoencoder.encode(images, sample=sample)).float()
 
 

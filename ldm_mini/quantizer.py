@@ -117,8 +117,10 @@ class VectorQuantizer(nn.Module):
         sums = torch.zeros_like(self.ema_sum).index_add_(0, indices, vectors.to(self.ema_sum.dtype))      # (K,D)
         if _many_processes():
             dist.all_reduce(sums)
-        self.ema_count.lerp_(chosen.to(self.ema_count.dtype), 1 - self.ema_decay)
-        self.ema_sum.lerp_(sums, 1 - self.ema_decay)
+        # one NaN would stay in a running mean for good: that code waits for the next batch
+        sound = sums.isfinite().all(dim=1)
+        self.ema_count.lerp_(torch.where(sound, chosen.to(self.ema_count.dtype), self.ema_count), 1 - self.ema_decay)
+        self.ema_sum.lerp_(torch.where(sound[:, None], sums, self.ema_sum), 1 - self.ema_decay)
         # sum over count is the mean; Laplace smoothing keeps codes finite that nothing chooses
         total = self.ema_count.sum()
         count = (self.ema_count + 1e-5) / (total + self.codebook_size * 1e-5) * total
@@ -132,6 +134,7 @@ class VectorQuantizer(nn.Module):
         candidates = vectors[order[:self.codebook_size]].to(self.codebook.dtype)
         if _many_processes():
             dist.broadcast(candidates, src=0)                                 # each had drawn its own
+        where = where & candidates.isfinite().all(dim=1)
         self.codebook.copy_(torch.where(where[:, None], candidates, self.codebook))
         self.idle.masked_fill_(where, 0)
         # a running mean would go back to where the old code was: forget it
@@ -154,6 +157,9 @@ class VectorQuantizer(nn.Module):
     def _counts(self, indices: Tensor | None) -> Tensor:
         if indices is None:
             return self.usage.cpu()
+        if indices.is_floating_point() or indices.min() < 0 or indices.max() >= self.codebook_size:
+            raise ValueError(f"indices are whole numbers below {self.codebook_size}, got {indices.dtype} from "
+                             f"{indices.min()} to {indices.max()}.")
         return torch.bincount(indices.flatten().cpu(), minlength=self.codebook_size)
 
 

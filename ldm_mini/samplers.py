@@ -12,7 +12,7 @@ All samplers take
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .diffusion import draw_noise
 
@@ -21,7 +21,7 @@ from .diffusion import draw_noise
 def ddpm(denoise, z_T, schedule, steps=50, generator=None, *, spacing="trailing", offset=0):
     """Ancestral sampling (Ho et al. 2020, algorithm 2), over any subset of the steps. Needs many of them."""
     x = z_T
-    for t, s in _walk(schedule, z_T, steps, spacing, offset):
+    for t, s in _walk(denoise, schedule, z_T, steps, spacing, offset):
         # 1. what the network takes the clean image to be (eq. 15)
         x0, _ = denoise(x, t)
         # 2. the posterior q(x_s | x_t, x0) (eq. 6, 7)
@@ -41,7 +41,7 @@ def ddim(denoise, z_T, schedule, steps=50, generator=None, *, eta=0.0, spacing="
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be from 0 (deterministic) to 1 (as DDPM), got {eta}.")
     x = z_T
-    for t, s in _walk(schedule, z_T, steps, spacing, offset, clean_end):
+    for t, s in _walk(denoise, schedule, z_T, steps, spacing, offset, clean_end):
         alpha_t, sigma_t, alpha_s, sigma_s = _levels(schedule, x, t, s)
         # 1. "predicted x0" and the direction that points to x_t (eq. 9)
         x0, eps = denoise(x, t)
@@ -64,7 +64,7 @@ def dpm_solver(denoise, z_T, schedule, steps=20, generator=None, *, order=2, spa
     if order not in (1, 2):
         raise ValueError(f"order must be 1 or 2, got {order}.")
     x, before = z_T, None  # before: x0 and the step in lambda, one step ago
-    for t, s in _walk(schedule, z_T, steps, spacing, offset):
+    for t, s in _walk(denoise, schedule, z_T, steps, spacing, offset):
         alpha_t, sigma_t, alpha_s, sigma_s = _levels(schedule, x, t, s)
         # 1. the network's x0, and the length of this step in lambda (infinite for a step to the clean image)
         x0, _ = denoise(x, t)
@@ -86,7 +86,7 @@ def euler(denoise, z_T, schedule, steps=50, generator=None, *, spacing="trailing
     """Euler's method on the probability flow in the "variance exploding" view (Karras et al. 2022, algorithm 1 with
     one slope): y = x / alpha is x0 + sigma_hat eps, so dy / dsigma_hat = eps. It takes the very same steps as DDIM."""
     x = z_T
-    for t, s in _walk(schedule, z_T, steps, spacing, offset):
+    for t, s in _walk(denoise, schedule, z_T, steps, spacing, offset):
         alpha_t, sigma_t, alpha_s, sigma_s = _levels(schedule, x, t, s)
         # 1. the slope of y
         _, slope = denoise(x, t)
@@ -104,7 +104,7 @@ def repaint(denoise, z_T, schedule, steps=50, generator=None, *, known, hole, re
     known have time to agree (their "resampling" with jumps of length one); 1 = replacement alone.
     """
     x = z_T
-    for t, s in _walk(schedule, z_T, steps, spacing, offset):
+    for t, s in _walk(denoise, schedule, z_T, steps, spacing, offset):
         alpha_t, sigma_t, alpha_s, sigma_s = _levels(schedule, x, t, s)
         for left in reversed(range(repeats if s[0] >= 0 else 1)):
             # 1. a step of DDPM, everywhere
@@ -123,8 +123,11 @@ def repaint(denoise, z_T, schedule, steps=50, generator=None, *, known, hole, re
 SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpm": dpm_solver, "euler": euler}
 
 
-def _walk(schedule, z_T: Tensor, steps, spacing: str, offset: int, clean_end: bool = True):
+def _walk(denoise, schedule, z_T: Tensor, steps, spacing: str, offset: int, clean_end: bool = True):
     """The pairs (t, s) of a sampler's steps, each (B,) int64."""
+    if isinstance(denoise, nn.Module):                          # two samples would pass for x0 and eps
+        raise ValueError(f"a sampler wants denoise(x_t, t) -> (x0, eps), as make_denoiser(net, schedule, cond) gives; "
+                         f"got a {type(denoise).__name__}.")
     steps = torch.as_tensor(steps).tolist()
     timesteps = steps if isinstance(steps, list) else schedule.timesteps(steps, spacing, offset).tolist()
     if not timesteps or timesteps != sorted(set(timesteps) & set(range(schedule.num_steps)), reverse=True):

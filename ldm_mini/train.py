@@ -62,6 +62,10 @@ class TrainState:
                  grad_clip: float | None = 1.0, ema_decay: float | None = None, seed: int | None = None,
                  bf16: bool = False, accelerator=None, adversary: "TrainState | None" = None,
                  muon_lr: float | None = None, slower: dict | None = None):
+        for name, value, most in (("grad_clip", grad_clip, math.inf), ("muon_lr", muon_lr, math.inf),
+                                  ("ema_decay", ema_decay, 1)):
+            if value is not None and not 0 < value < most:
+                raise ValueError(f"TrainState: {name} must be None or from 0 to {most}, both excluded; got {value}.")
         self.model = model if accelerator is None else model.to(accelerator.device)
         self.device = next(model.parameters()).device
         self.rank = 0 if accelerator is None else accelerator.process_index

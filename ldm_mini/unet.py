@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import AttentionBlock, SpatialTransformer
-from .blocks import Downsample, ResBlock, TimeEmbedding, Upsample, group_norm, zeroed
+from .blocks import Downsample, ResBlock, TimeEmbedding, Upsample, at_least, group_norm, zeroed
 from .cond import Cond, check_net_inputs
 
 EPS = 1e-5                      # of all its GroupNorms but the spatial transformers' (1e-6)
@@ -38,6 +38,9 @@ class UNetConfig:
     dropout: float = 0.0                        # inside residual blocks
 
     def __post_init__(self):
+        at_least(1, "UNetConfig", in_channels=self.in_channels, out_channels=self.out_channels, channels=self.channels,
+                 num_res_blocks=self.num_res_blocks, num_heads=self.num_heads, head_dim=self.head_dim,
+                 transformer_depth=self.transformer_depth, groups=self.groups, context_dim=self.context_dim)
         # a level that does not exist would go unnoticed: no attention, and no error
         if bad := [level for level in self.attn_levels if level not in range(len(self.widths))]:
             raise ValueError(f"UNetConfig: attn_levels {bad} do not exist. They are level indices 0 to "

@@ -5,9 +5,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _same_shape(a: Tensor, b: Tensor) -> None:
+def _pictures(a: Tensor, b: Tensor) -> None:
+    """Raise ValueError unless both are pictures of one shape in [-1, 1]: a measure of anything else would flatter."""
     if a.shape != b.shape:  # or they would be broadcast
         raise ValueError(f"shapes differ, {tuple(a.shape)} and {tuple(b.shape)}; compare image with image.")
+    for x in (a, b):
+        if not x.is_floating_point() or x.numel() and not x.abs().max() < 16:
+            raise ValueError(f"images are floats from -1 to 1 (bytes: x / 127.5 - 1); got {x.dtype}"
+                             + (f" up to {x.abs().max().item():.3g}." if x.numel() else "."))
 
 
 def psnr(x: Tensor, y: Tensor) -> Tensor:
@@ -15,7 +20,7 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
 
     Papers average the dB over images.
     """
-    _same_shape(x, y)
+    _pictures(x, y)
     mse = (x.double() - y.double()).square().flatten(1).mean(1)
     return 10 * torch.log10(2**2 / mse)  # the values range over 2
 
@@ -26,7 +31,7 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     Means, variances and the covariance are taken under a Gaussian window (11 x 11, sigma 1.5), borders reflected, on
     values moved to [0, 1]: the index is not invariant to an offset, grey in [-1, 1], of mean 0, would compare as noise.
     """
-    _same_shape(x, y)
+    _pictures(x, y)
     x, y = (x.double() + 1) / 2, (y.double() + 1) / 2
     offsets = torch.arange(-5, 6, dtype=x.dtype, device=x.device)
     kernel = torch.softmax(-offsets.square() / (2 * 1.5**2), dim=0)
@@ -56,6 +61,9 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> Tensor:
     for features in (features_a, features_b):
         if features.ndim != 2 or len(features) < 2:
             raise ValueError(f"features (N, D) with N >= 2 are needed, got shape {tuple(features.shape)}.")
+        if features.shape[1] != features_b.shape[1] or not features.isfinite().all():
+            raise ValueError("features of both sets must be finite, and of one width D; got widths "
+                             f"{features_a.shape[1]} and {features_b.shape[1]}.")
     a, b = features_a.double(), features_b.double()
     cov_a, cov_b = a.mT.cov(), b.mT.cov()
     # the trace of the root is the nuclear norm of C_a^(1/2) C_b^(1/2): real by construction, where the textbook
@@ -102,8 +110,10 @@ def mean_box_iou(found: list, wanted: list) -> float:
 
     Every wanted object takes its best unused found box of the same label, best pairs first; a missing one counts 0.
     """
+    if len(found) != len(wanted):
+        raise ValueError(f"found and wanted are lists of the same images; got {len(found)} and {len(wanted)}.")
     scores = []
-    for have, want in zip(found, wanted):
+    for have, want in zip(found, wanted, strict=True):
         pairs = sorted(((float(box_iou(torch.as_tensor(h[1])[None], torch.as_tensor(w[1])[None])), i, j)
                         for i, h in enumerate(have) for j, w in enumerate(want) if h[0] == w[0]), reverse=True)
         best = first_come(pairs)
@@ -116,6 +126,11 @@ def mean_iou(predicted: Tensor, target: Tensor, num_classes: int) -> dict:
 
     Counts are pooled over the whole set; classes that occur in neither map stay outside the mean.
     """
+    for name, labels in (("predicted", predicted), ("target", target)):
+        if labels.is_floating_point() or labels.shape != target.shape or not (
+                0 <= labels.min() and labels.max() < num_classes):
+            raise ValueError(f"mean_iou: {name} must hold whole numbers from 0 to {num_classes - 1} in the shape of "
+                             f"both; got {labels.dtype} {tuple(labels.shape)}, {labels.min()} to {labels.max()}.")
     counts = torch.bincount((target * num_classes + predicted).flatten(), minlength=num_classes**2).double()
     counts = counts.view(num_classes, num_classes)                                   # rows: target, columns: predicted
     hit, union = counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()

@@ -51,12 +51,15 @@ def unet_from_compvis(params: dict, state_dict: dict[str, Tensor], dtype=None, a
     """
     net = on_meta(UNet, unet_config_from_compvis(params))
     names = unet_names(net, params.get("use_new_attention_order", False))
-    # an average has its weight's name without the dots
+    return fit(net, names, state_dict | _averaged(names, averages or {}, "diffusion_model"), dtype=dtype)
+
+
+def _averaged(names: dict, averages: dict, prefix: str = "") -> dict:
+    """An EMA's tensors under the names of their weights; there they lack the dots."""
     known = [name if isinstance(name, str) else name[0] for name in names.values()]
-    undotted = {"diffusion_model" + name.replace(".", ""): name for name in known}
-    averaged = {undotted.get(name, name): value for name, value in (averages or {}).items()
-                if name not in ("decay", "num_updates")}
-    return fit(net, names, state_dict | averaged, dtype=dtype)
+    undotted = {prefix + name.replace(".", ""): name for name in known}
+    return {undotted.get(name, name): value for name, value in averages.items()
+            if name not in ("decay", "num_updates") and not name.startswith("loss")}
 
 
 def unet_config_from_compvis(params: dict) -> UNetConfig:
@@ -116,12 +119,14 @@ def autoencoder_from_compvis(params: dict, state_dict: dict[str, Tensor], dtype=
     """A released first stage, VQ where params has n_embed, else KL.
 
     state_dict: plain tensors, named "encoder.conv_in.weight" and so on; they are not copied. What only trained it
-    ("loss.discriminator...") is passed over.
+    ("loss.discriminator...") is passed over; averages ("model_ema...") are taken where there are any.
     Raises FileError, a ValueError, that lists parameters or names that do not fit.
     """
     autoencoder = on_meta(autoencoder_of_compvis, params)
-    weights = {name: value for name, value in state_dict.items() if not name.startswith("loss.")}
-    return fit_first_stage(autoencoder, autoencoder_names(autoencoder), weights, dtype)
+    names, ema = autoencoder_names(autoencoder), "model_ema."
+    weights = {name: value for name, value in state_dict.items() if not name.startswith(("loss.", ema))}
+    averages = {name[len(ema):]: value for name, value in state_dict.items() if name.startswith(ema)}
+    return fit_first_stage(autoencoder, names, weights | _averaged(names, averages), dtype)
 
 
 def autoencoder_of_compvis(params: dict) -> Autoencoder:

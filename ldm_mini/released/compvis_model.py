@@ -14,7 +14,7 @@ from ..schedule import NoiseSchedule
 from .compvis import autoencoder_from_compvis, unet_from_compvis
 from .conditioners import BERT, CLIP, ClassTable, ClipText, RescaledMap, TextEncoder, Words
 from .names import COMPVIS_BETAS, betas_of, require, translate
-from .reading import fit, on_meta, read_weights
+from .reading import fit, on_meta, read_weights, seems, some
 
 PREFIXES = ("model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model.")
 # {kind of condition: how it reaches the U-Net} of all released models, by concatenation or by attention
@@ -44,7 +44,7 @@ def from_compvis(yaml_path, ckpt_path, dtype: torch.dtype | None = None, tokeniz
         raise FileError(f"{yaml_path} describes a {kind}; known are LatentDiffusion, VQModel and AutoencoderKL.")
     # one file holds all networks, each behind its prefix, and the constants of training, whose names have no dots
     if unknown := sorted(name for name in weights if "." in name and not name.startswith(PREFIXES)):
-        raise FileError(f"{ckpt_path} holds what no latent diffusion model has: {unknown}.")
+        raise FileError(f"{ckpt_path} holds what no latent diffusion model has{seems(weights)}: {some(unknown)}.")
     unet, averages, stage, condition = (_below(weights, part) for part in PREFIXES)
     autoencoder = autoencoder_from_compvis(params["first_stage_config"]["params"], stage, dtype)
     net = unet_from_compvis(params["unet_config"]["params"], unet, dtype, averages)

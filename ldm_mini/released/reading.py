@@ -5,6 +5,7 @@ are views of the file: memory holds the weights once, and only those that were l
 """
 
 import pickletools
+import re
 import zipfile
 from itertools import product
 from pathlib import Path
@@ -17,7 +18,18 @@ from torch import Tensor, nn
 
 from ..files import FileError, read_json
 
+SAFE_TORCH = (2, 10)                            # before it `weights_only` could be made to run code
 INERT = ("pytorch_lightning.", "lightning.")    # whose objects in a checkpoint are passed over: nothing of them is run
+KINDS = (                                       # (pattern of a name, what has such names)
+    (r"lora_(up|down|A|B)\b|\.lora\.", "a LoRA, an addition to a model: load the model it was made for"),
+    (r"^control_model\.|controlnet_", "a ControlNet, an addition to a model"),
+    (r"^conditioner\.embedders\.", "Stable Diffusion XL, which has two text encoders and another U-Net"),
+    (r"double_blocks\.|joint_blocks\.|add_q_proj", "a transformer for flow matching (Flux, Stable Diffusion 3)"),
+    (r"^model\.diffusion_model\.", "a whole latent diffusion model with CompVis' names"),
+    (r"^(down_blocks|mid_block)\.", "a U-Net with diffusers' names"),
+    (r"^(encoder|first_stage_model\.encoder)\.(down|down_blocks)\.", "a first stage alone"),
+    (r"^text_model\.", "a text encoder alone"),
+)
 DIFFUSERS_FILES = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 
@@ -50,11 +62,23 @@ def fit(module: nn.Module, names: dict, tensors: dict[str, Tensor], constants: d
     known = {name for name, _ in sources.values()}
     missing, unknown = sorted(known - set(tensors)), sorted(set(tensors) - known)
     if missing or unknown or shapes:
-        raise FileError(f"the weights do not fit this {type(module).__name__}.\nmissing: {missing}\n"
-                        f"unknown: {unknown}\nwrong shape: {list(dict.fromkeys(shapes))}")
+        raise FileError(f"the weights do not fit this {type(module).__name__}{seems(tensors)}.\n"
+                        f"missing: {some(missing)}\nunknown: {some(unknown)}\n"
+                        f"wrong shape: {some(list(dict.fromkeys(shapes)))}")
     # the tensors themselves become the weights: no copy
     module.load_state_dict(found, assign=True)
     return module.eval()
+
+
+def some(names: list, most: int = 8) -> str:
+    """A list for a message, cut where it would fill the screen."""
+    return f"{names[:most]}" + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def seems(tensors) -> str:
+    """", it seems to be ...": what a file of weights is by the names in it, for a message; "" for none we know."""
+    kind = next((kind for pattern, kind in KINDS if any(re.search(pattern, name) for name in tensors)), None)
+    return f"; they seem to be {kind}" if kind else ""
 
 
 def _shaped(value: Tensor, part, shape: torch.Size) -> Tensor | None:
@@ -93,6 +117,14 @@ def read_weights(path) -> dict[str, Tensor]:
 
 def _unpickle(path: Path):
     """What a pickle holds, without running any code of it."""
+    if torch.__version__ < SAFE_TORCH:
+        raise FileError(f"{path} is a pickle, and torch {torch.__version__} can be made to run code by one "
+                        "(CVE-2026-24747): install torch 2.10 or newer, or fetch the weights as safetensors.")
+    if (size := path.stat().st_size) and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > 2 * size + 2**20:                         # torch stores its tensors as they are
+            raise FileError(f"{path} of {size} bytes would unpack to {unpacked}: that is no file of weights.")
     zipped = zipfile.is_zipfile(path)
     with path.open("rb") as file:
         if not zipped and file.read(1) != b"\x80":              # how every pickle begins
@@ -128,6 +160,8 @@ def read_folder(folder) -> tuple[dict, dict[str, Tensor]]:
         index = folder / f"{stem}{suffix}.index{variant}.json"
         if index.is_file():
             files = sorted(set(read_json(index)["weight_map"].values()))
+            if foreign := [file for file in files if file != Path(file).name]:
+                raise FileError(f"{index} names files outside of its folder: {some(foreign)}.")
             return config, {name: v for file in files for name, v in read_weights(folder / file).items()}
         if (folder / f"{stem}{variant}{suffix}").is_file():
             return config, read_weights(folder / f"{stem}{variant}{suffix}")

@@ -1,5 +1,6 @@
 """Inputs of a task from held-out scenes or from files, and a grid of what came of them: input, output, truth."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..files import read_json
 from ..hub import CONFIG, find
 from ..scenes.data import scene_batches, to_tensor
-from ..scenes.own_pictures import plain_item, read_square
+from ..scenes.own_pictures import plain_item, read_hole, read_square
 from ..scenes.scene import LOWRES_FACTOR, SceneConfig, scenes_of, scenes_to_test
 from ..scenes.vocabulary import NOUNS, SEMANTIC, STUFF
 from ..tasks import TASKS, check_possible, inputs, sample_task
@@ -28,8 +29,9 @@ def scenes_for(task: str, config: SceneConfig, num: int, seed: int = 0) -> dict:
 def batch_from_files(task: str, size: int, num: int, image=None, mask=None, seed: int = 0) -> dict:
     """A batch of `num` equal inputs from files; pictures are cut to the square in their middle.
 
-    inpaint: a picture and a mask, white = hole (a random one unless given). superres: the small picture, brought to
-    size / 4. semantic: a PNG whose pixel values are indices of vocabulary.SEMANTIC.
+    inpaint: a picture and what marks its hole (`read_hole`: a mask, or its own transparency), else a random one; how
+    that was understood is told as a warning. superres: the small picture, brought to size / 4. semantic: a PNG whose
+    pixel values are indices of vocabulary.SEMANTIC.
     """
     if task not in FROM_FILES:
         raise ValueError(f"--image is for the tasks {', '.join(FROM_FILES)}; {task} reads no picture.")
@@ -41,14 +43,19 @@ def batch_from_files(task: str, size: int, num: int, image=None, mask=None, seed
                 raise ValueError(f"{image} is a picture of mode {picture.mode}: a semantic map is a PNG of one channel "
                                  f"with values from 0 to {len(SEMANTIC) - 1}, the indices of vocabulary.SEMANTIC.")
             values = np.asarray(picture.resize((size, size), Image.Resampling.NEAREST)).astype(np.int64)
+        if values.max() >= len(SEMANTIC):
+            raise ValueError(f"{image} holds the value {values.max()}: a semantic map has values from 0 to "
+                             f"{len(SEMANTIC) - 1}, the indices of vocabulary.SEMANTIC.")
         return {"semantic": torch.from_numpy(values)[None].repeat(num, 1, 1)}
     if task == "superres":
         return {"lowres": to_tensor(read_square(image, size // LOWRES_FACTOR))[None].repeat(num, 1, 1, 1)}
     items = [plain_item(read_square(image, size), seed=seed + i) for i in range(num)]
     batch = {key: torch.stack([item[key] for item in items]) for key in ("image", "mask")}
-    if mask is not None:
-        hole = to_tensor(read_square(mask, size)).mean(0) > 0
-        batch["mask"] = hole.float()[None, None].repeat(num, 1, 1, 1)
+    found = read_hole(image, size, mask)
+    if found is not None:
+        hole, told = found
+        warnings.warn(told, stacklevel=2)
+        batch["mask"] = torch.from_numpy(hole).float()[None, None].repeat(num, 1, 1, 1)
     return batch
 
 

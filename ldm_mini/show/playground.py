@@ -149,8 +149,8 @@ class Playground:
         seed, seconds = self.seed.value, time.perf_counter() - began
         if self.again.value:
             self.seed.value += 1
-        self._show(f"Drawn from {self._said(told)}, with seed {seed}, in {seconds:.1f} s."
-                   + "".join(f"<br>{html.escape(str(warning.message))}" for warning in heard))
+        self._show(f"Drawn from {self._said(told)}, with seed {seed}, in {seconds:.1f} s.",
+                   *(str(warning.message) for warning in heard))
 
     def real_scene(self) -> None:
         """A scene that no training saw, to make holes in."""
@@ -214,7 +214,7 @@ class Playground:
             pen.rectangle((x, y, x + cell - 1, y + cell - 1), fill=(255, 255, 255, 170), outline="black", width=2)
         return image
 
-    def _show(self, message: str) -> None:
+    def _show(self, *lines: str) -> None:
         file, name = io.BytesIO(), f".ldm-canvas-{id(self)}"
         self.canvas_image().save(file, format="PNG")
         data = base64.b64encode(file.getvalue()).decode()
@@ -223,4 +223,4 @@ class Playground:
             f"{name} button {{background: transparent; border: 0.5px solid rgba(255,255,255,.13); box-shadow: none;"
             "min-width: 0; cursor: crosshair;} "
             f"{name} button:hover {{background: rgba(255,255,255,.45);}}</style>")
-        self.message.value = f"<p style='line-height: 1.3'>{message}</p>"
+        self.message.value = f"<p style='line-height: 1.3'>{'<br>'.join(map(html.escape, lines))}</p>"

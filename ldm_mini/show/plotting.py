@@ -52,6 +52,11 @@ def save_grid(images, path, columns: int | None = None) -> Path:
     return path
 
 
+def plain(text) -> str:
+    """Text for a figure as it is: a dollar is no formula's begin."""
+    return str(text).replace("$", r"\$")
+
+
 def show_images(images, titles=None, columns: int | None = None, size: float = 1.6, title_width: int = 22,
                 row_labels=None):
     """Images (B, C, H, W) in [-1, 1], a title below each, a label left of each row -> matplotlib Figure.
@@ -68,7 +73,7 @@ def show_images(images, titles=None, columns: int | None = None, size: float = 1
     if titles is not None and len(titles) != len(pixels):
         raise ValueError(f"show_images: {len(titles)} titles for {len(pixels)} images; give one each, "
                          "or one per column.")
-    texts = ["\n".join(textwrap.wrap(str(title), title_width)) for title in titles or ()]
+    texts = ["\n".join(textwrap.wrap(plain(title), title_width)) for title in titles or ()]
     lines = sum(max(text.count("\n") + bool(text) for text in texts[i:i + columns])
                 for i in range(0, len(texts), columns))
     figure, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained",
@@ -80,7 +85,7 @@ def show_images(images, titles=None, columns: int | None = None, size: float = 1
         if texts:
             axis.text(0.5, -0.04, texts[i], transform=axis.transAxes, ha="center", va="top", fontsize=7)
     for axis, label in zip(axes[:, 0], row_labels, strict=True) if row_labels is not None else ():
-        axis.text(-0.06, 0.5, label, transform=axis.transAxes, ha="right", va="center", fontsize=8)
+        axis.text(-0.06, 0.5, plain(label), transform=axis.transAxes, ha="right", va="center", fontsize=8)
     return figure
 
 
@@ -100,7 +105,7 @@ def draw_boxes(image, boxes, labels=None, ax=None):
         for color, line, style in (("white", 3, "-"), (PALETTE[(5, 6, 3, 7)[i % 4]], 1.5, LINE_STYLES[i % 4])):
             ax.add_patch(Rectangle(corner, *extent, fill=False, edgecolor=color, linewidth=line, linestyle=style))
         if labels is not None:
-            ax.text(corner[0], corner[1], str(labels[i]), fontsize=7, va="bottom",
+            ax.text(corner[0], corner[1], plain(labels[i]), fontsize=7, va="bottom",
                     bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.6})
     return ax
 
@@ -127,7 +132,7 @@ def show_semantic(semantic, names, ax=None):
         ys, xs = np.nonzero(semantic == k)
         if len(ys) >= 12:  # a name on less would hide it
             nearest = np.argmin((ys - ys.mean()) ** 2 + (xs - xs.mean()) ** 2)   # inside the class, not in a hole of it
-            ax.text(xs[nearest], ys[nearest], names[k], ha="center", va="center", fontsize=7,
+            ax.text(xs[nearest], ys[nearest], plain(names[k]), ha="center", va="center", fontsize=7,
                     bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6})
     return ax
 

@@ -8,7 +8,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..cond import to_device, together
-from ..files import load_safetensors, read_json, save_safetensors, write_json
+from ..files import (
+    FileError,
+    check_sums,
+    load_safetensors,
+    read_json,
+    save_safetensors,
+    sha256,
+    write_json,
+    write_sums,
+)
 
 
 class LatentCache:
@@ -64,10 +73,12 @@ class LatentCache:
         lists = {key: v for key, v in self.conditions.items() if key not in tensors}
         save_safetensors(folder / "latents.safetensors", {"latent": self.latents, **tensors})
         write_json(folder / "latents.json", {"made_from": made_from, "length": len(self), "lists": lists})
+        write_sums(folder, {name: sha256(folder / name) for name in ("latents.safetensors", "latents.json")})
 
     @classmethod
     def load(cls, folder) -> "LatentCache":
         """What `save` wrote. Raises FileError if it is missing or damaged."""
+        check_sums(folder)
         lists = read_json(Path(folder) / "latents.json")["lists"]
         tensors = load_safetensors(Path(folder) / "latents.safetensors")
         return cls(tensors.pop("latent"), {**lists, **tensors})
@@ -81,14 +92,17 @@ def cache_latents(autoencoder, batches, n: int, keys=("caption", "class"), path=
     sample: a KL posterior is sampled, once; else its mode is taken.
 
     batches: dicts with "image" (B,C,H,W). path: a folder to keep the cache in; the one that is already there is loaded
-    instead if it has n latents and was `made_from` the same (say, first stage and scenes), and replaced if not.
+    instead if it has n latents, was `made_from` the same (say, first stage and scenes) and is whole; else replaced.
     prepare: function of a batch on the autoencoder's device -> {key: tensor} to keep as well, such as masked latents.
     Raises ValueError if the batches hold fewer than n images.
     """
     if path is not None and (Path(path) / "latents.json").is_file():
-        there = read_json(Path(path) / "latents.json")
-        if (there.get("made_from"), there.get("length")) == (made_from, n):
-            return LatentCache.load(path)
+        try:
+            there = read_json(Path(path) / "latents.json")
+            if (there.get("made_from"), there.get("length")) == (made_from, n):
+                return LatentCache.load(path)
+        except FileError as error:
+            print(f"{error} The latents are encoded anew.")
     device, training = next(autoencoder.parameters()).device, autoencoder.training
     autoencoder.eval()
     parts, count = [], 0

@@ -1,5 +1,6 @@
 """From a recipe to a finished run: what `python -m ldm_mini train` does, alone or under `accelerate launch`."""
 
+import contextlib
 import math
 import os
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..files import read_json
-from ..hub import CONFIG, find, load_autoencoder
+from ..hub import CONFIG, content_hash, find, load_autoencoder
 from ..latent_diffusion import LatentDiffusion
 from . import recipes, runs
 from .stages import FirstStageRun, SecondStageRun, TextRun
@@ -18,51 +19,66 @@ from .stages import FirstStageRun, SecondStageRun, TextRun
 def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None, start_from: str | None = None,
                 text: str | None = None, resume: bool = False, device: str | None = None, compile: bool | None = None,
                 workers: int | None = None, seed: int = 0, **options) -> bool:
-    """Train a recipe in the folder `out`; True when it is finished, False when it was stopped and can be resumed.
+    """Train a recipe in the folder `out`; True when it is finished, False when `minutes` were over before.
 
     autoencoder: for stage "diffusion", the first stage: the `model` folder of its run, or a name `hub.find` knows.
     start_from:  a trained diffusion model of the same shape, to be trained further; new conditions may join it.
     text:        for stage "diffusion", a text transformer that can read: the `model` folder of a run of stage "text".
     compile:     None = as the recipe says, on a GPU. workers: None = 0 on a CPU, which they would only slow down.
     options:     of `runs.follow`: minutes, log_every, sample_every, save_every.
-    Raises ValueError before anything is written, if the folder, the recipe or the first stage cannot be used.
+    Raises ValueError before anything is written, if the folder, the recipe or the first stage cannot be used, and
+    `runs.Stopped` when it was asked to stop, all saved. Both can be resumed.
     """
     if stage == "diffusion" and autoencoder is None:
         raise ValueError("diffusion needs a first stage: --autoencoder FOLDER, the `model` folder of a run of "
                          "`python -m ldm_mini train autoencoder`.")
-    out, accelerator = Path(out), _accelerator(device)
-    settings = {"stage": stage, "seed": seed, "processes": accelerator.num_processes, **asdict(recipe)}
     given = {"autoencoder": autoencoder, "start_from": start_from, "text": text}
-    settings |= {name: str(model) for name, model in given.items() if model}
-    for model in filter(None, given.values()):
-        find(model)
-    # a run that goes on computes as it began, wherever that was
-    settings["bf16"] = (read_json(out / "recipe.json").get("bf16", False) if resume and (out / "recipe.json").is_file()
-                        else accelerator.mixed_precision == "bf16" or recipe.bf16 and bf16_pays(accelerator.device))
-    # the first process opens the folder, the others find what it left
-    with accelerator.main_process_first():
-        checkpoint = (runs.open_run(out, settings, resume) if accelerator.is_main_process else
-                      runs.latest(out / "checkpoints") if resume else None)
-    if workers is None:
-        workers = 0 if accelerator.device.type == "cpu" else min(12, max(1, (os.cpu_count() or 2) - 2))
-    # the same fresh weights in every process
-    torch.manual_seed(seed)
-    kind = {"autoencoder": FirstStageRun, "text": TextRun, "diffusion": SecondStageRun}[stage]
-    run = kind(recipe, out, accelerator, workers, seed, checkpoint, autoencoder, start_from, text, settings["bf16"])
-    state = run.state
-    if (recipe.compile and state.device.type == "cuda") if compile is None else compile:
-        _compile(state.model)
+    given = {name: str(model) for name, model in given.items() if model}
+    out, accelerator = Path(out), _accelerator(device)
+    settings = {"stage": stage, "seed": seed, "processes": accelerator.num_processes, **asdict(recipe), **given,
+                "weights": {name: content_hash(model) for name, model in given.items()}}
+    with contextlib.ExitStack() as inside:
+        asked = runs.Requests()
+        inside.enter_context(asked.from_output())
+        if accelerator.is_main_process:
+            inside.enter_context(runs.owned(out))
+        # a run that goes on computes as it began, wherever that was
+        settings["bf16"] = (read_json(out / "recipe.json").get("bf16", False)
+                            if resume and (out / "recipe.json").is_file() else
+                            accelerator.mixed_precision == "bf16" or recipe.bf16 and bf16_pays(accelerator.device))
+        # the first process opens the folder, the others find what it left
+        with accelerator.main_process_first():
+            checkpoint = (runs.open_run(out, settings, resume) if accelerator.is_main_process else
+                          runs.latest(out / "checkpoints") if resume else None)
+        if workers is None:
+            workers = 0 if accelerator.device.type == "cpu" else min(12, max(1, (os.cpu_count() or 2) - 2))
+        # the same fresh weights in every process
+        torch.manual_seed(seed)
+        kind = {"autoencoder": FirstStageRun, "text": TextRun, "diffusion": SecondStageRun}[stage]
+        run = kind(recipe, out, accelerator, workers, seed, checkpoint, autoencoder, start_from, text,
+                   settings["bf16"])
+        if (recipe.compile and run.state.device.type == "cuda") if compile is None else compile:
+            _compile(run.state.model)
+        finished = _finish(run, settings, asked, options)
+    if asked.number is not None and not finished:
+        raise runs.Stopped(asked.number)
+    return finished
+
+
+def _finish(run, settings: dict, asked, options: dict) -> bool:
+    """The training itself, and the model that it leaves."""
+    accelerator, recipe, state = run.accelerator, run.recipe, run.state
     if accelerator.is_main_process and recipe.bf16 and accelerator.device.type == "cpu":
         accelerator.print(f"on this CPU, {'bfloat16' if settings['bf16'] else 'float32'}: measured to be faster")
     began, together = time.monotonic(), recipe.batch_size * accelerator.num_processes
-    finished = runs.follow(run.logs(), state, out, recipe.steps, together, run.sample, **options)
+    finished = runs.follow(run.logs(), state, run.out, recipe.steps, together, run.sample, asked=asked, **options)
     if accelerator.is_main_process:
         computer = (torch.cuda.get_device_name(state.device) if state.device.type == "cuda" else
                     f"CPU, {torch.get_num_threads()} threads")
         run.export({"recipe": settings, "steps": state.step, "hardware": f"{computer}, torch {torch.__version__}",
                     "minutes": round((time.monotonic() - began) / 60, 1)})
         accelerator.print(f"{'Finished' if finished else 'Stopped'} at step {state.step} of {recipe.steps}. "
-                          f"The model so far: {out / 'model'}" + ("" if finished else "; continue with --resume."))
+                          f"The model so far: {run.out / 'model'}" + ("" if finished else "; continue with --resume."))
     accelerator.end_training()
     return finished
 

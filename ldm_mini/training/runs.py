@@ -3,17 +3,21 @@
     recipe.json   what is trained, number by number      samples/      pictures on the way
     log.jsonl     one line every few steps               checkpoints/  the newest training states, each written whole
     curve.png     the log as a picture                   model/        the result, for `from_pretrained`
+    owner.json    which process trains here, while it does
 """
 
 import json
 import math
+import os
 import signal
+import socket
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import filelock
 import torch
 from tqdm import tqdm
 
@@ -21,27 +25,82 @@ from ..files import FileError, read_json, write_file, write_json
 from ..show.plotting import plot_curve
 from .state import latest, load_training_state, save_training_state
 
+LOCK = (".lock", "owner.json")
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class Stopped(KeyboardInterrupt):
+    """A run was asked to stop, and did: its checkpoint is written. `status` is the exit status that says why."""
+
+    def __init__(self, number: int):
+        super().__init__("the run was stopped; continue it with --resume")
+        self.status = 128 + number
+
+
+@contextmanager
+def owned(out):
+    """Hold a run's folder, so that no second process trains there. Raises ValueError if one does already.
+
+    The lock goes with its process, however that ends: what a dead one left behind holds nobody.
+    """
+    out = Path(out)
+    if out.is_dir() and not (out / "recipe.json").is_file() and {path.name for path in out.iterdir()} - {*LOCK}:
+        raise ValueError(f"{out} already holds files: choose another --out. Nothing was changed.")
+    out.mkdir(parents=True, exist_ok=True)
+    lock, owner = (out / name for name in LOCK)
+    try:
+        # where a file system knows no locks, a file with process and host stands for one
+        held = filelock.FileLock(lock)
+        held.acquire(timeout=0)
+    except filelock.Timeout:
+        who = read_json(owner) if owner.is_file() else {}
+        raise ValueError(f"{out} belongs to a run that is going on (process {who.get('process', '?')} on "
+                         f"{who.get('host', '?')}): stop that one first, or choose another --out.") from None
+    except NotImplementedError:
+        held = filelock.SoftFileLock(lock)
+        held.acquire(timeout=0)
+    try:
+        write_json(owner, {"process": os.getpid(), "host": socket.gethostname()})
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        held.release()
+        lock.unlink(missing_ok=True)
+        if not any(out.iterdir()):
+            out.rmdir()
+
 
 def open_run(out, recipe: dict, resume: bool = False) -> Path | None:
     """Make the folder of a new run, or find the checkpoint to continue from; never touches another run's results.
 
-    A run that ended before its first checkpoint has nothing to lose and begins anew.
+    A run that ended before its first checkpoint has nothing to lose and begins anew. One that is resumed has to have
+    the same recipe: models it goes on from are compared by content ("weights"), their paths are for show; and only its
+    "steps" may be more than they were.
     Raises ValueError if `out` holds a run and resume is False, if there is nothing to resume, or if the recipe changed.
     """
-    out = Path(out)
-    began, checkpoint = (out / "recipe.json").is_file(), latest(out / "checkpoints")
+    out, recipe = Path(out), json.loads(json.dumps(recipe))                                 # tuples are lists in JSON
+    checkpoint = latest(out / "checkpoints", tell=print if resume else None)
     if resume:
         if checkpoint is None:
             raise ValueError(f"there is no run to resume in {out}, or it has no checkpoint: start it without --resume.")
-        saved, recipe = read_json(out / "recipe.json"), json.loads(json.dumps(recipe))      # tuples are lists in JSON
+        saved = read_json(out / "recipe.json")
+        longer = recipe["steps"] > saved.get("steps", math.inf)
+        passed = {"steps"} if longer else set()
+        # a run of a time when only paths were written down is told by them
+        passed |= set(recipe.get("weights", ())) if "weights" in saved else {"weights"}
         if changed := [f"{name} was {saved.get(name)!r} and is {recipe.get(name)!r}"
-                       for name in sorted(saved.keys() | recipe.keys()) if saved.get(name) != recipe.get(name)]:
+                       for name in sorted((saved.keys() | recipe.keys()) - passed)
+                       if saved.get(name) != recipe.get(name)]:
             raise ValueError(f"the run in {out} has another recipe: {', '.join(changed)}. Resume it as it was, or "
                              "start a new one.")
+        if longer:
+            print(f"{recipe['steps']} steps in place of {saved['steps']}: the learning rate goes on as if they had "
+                  f"been planned from the start ({recipe.get('decay', 'constant')}).")
+            write_json(out / "recipe.json", recipe)
         return checkpoint
-    if checkpoint is not None or (not began and out.exists() and any(out.iterdir())):
-        raise ValueError(f"{out} already holds {'a run: continue it with --resume' if began else 'files'}, or choose "
-                         "another --out. Nothing was changed.")
+    if checkpoint is not None:
+        raise ValueError(f"{out} already holds a run: continue it with --resume, or choose another --out. Nothing was "
+                         "changed.")
     (out / "samples").mkdir(parents=True, exist_ok=True)
     (out / "log.jsonl").unlink(missing_ok=True)
     write_json(out / "recipe.json", recipe)
@@ -61,33 +120,36 @@ def restore(state, checkpoint, out) -> None:
 
 
 def read_log(out) -> list[dict]:
-    """The records of a run's log.jsonl, oldest first; a last line that was cut off is passed over."""
+    """The records of a run's log.jsonl, oldest first; a line that is damaged or cut off is passed over."""
     path, records = Path(out) / "log.jsonl", []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        with suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                records.append(record)
     return records
 
 
 def follow(logs, state, out, steps: int, images_per_step: int, sample, *, log_every: int = 20,
-           sample_every: int = 500, save_every: int = 500, minutes: float | None = None) -> bool:
+           sample_every: int = 500, save_every: int = 500, minutes: float | None = None, asked=None) -> bool:
     """Run a training loop and write its folder. Returns True when all steps are done, False when it stopped before.
 
     logs: the generator of train_autoencoder or train_diffusion.
     sample: function () -> dict of measured values; draws pictures into the folder. Called on the first process only.
-    It stops, with a checkpoint, after `minutes`, on Ctrl-C and on SIGTERM; always between two steps.
+    asked: the Requests to stop, whose `number` tells afterwards if there was one.
+    It stops, with a checkpoint, after `minutes` and when it is asked to; always between two steps.
     """
+    asked = asked or Requests()
     out, main, window, first = Path(out), state.rank == 0, [], state.step
     began = clock = time.monotonic()
     interval = 0.5 if sys.stderr.isatty() else 20               # a log file needs no animation
-    with _stop_requests() as asked, tqdm(total=steps, initial=first, disable=not main, unit="step", smoothing=0.1,
+    with asked.from_signals(), tqdm(total=steps, initial=first, disable=not main, unit="step", smoothing=0.1,
                                          mininterval=interval, maxinterval=interval, dynamic_ncols=True) as bar:
         for log in logs:
             window.append(log)
             bar.update()
-            stop = _agree(state, asked.is_set() or (minutes is not None and time.monotonic() - began > 60 * minutes))
+            late = minutes is not None and time.monotonic() - began > 60 * minutes
+            stop = _agree(state, late or asked.number is not None)
             last = stop or log.step == steps
             draw = last or log.step % sample_every == 0
             save = last or log.step % save_every == 0
@@ -156,21 +218,66 @@ def _agree(state, stop: bool) -> bool:
     return bool(state.accelerator.reduce(torch.tensor(float(stop), device=state.device), reduction="sum").item())
 
 
-@contextmanager
-def _stop_requests():
-    """An event that Ctrl-C and SIGTERM set, so that a step is never cut in two. A second Ctrl-C interrupts at once."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
+class Requests:
+    """Who asks a run to stop: Ctrl-C, SIGTERM, SIGHUP as its terminal closes, or a pipe that nobody reads any more.
 
-    def handle(number, frame):
-        asked.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    `number` is the first one's signal, None before. A step is never cut in two; a second Ctrl-C interrupts at once.
+    """
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def __init__(self):
+        self.number = None
+
+    def ask(self, number: int) -> None:
+        """Note the first request."""
+        self.number = self.number or number
+
+    @contextmanager
+    def from_signals(self):
+        """Listen to signals inside. Those that are ignored already, as under nohup, stay so."""
+        def handle(number, frame):
+            self.ask(number)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        main = threading.current_thread() is threading.main_thread()
+        before = {number: signal.signal(number, handle) for number in SIGNALS
+                  if main and signal.getsignal(number) is not signal.SIG_IGN}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def from_output(self):
+        """Inside, what is printed may fail: that is a request, too."""
+        before, number = (sys.stdout, sys.stderr), getattr(signal, "SIGPIPE", 13)
+        sys.stdout, sys.stderr = (_Output(stream, lambda: self.ask(number)) for stream in before)
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
+
+
+class _Output:
+    """A stream that tells when nobody reads it any more, in place of an error."""
+
+    def __init__(self, stream, gone):
+        self.stream, self.gone = stream, gone
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        """As the stream does."""
+        return self._try(self.stream.write, text)
+
+    def flush(self):
+        """As the stream does."""
+        self._try(self.stream.flush)
+
+    def _try(self, function, *arguments):
+        try:
+            return function(*arguments)
+        except OSError:
+            self.gone()
+            return 0

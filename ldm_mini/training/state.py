@@ -1,6 +1,6 @@
 """A training on disk: everything needed to go on bit by bit, in one file that appears whole."""
 
-import contextlib
+import hashlib
 import json
 import random
 from pathlib import Path
@@ -10,7 +10,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..files import load_safetensors, save_safetensors
+from ..files import FileError, load_safetensors, read_sums, safetensors_bytes, sha256, write_file, write_sums
+
+NAMES = "step-????????.safetensors"
 
 
 def save_training_state(folder, step: int, state: dict) -> Path:
@@ -23,13 +25,19 @@ def save_training_state(folder, step: int, state: dict) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # what a run left that was killed while it wrote
-    for leftover in folder.glob(".step-*.tmp"):
+    for leftover in folder.glob(".*.tmp"):
         leftover.unlink()
     path, tensors = folder / f"step-{step:08}.safetensors", {}
     described = {part: _pack(value, tensors, part) for part, value in {**state, "rng": rng_state()}.items()}
-    save_safetensors(path, tensors, {"step": str(step), "state": json.dumps(described)})
-    for old in _complete(folder)[2:]:
-        old.unlink()
+    content = safetensors_bytes(tensors, {"step": str(step), "state": json.dumps(described)})
+    # the list first: a file that it names and that is not whole yet is passed over
+    kept = latest(folder, but=path)
+    sums = {} if kept is None else {kept.name: sha256(kept)}
+    write_sums(folder, {**sums, path.name: hashlib.sha256(content).hexdigest()})
+    write_file(path, content)
+    for old in folder.glob(NAMES):
+        if old not in (path, kept):
+            old.unlink()
     return path
 
 
@@ -46,9 +54,28 @@ def load_training_state(path) -> tuple[int, dict]:
     return int(record["step"]), state
 
 
-def latest(folder) -> Path | None:
-    """The newest complete checkpoint of a run's folder, or None; incomplete ones are passed over."""
-    return next(iter(_complete(Path(folder))), None)
+def latest(folder, but: Path | None = None, tell=None) -> Path | None:
+    """The newest checkpoint of a folder, `but` one, whose content is as it was written; None if there is none.
+
+    That is told by SHA256SUMS beside them; without that list, by each file's size and header. `tell` hears, in a line,
+    of each that is passed over.
+    """
+    tell, listed = tell or (lambda line: None), {}
+    try:
+        listed = read_sums(folder)
+    except FileError as error:
+        tell(f"{error} Checkpoints are told by their headers instead.")
+    for path in sorted(set(Path(folder).glob(NAMES)) - {but}, reverse=True):
+        try:
+            # opening it reads the header, and compares the size
+            with safe_open(path, "pt"):
+                intact = not listed or listed.get(path.name) == sha256(path)
+        except (SafetensorError, OSError):
+            intact = False
+        if intact:
+            return path
+        tell(f"{path} is damaged and passed over.")
+    return None
 
 
 def rng_state() -> dict:
@@ -91,13 +118,3 @@ def _unpack(value, tensors: dict):
     if kind == "dict":
         return {_unpack(k, tensors): _unpack(v, tensors) for k, v in content}
     return {"list": list, "tuple": tuple}[kind](_unpack(v, tensors) for v in content)
-
-
-def _complete(folder: Path) -> list[Path]:
-    """The checkpoints that can be read, newest first. One that was copied in part is not among them."""
-    found = []
-    for path in sorted(folder.glob("step-????????.safetensors"), reverse=True):
-        # opening it reads the header, and compares the size
-        with contextlib.suppress(SafetensorError, OSError), safe_open(path, "pt"):
-            found.append(path)
-    return found

@@ -10,8 +10,8 @@ from torch import nn
 from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_mini.conditioners import CombinedConditioner, LayoutConditioner, TextConditioner
 from ldm_mini.dit import DiT, DiTConfig
-from ldm_mini.files import FileError, read_json
-from ldm_mini.hub import CONFIG, build, describe, find, load
+from ldm_mini.files import SUMS, FileError, load_safetensors, read_json, save_safetensors
+from ldm_mini.hub import CONFIG, INDEX, WEIGHTS, build, describe, find, load, save, weight_files
 from ldm_mini.kl import KLBottleneck
 from ldm_mini.latent_diffusion import LatentDiffusion
 from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
@@ -131,6 +131,9 @@ def test_a_wrong_config_names_file_and_key(change, words, tmp_path):
     stored = read_json(folder / CONFIG)
     stored["net"]["config"] |= change
     (folder / CONFIG).write_text(json.dumps(stored))
+    with pytest.raises(FileError, match="config.json is damaged: SHA256SUMS .* delete SHA256SUMS"):
+        LatentDiffusion.from_pretrained(folder)
+    (folder / SUMS).unlink()
     with pytest.raises(FileError, match=f"{CONFIG}, net.*: no unet.*") as error:
         LatentDiffusion.from_pretrained(folder)
     assert words in str(error.value) and str(folder) in str(error.value)
@@ -138,3 +141,36 @@ def test_a_wrong_config_names_file_and_key(change, words, tmp_path):
     (folder / CONFIG).write_text(json.dumps(stored))
     with pytest.raises(FileError, match=f"{CONFIG}, net: no unet.UNet can be built.*'config'"):
         LatentDiffusion.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("change", [{"num_res_blocks": 10**7}, {"channels": 2**16, "groups": 2}])
+def test_a_config_cannot_fill_the_memory(change, tmp_path):
+    ldm = LatentDiffusion(None, UNet(UNetConfig(3, channels=16, channel_mults=(1, 2), attn_levels=(), groups=2)),
+                          NoiseSchedule(linear_betas(10)), image_size=8)
+    folder = ldm.save_pretrained(tmp_path)
+    stored = read_json(folder / CONFIG)
+    stored["net"]["config"] |= change
+    (folder / CONFIG).write_text(json.dumps(stored))
+    (folder / SUMS).unlink()
+    with pytest.raises(FileError, match=f"{CONFIG}.*(larger model than its weights|allocate)"):
+        LatentDiffusion.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("weight_map", [{"a": "../model.safetensors"}, {"a": "/etc/passwd"}, {"a": 3}, {}, [], None])
+def test_an_index_names_files_of_its_own_folder_only(weight_map, tmp_path):
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(FileError, match="index.json is damaged: its weight_map names no files of this folder"):
+        weight_files(tmp_path)
+
+
+def test_weights_that_changed_are_not_loaded(tmp_path):
+    folder = save(tmp_path, VQBottleneck(VectorQuantizer(4, 3)))
+    weights = load_safetensors(folder / WEIGHTS)
+    save_safetensors(folder / WEIGHTS, {name: value + 1 for name, value in weights.items()})
+    with pytest.raises(FileError, match="model.safetensors is damaged"):
+        load(folder, "VQBottleneck")
+    (folder / SUMS).write_text("no digest\n")
+    with pytest.raises(FileError, match="SHA256SUMS is damaged"):
+        load(folder, "VQBottleneck")
+    (folder / SUMS).unlink()
+    load(folder, "VQBottleneck")

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -308,7 +309,7 @@ def test_unconditional_and_pixel_diffusion(size, make, tmp_path):
     again = LatentDiffusion.from_pretrained(ldm.save_pretrained(tmp_path))
     assert torch.equal(ldm.sample(num=1, steps=2, seed=0), again.sample(num=1, steps=2, seed=0))
     assert again.schedule.config == ldm.schedule.config
-    assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]
+    assert sorted(os.listdir(tmp_path)) == ["SHA256SUMS", "config.json", "model.safetensors"]
     assert str(tmp_path) not in (tmp_path / "config.json").read_text(), "a path of this machine"
 
 
@@ -408,7 +409,14 @@ def test_a_bare_name_means_shipped_weights_checked_by_hash(shipped):
         LatentDiffusion.from_pretrained("tiny")
 
 
-@pytest.mark.parametrize("name", ["tinny", "./nowhere", "a/b/c", "/no/where", "../x"])
+def test_a_folder_here_does_not_stand_in_for_shipped_weights(shipped):
+    Path("tiny").mkdir()
+    with pytest.warns(UserWarning, match=r"tiny means the shipped weights; the folder of that name here is \./tiny"):
+        assert hub.find("tiny") == shipped / "weights" / "tiny"
+    assert hub.find("./tiny") == Path("tiny")
+
+
+@pytest.mark.parametrize("name", ["tinny", "./nowhere", "a/b/c", "/no/where", "../x", "data/nothing"])
 def test_an_unknown_name_lists_what_is_shipped(shipped, name):
     with pytest.raises(FileError, match=r"shipped are \['tiny'\]"):
         hub.find(name)
@@ -417,10 +425,11 @@ def test_an_unknown_name_lists_what_is_shipped(shipped, name):
 def test_owner_and_name_go_to_the_hub(shipped, monkeypatch):
     import huggingface_hub
 
-    asked = []
+    asked, revisions = [], []
 
     def download(name, **options):
         asked.append(name)
+        revisions.append(options["revision"])
         if name == "someone/offline":
             raise ConnectionError("no network")
         target = shipped.parent / "cache"
@@ -428,6 +437,7 @@ def test_owner_and_name_go_to_the_hub(shipped, monkeypatch):
         return str(target)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert LatentDiffusion.from_pretrained("someone/model").image_size == (16, 16) and asked == ["someone/model"]
+    assert LatentDiffusion.from_pretrained("someone/model@v2").image_size == (16, 16) and asked == ["someone/model"]
+    assert revisions == ["v2"]
     with pytest.raises(FileError, match="could not be had from the Hugging Face Hub.*no network"):
         LatentDiffusion.from_pretrained("someone/offline")

@@ -275,3 +275,17 @@ def test_bottleneck_contract():
 def test_errors_say_what_to_do(options, words):
     with pytest.raises(ValueError, match=words):
         VectorQuantizer(**options)
+
+
+@pytest.mark.parametrize("options", [{"ema_decay": 0.9}, {"ema_decay": 0.9, "restart_after": 1}, {"restart_after": 1}])
+def test_one_bad_batch_does_not_stay_in_the_codebook(options):
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(16, 4, **options).train()
+    quantizer(torch.randn(2, 4, 8, 8))
+    bad = torch.randn(2, 4, 8, 8)
+    bad[0, :, 0] = float("nan")
+    bad[1, 2, 3, 3] = float("inf")
+    quantizer(bad)
+    assert all(value.isfinite().all() for value in quantizer.state_dict().values())
+    _, indices, loss = quantizer(torch.randn(2, 4, 8, 8))
+    assert loss.isfinite() and indices.unique().numel() > 4

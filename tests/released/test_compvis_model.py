@@ -3,6 +3,7 @@
 import os
 import pickle
 import sys
+import zipfile
 from types import ModuleType
 
 import compvis_reference as reference
@@ -16,7 +17,7 @@ from torch.testing import assert_close
 from ldm_mini.autoencoder import Autoencoder
 from ldm_mini.cond import Cond
 from ldm_mini.latent_diffusion import LatentDiffusion
-from ldm_mini.released import compvis_model, from_compvis
+from ldm_mini.released import autoencoder_from_compvis, compvis_model, from_compvis
 from ldm_mini.schedule import NoiseSchedule, linear_betas, scaled_linear_betas
 
 T = torch.tensor([0, 999])
@@ -259,6 +260,55 @@ def test_first_stages_have_yaml_files_of_their_own(tmp_path):
     assert isinstance(ours, Autoencoder)
     with torch.no_grad():
         assert_close(ours.encode(released.image), released.z, **CLOSE)
+
+
+def test_averages_of_a_first_stage_are_taken(tmp_path):
+    released = Released()
+    stale = {name: value + 1 for name, value in released.stage.items()}
+    averages = {f"model_ema.{name.replace('.', '')}": value for name, value in released.stage.items()}
+    ours = autoencoder_from_compvis(VQ, {**stale, **averages, "model_ema.decay": torch.tensor(0.999),
+                                         "model_ema.num_updates": torch.tensor(3)})
+    with torch.no_grad():
+        assert_close(ours.encode(released.image), released.z, **CLOSE)
+
+
+def test_constants_of_a_sampler_are_passed_over(tmp_path):
+    """bsr_sr and inpainting_big store DDIM's."""
+    released = Released()
+    released.state |= {name: torch.rand(200) for name in ("ddim_sigmas", "ddim_alphas", "ddim_alphas_prev",
+                                                         "ddim_sqrt_one_minus_alphas")}
+    released.check(from_compvis(*released.save(tmp_path)))
+
+
+@pytest.mark.parametrize("rename, words", [
+    (lambda name: f"lora_unet_{name.replace('.', '_')}.lora_up.weight", "seem to be a LoRA"),
+    (lambda name: f"lora_unet_{name.replace('.', '_')}.lora.down", "seem to be a LoRA"),
+    (lambda name: f"control_model.{name}", "seem to be a ControlNet"),
+    (lambda name: f"conditioner.embedders.0.{name}", "seem to be Stable Diffusion XL"),
+    (lambda name: f"double_blocks.{name}", "flow matching"),
+    (lambda name: f"text_model.{name}", "a text encoder alone"),
+    (lambda name: f"first_stage_model.{name}" * 3, None)])
+def test_a_wrong_file_is_told_in_few_words(rename, words, tmp_path):
+    released = Released()
+    released.state = {rename(name): value for name, value in released.state.items()}
+    with pytest.raises(ValueError, match=words) as error:
+        from_compvis(*released.save(tmp_path, name="model.safetensors"))
+    assert len(str(error.value)) < 2000
+
+
+def test_pickles_are_refused_where_torch_could_be_made_to_run_them(tmp_path, monkeypatch):
+    paths = Released().save(tmp_path)
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.9.1"))
+    with pytest.raises(ValueError, match="is a pickle, and torch 2.9.1 .*install torch 2.10 or newer"):
+        from_compvis(*paths)
+
+
+def test_a_file_that_unpacks_to_gigabytes_is_refused(tmp_path):
+    paths = Released().save(tmp_path)
+    with zipfile.ZipFile(paths[1], "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/bomb", bytes(32 * 2**20))
+    with pytest.raises(ValueError, match="would unpack to .*no file of weights"):
+        from_compvis(*paths)
 
 
 class Foreign:

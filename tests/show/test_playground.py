@@ -127,6 +127,9 @@ def test_words_it_does_not_know_are_named_and_errors_are_shown(page):
     page.caption.value = "a star beside a xylophone"
     page.sample_button.click()
     assert "I do not know &quot;xylophone&quot;" in page.message.value
+    page.caption.value = "a star <script>alert(1)</script>"
+    page.sample_button.click()
+    assert "<script" not in page.message.value and "&lt;" in page.message.value
     page.model = model("layout")                                    # knows no words, and there are no boxes
     page.sample_button.click()
     assert "The model says" in page.message.value and not page.sample_button.disabled

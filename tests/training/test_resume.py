@@ -1,7 +1,9 @@
 """A run that is killed, stopped or interrupted goes on bit by bit; nothing that was there is lost."""
 
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ldm_mini.files import load_safetensors
+from ldm_mini.files import load_safetensors, save_safetensors
 from ldm_mini.train import FirstStageLoss, Log
 from ldm_mini.training import runs
 from ldm_mini.training.launch import train_stage
@@ -106,20 +108,131 @@ def test_stopped_by_the_clock_and_continued(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_ctrl_c_finishes_the_step(tmp_path, monkeypatch):
-    recipe = replace(recipe_of("autoencoder"), loss=PLAIN)
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGPIPE"])
+def test_whoever_asks_it_to_stop_finds_the_step_finished(tmp_path, monkeypatch, name):
+    recipe, number = replace(recipe_of("autoencoder"), loss=PLAIN), getattr(signal, name)
+
+    def closed(text):
+        raise BrokenPipeError
 
     def interrupted(logs):
         for log in logs:
-            if log.step == 6:
-                os.kill(os.getpid(), signal.SIGINT)
+            if log.step == 6 and name == "SIGPIPE":             # the reader of our output has gone
+                monkeypatch.setattr(sys.stderr.stream, "write", closed)
+                print("is anybody there?", file=sys.stderr)
+            elif log.step == 6:
+                os.kill(os.getpid(), number)
             yield log
 
-    follow, handler = runs.follow, signal.getsignal(signal.SIGINT)
+    follow, handlers = runs.follow, [signal.getsignal(n) for n in runs.SIGNALS]
     monkeypatch.setattr(runs, "follow", lambda logs, *args, **options: follow(interrupted(logs), *args, **options))
-    assert not train_stage("autoencoder", recipe, tmp_path / "run", **EVERY)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with pytest.raises(runs.Stopped) as stopped:
+        train_stage("autoencoder", recipe, tmp_path / "run", **EVERY)
+    assert stopped.value.status == 128 + number
     assert runs.latest(tmp_path / "run" / "checkpoints").name == "step-00000006.safetensors"
-    assert signal.getsignal(signal.SIGINT) is handler, "the handler must be put back"
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
+    assert [signal.getsignal(n) for n in runs.SIGNALS] == handlers, "the handlers must be put back"
+
+
+def test_a_closed_terminal_and_a_closed_pipe_end_the_process_as_unfinished(tmp_path):
+    command = [sys.executable, "-m", "ldm_mini", "train", "text", "--recipe", "micro", "--threads", "1", "--steps",
+               "100000", "--save-every", "100000", "--log-every", "1", "--out"]
+    process = subprocess.Popen([*command, str(tmp_path / "hup")], cwd=ROOT, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    while not (tmp_path / "hup" / "log.jsonl").is_file() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait() == 129 and runs.latest(tmp_path / "hup" / "checkpoints")
+    process = subprocess.Popen([*command, str(tmp_path / "pipe")], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT)
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.wait() == 141 and runs.latest(tmp_path / "pipe" / "checkpoints")
+
+
+def test_one_run_a_folder(tmp_path):
+    out, recipe = tmp_path / "run", replace(recipe_of("autoencoder"), steps=2, loss=PLAIN)
+    with runs.owned(out):
+        with pytest.raises(ValueError, match=rf"belongs to a run that is going on \(process {os.getpid()} on"):
+            train_stage("autoencoder", recipe, out, **EVERY)
+        assert sorted(path.name for path in out.iterdir()) == [".lock", "owner.json"], "the other must not write"
+    assert not out.exists()
+    # what a process left that was killed
+    out.mkdir()
+    (out / ".lock").touch()
+    (out / "owner.json").write_text('{"process": 1, "host": "elsewhere"}')
+    assert train_stage("autoencoder", recipe, out, **EVERY)
+    assert not (out / ".lock").exists() and not (out / "owner.json").exists()
+
+
+def test_the_first_stage_is_known_by_its_content(tmp_path, first_stage, monkeypatch):
+    def train(first, **options):
+        return train_stage("diffusion", recipe, tmp_path / "run", autoencoder=first, **EVERY, **options)
+
+    recipe = replace(recipe_of("diffusion"), steps=6)
+    shutil.copytree(first_stage, tmp_path / "a" / "model")
+    assert not train(str(tmp_path / "a" / "model"), minutes=0.0)
+    monkeypatch.chdir(tmp_path)
+    assert not train("./a//model/", minutes=0.0, resume=True)
+    shutil.move(tmp_path / "a" / "model", tmp_path / "b")
+    assert not train("b", minutes=0.0, resume=True)
+    # the same place, another model
+    other = load_safetensors(tmp_path / "b" / "model.safetensors")
+    save_safetensors(tmp_path / "b" / "model.safetensors", {name: value + 1 for name, value in other.items()})
+    with pytest.raises(ValueError, match="another recipe: weights was .*'autoencoder'"):
+        train("b", resume=True)
+
+
+def test_a_finished_run_can_go_on(tmp_path, capsys):
+    recipe = replace(recipe_of("autoencoder"), steps=2, loss=PLAIN)
+    assert train_stage("autoencoder", recipe, tmp_path / "run", **EVERY)
+    assert train_stage("autoencoder", replace(recipe, steps=4), tmp_path / "run", resume=True, **EVERY)
+    assert "4 steps in place of 2: the learning rate goes on" in capsys.readouterr().out
+    assert runs.latest(tmp_path / "run" / "checkpoints").stem == "step-00000004"
+    with pytest.raises(ValueError, match="steps was 4 and is 2"):
+        train_stage("autoencoder", recipe, tmp_path / "run", resume=True, **EVERY)
+
+
+@pytest.mark.parametrize("damage", ["header", "tensor", "other step", "gone"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_word(tmp_path, damage, capsys):
+    recipe = replace(recipe_of("autoencoder"), steps=4, loss=PLAIN)
+    straight, out, every = tmp_path / "straight", tmp_path / "run", {**EVERY, "save_every": 2}
+    for folder in (straight, out):
+        assert train_stage("autoencoder", recipe, folder, **every)
+    old, new = sorted((out / "checkpoints").glob("step-*"))
+    content = bytearray(new.read_bytes())
+    if damage == "other step":
+        content = bytearray(old.read_bytes())
+    else:
+        content[20 if damage == "header" else -20] ^= 1
+    new.unlink() if damage == "gone" else new.write_bytes(content)
+    shutil.rmtree(out / "model")
+    assert train_stage("autoencoder", recipe, out, resume=True, **every)
+    said = capsys.readouterr().out
+    assert ("step-00000004.safetensors is damaged and passed over" in said) == (damage != "gone")
+    assert_identical(final(straight), final(out))
+
+
+def test_a_bad_line_of_the_log_is_the_only_one_lost(tmp_path):
+    recipe = replace(recipe_of("autoencoder"), steps=3, loss=PLAIN)
+    assert train_stage("autoencoder", recipe, tmp_path / "run", **{**EVERY, "log_every": 1})
+    log = tmp_path / "run" / "log.jsonl"
+    lines = log.read_bytes().splitlines()
+    log.write_bytes(b"\n".join([lines[0], b'{"step": \xff', b"[]", lines[1][:9], *lines[2:]]) + b"\n")
+    assert train_stage("autoencoder", replace(recipe, steps=4), tmp_path / "run", resume=True,
+                       **{**EVERY, "log_every": 1})
+    assert [record["step"] for record in runs.read_log(tmp_path / "run")] == [1, 3, 4]
+
+
+def test_damaged_latents_are_encoded_anew(tmp_path, first_stage, capsys):
+    recipe, out = replace(recipe_of("diffusion"), steps=2), tmp_path / "run"
+    assert train_stage("diffusion", recipe, out, autoencoder=first_stage, **EVERY)
+    before = (out / "latents" / "latents.json").read_bytes()
+    (out / "latents" / "latents.json").write_text(before.decode().replace("a ", "the ", 1))
+    assert train_stage("diffusion", replace(recipe, steps=3), out, autoencoder=first_stage, resume=True, **EVERY)
+    assert "latents.json is damaged" in capsys.readouterr().out
+    assert (out / "latents" / "latents.json").read_bytes() == before
 
 
 def test_a_run_is_never_overwritten(tmp_path):

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import nn
 
 from ldm_mini import files as files_
-from ldm_mini.files import FileError, load_safetensors, read_json, save_safetensors, write_file, write_json
+from ldm_mini.files import SUMS, FileError, load_safetensors, read_json, save_safetensors, write_file, write_json
 from ldm_mini.hub import INDEX, WEIGHTS, load, load_weights, save, save_weights
 from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
 from ldm_mini.training.state import latest, load_training_state, save_training_state
@@ -300,9 +300,9 @@ def test_random_numbers_go_on(tmp_path):
 def test_only_the_newest_are_kept(tmp_path):
     for step in (1, 5, 20, 100):
         assert save_training_state(tmp_path, step, {"a": step}).name == f"step-{step:08}.safetensors"
-    assert sorted(os.listdir(tmp_path)) == [f"step-{step:08}.safetensors" for step in (20, 100)]
+    assert sorted(os.listdir(tmp_path)) == [SUMS, *(f"step-{step:08}.safetensors" for step in (20, 100))]
     save_training_state(tmp_path, 100, {"a": "again"})
-    assert load_training_state(latest(tmp_path))[1] == {"a": "again"} and len(os.listdir(tmp_path)) == 2
+    assert load_training_state(latest(tmp_path))[1] == {"a": "again"} and len(os.listdir(tmp_path)) == 3
 
 
 @pytest.mark.parametrize("damage", [
