@@ -71,8 +71,8 @@ CALLS = {
     "a class between two": (lambda: of_classes().sample({"class": torch.tensor([1.5])}, steps=1), "1.5 .*whole"),
     "a class below none": (lambda: of_classes().sample({"class": [-5]}, steps=1), "or -1 for none"),
     "several to steer away from": (lambda: of_classes().sample({"class": [1]}, negative=["x"], steps=1), "one caption"),
-    **{f"{sampler} of a network": (lambda s=sampler: list(s(net(), torch.ones(2, 4, 8, 8), SCHEDULE, 2)), "got a UNet")
-       for sampler in SAMPLERS.values()},
+    **{f"{name} of a network": (lambda s=sampler: list(s(net(), torch.ones(2, 4, 8, 8), SCHEDULE, 2)), "got a UNet")
+       for name, sampler in SAMPLERS.items()},
     **{f"{name} {value}": (lambda name=name, value=value: net(**{name: value}), f"{name} must be at least 1, got")
        for name, value in (("channels", -16), ("head_dim", 0), ("groups", -1), ("transformer_depth", 0),
                            ("num_res_blocks", 0), ("num_heads", 0), ("context_dim", 0))},
