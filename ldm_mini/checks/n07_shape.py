@@ -23,8 +23,8 @@ def hourglass(cls):
                 raise still_a_stub(error, "Denoiser") from None
         if not isinstance(net, nn.Module):
             raise CheckFailed("Denoiser must be an nn.Module; give the class itself, not an instance.")
-        for p in net.parameters():  # its residual branches start at zero
-            p.data.copy_(0.4 * draw(*p.shape))
+        for p in net.parameters():  # residual branches may start at zero; large values go through a SiLU unchanged
+            p.data.copy_(0.15 * draw(*p.shape))
         x, t = draw(*shape), torch.tensor([20, 500, 990])[:shape[0]]
         try:
             got = attempt(torch.no_grad()(lambda x, t: net(x, t)), x, t, name="Denoiser.forward")  # noqa: B023

@@ -69,7 +69,7 @@ def time_layers(cls):
         try:
             got = attempt(lambda h, time: mine(h, time), h, time, name="Layers.forward")  # noqa: B023
         except CheckFailed as failed:
-            if "TypeError" in str(failed) and "time" in str(failed):
+            if "TypeError" in str(failed) and "missing" in str(failed):
                 raise CheckFailed(f"{failed} A layer with a `time_proj` did not get it: layer(h, time).") from None
             if "TypeError" in str(failed) and "positional argument" in str(failed):
                 raise CheckFailed(f"{failed} Only layers with a `time_proj` (hasattr) take the time.") from None

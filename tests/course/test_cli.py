@@ -68,7 +68,7 @@ def test_training_writes_its_folder(trained, stage):
     assert sorted(p.name for p in (out / "samples").iterdir()) == ["step-00000003.png", "step-00000006.png"]
     assert Image.open(out / "curve.png").size[0] > 400
     assert [p.name for p in sorted((out / "checkpoints").iterdir())] == [
-        "step-00000003.safetensors", "step-00000006.safetensors"]
+        "SHA256SUMS", "step-00000003.safetensors", "step-00000006.safetensors"]
     card = json.loads((out / "model" / "config.json").read_text())["card"]
     assert card["steps"] == 6 and card["recipe"]["name"] == "micro" and "torch" in card["hardware"]
     recipe = json.loads((out / "recipe.json").read_text())

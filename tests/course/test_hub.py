@@ -120,7 +120,7 @@ def test_a_part_of_ones_own_is_named_only():
 @pytest.mark.parametrize("change, words", [
     ({"colour": 1}, "colour"), ({"in_channels": None}, "net: no unet.UNet can be built"),
     ({"channels": "64"}, "net, config: no unet"), ({"attn_levels": 3}, "net, config: no unet"),
-    ({"groups": 0}, "net: no unet"), ({"attn_levels": [9]}, "attn_levels"),
+    ({"groups": 0}, "net, config: no unet"), ({"attn_levels": [9]}, "attn_levels"),
     ({"dropout": "x"}, "net: no unet.UNet "),
 ])
 def test_a_wrong_config_names_file_and_key(change, words, tmp_path):
