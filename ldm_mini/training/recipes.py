@@ -223,10 +223,13 @@ TINY_ALL_DIFFUSION = replace(for_task(TINY_DIFFUSION, "all"), name="tiny_all", s
 TINY_LAYOUTS_DIFFUSION = replace(TINY_ALL_DIFFUSION, name="tiny_layouts", alone="layout", t_power=4.0, steps=4_000,
                                  decay="constant", ema_decay=0.99)
 
-# What ships: 64 tokens of 128 pixels, words by cross attention alone, a text transformer that can read already:
+# What will ship: 64 tokens of 128 pixels, words by cross attention alone, a text transformer that can read already.
+# Words first, for they are the hardest; then, from there, all conditions:
 # python -m ldm_mini train text --recipe small
-# python -m ldm_mini train diffusion --recipe small --autoencoder runs/autoencoder-small/model \
+# python -m ldm_mini train diffusion --recipe small_words --autoencoder runs/autoencoder-small_fine/model \
 #     --text runs/text-small/model
+# python -m ldm_mini train diffusion --recipe small --autoencoder runs/autoencoder-small_fine/model \
+#     --start-from runs/diffusion-small_words/model
 SMALL_DIFFUSION = DiffusionRecipe(
     name="small", scenes=SMALL_SCENES, easy=replace(TINY_SCENES, size=128, p_casual=0.3),
     channels=128, channel_mults=(1, 1), attn_levels=(0, 1), groups=8,
@@ -234,6 +237,8 @@ SMALL_DIFFUSION = DiffusionRecipe(
     text_width=192, text_layers=2, text_heads=6, text_lr=0.2, vector=False, t_power=1.6, posterior=False,
     latents=48_000, steps=60_000, batch_size=32, lr=2e-3, muon_lr=5e-3, warmup=100, decay="constant", ema_decay=0.998,
     bf16=True)
+
+SMALL_WORDS_DIFFUSION = replace(SMALL_DIFFUSION, name="small_words", parts=("text",), p_drop_each=0.0, p_single=0.0)
 
 SPEEDRUN_DIFFUSION = replace(SMALL_DIFFUSION, name="speedrun", scenes=TINY_SCENES, easy=None, parts=("text",),
                              latents=36_000, steps=2_600, warmup=60, decay="cosine")
@@ -250,7 +255,7 @@ MICRO_DIFFUSION = DiffusionRecipe(
     latents=32, steps=40, batch_size=4, warmup=5, sample_captions=("an apple", "a red star"))
 
 DIFFUSIONS = {r.name: r for r in (TINY_DIFFUSION, TINY_ALL_DIFFUSION, TINY_LAYOUTS_DIFFUSION, SMALL_DIFFUSION,
-                                  SPEEDRUN_DIFFUSION, BASE_DIFFUSION, MICRO_DIFFUSION)}
+                                  SMALL_WORDS_DIFFUSION, SPEEDRUN_DIFFUSION, BASE_DIFFUSION, MICRO_DIFFUSION)}
 
 # python -m ldm_mini train text --recipe small
 # Expect on new captions: all things named 1.00, colours .99, backgrounds .97 after 400 steps, 100 CPU-seconds.
