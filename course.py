@@ -207,7 +207,9 @@ def command_line(command, python, rest):
 
 def start(words, folder):
     """Run to the end and return the exit status; Ctrl-C is the program's to answer, not ours."""
-    process = subprocess.Popen(words, cwd=folder and str(folder), env={**CALM_THREADS, **os.environ})
+    environment = {**CALM_THREADS, **os.environ}
+    environment.pop("MPLBACKEND", None)  # clusters set it to Agg, and then no notebook shows a figure
+    process = subprocess.Popen(words, cwd=folder and str(folder), env=environment)
     while True:
         try:
             return process.wait()
