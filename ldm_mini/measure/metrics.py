@@ -1,4 +1,7 @@
-"""How good are the pictures: fidelity to one original, distance between two sets, agreement with boxes and maps."""
+"""How good are the pictures: fidelity to one original, distance between two sets, agreement with boxes and maps.
+
+All count in float64 on the CPU, wherever the pictures are; so are their results.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +18,18 @@ def _pictures(a: Tensor, b: Tensor) -> None:
                              + (f" up to {x.abs().max().item():.3g}." if x.numel() else "."))
 
 
+def _exact(x: Tensor) -> Tensor:
+    """In float64, on the CPU: not every device has that (MPS)."""
+    return x.cpu().double()
+
+
 def psnr(x: Tensor, y: Tensor) -> Tensor:
     """Peak signal-to-noise ratio (B,) in dB of images (B, C, H, W) in [-1, 1]; higher is better, inf if equal.
 
     Papers average the dB over images.
     """
     _pictures(x, y)
-    mse = (x.double() - y.double()).square().flatten(1).mean(1)
+    mse = (_exact(x) - _exact(y)).square().flatten(1).mean(1)
     return 10 * torch.log10(2**2 / mse)  # the values range over 2
 
 
@@ -32,8 +40,8 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     values moved to [0, 1]: the index is not invariant to an offset, grey in [-1, 1], of mean 0, would compare as noise.
     """
     _pictures(x, y)
-    x, y = (x.double() + 1) / 2, (y.double() + 1) / 2
-    offsets = torch.arange(-5, 6, dtype=x.dtype, device=x.device)
+    x, y = (_exact(x) + 1) / 2, (_exact(y) + 1) / 2
+    offsets = torch.arange(-5, 6, dtype=x.dtype)
     kernel = torch.softmax(-offsets.square() / (2 * 1.5**2), dim=0)
 
     def blur(image):
@@ -64,7 +72,7 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> Tensor:
         if features.shape[1] != features_b.shape[1] or not features.isfinite().all():
             raise ValueError("features of both sets must be finite, and of one width D; got widths "
                              f"{features_a.shape[1]} and {features_b.shape[1]}.")
-    a, b = features_a.double(), features_b.double()
+    a, b = _exact(features_a), _exact(features_b)
     cov_a, cov_b = a.mT.cov(), b.mT.cov()
     # the trace of the root is the nuclear norm of C_a^(1/2) C_b^(1/2): real by construction, where the textbook
     # `sqrtm(C_a @ C_b)` turns complex for the singular C of a small sample
@@ -82,7 +90,7 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> dict:
         radius = torch.cdist(manifold, manifold).kthvalue(k + 1, dim=1).values       # + 1: a point is its own neighbour
         return (torch.cdist(points, manifold) <= radius).any(1).double().mean().item()
 
-    real, fake = real.double(), fake.double()
+    real, fake = _exact(real), _exact(fake)
     return {"precision": inside(fake, real), "recall": inside(real, fake)}
 
 
@@ -131,7 +139,7 @@ def mean_iou(predicted: Tensor, target: Tensor, num_classes: int) -> dict:
                 0 <= labels.min() and labels.max() < num_classes):
             raise ValueError(f"mean_iou: {name} must hold whole numbers from 0 to {num_classes - 1} in the shape of "
                              f"both; got {labels.dtype} {tuple(labels.shape)}, {labels.min()} to {labels.max()}.")
-    counts = torch.bincount((target * num_classes + predicted).flatten(), minlength=num_classes**2).double()
+    counts = _exact(torch.bincount((target * num_classes + predicted).flatten(), minlength=num_classes**2))
     counts = counts.view(num_classes, num_classes)                                   # rows: target, columns: predicted
     hit, union = counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()
     per_class = hit / union                                                          # 0 / 0 = nan: the class is absent
@@ -148,5 +156,5 @@ def masked_l1(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
 
     Inpainting: with the hole it is the distance inside, with `1 - mask` the (wanted: zero) change outside.
     """
-    weight = mask.expand_as(x).double()
-    return ((x - y).abs().double() * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
+    weight = _exact(mask.expand_as(x))
+    return (_exact((x - y).abs()) * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
