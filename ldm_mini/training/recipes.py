@@ -230,6 +230,9 @@ TINY_LAYOUTS_DIFFUSION = replace(TINY_ALL_DIFFUSION, name="tiny_layouts", alone=
 #     --text runs/text-small/model
 # python -m ldm_mini train diffusion --recipe small --autoencoder runs/autoencoder-small_fine/model \
 #     --start-from runs/diffusion-small_words/model
+# and, when the time is up, a last leg whose rate falls to zero:
+# python -m ldm_mini train diffusion --recipe small_fine --autoencoder runs/autoencoder-small_fine/model \
+#     --start-from runs/diffusion-small/model
 SMALL_DIFFUSION = DiffusionRecipe(
     name="small", scenes=SMALL_SCENES, easy=replace(TINY_SCENES, size=128, p_casual=0.3),
     channels=128, channel_mults=(1, 1), attn_levels=(0, 1), groups=8,
@@ -239,6 +242,8 @@ SMALL_DIFFUSION = DiffusionRecipe(
     bf16=True)
 
 SMALL_WORDS_DIFFUSION = replace(SMALL_DIFFUSION, name="small_words", parts=("text",), p_drop_each=0.0, p_single=0.0)
+
+SMALL_FINE_DIFFUSION = replace(SMALL_DIFFUSION, name="small_fine", steps=1_500, decay="cosine")
 
 SPEEDRUN_DIFFUSION = replace(SMALL_DIFFUSION, name="speedrun", scenes=TINY_SCENES, easy=None, parts=("text",),
                              latents=36_000, steps=2_600, warmup=60, decay="cosine")
@@ -255,7 +260,8 @@ MICRO_DIFFUSION = DiffusionRecipe(
     latents=32, steps=40, batch_size=4, warmup=5, sample_captions=("an apple", "a red star"))
 
 DIFFUSIONS = {r.name: r for r in (TINY_DIFFUSION, TINY_ALL_DIFFUSION, TINY_LAYOUTS_DIFFUSION, SMALL_DIFFUSION,
-                                  SMALL_WORDS_DIFFUSION, SPEEDRUN_DIFFUSION, BASE_DIFFUSION, MICRO_DIFFUSION)}
+                                  SMALL_WORDS_DIFFUSION, SMALL_FINE_DIFFUSION, SPEEDRUN_DIFFUSION, BASE_DIFFUSION,
+                                  MICRO_DIFFUSION)}
 
 # python -m ldm_mini train text --recipe small
 # Expect on new captions: all things named 1.00, colours .99, backgrounds .97 after 400 steps, 100 CPU-seconds.
