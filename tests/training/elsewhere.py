@@ -5,9 +5,9 @@
         model.loss(batch)
 
 Whoever asks a tensor for its device and hands that on (`device=x.device`, `.to(x)`) makes a tensor on the GPU; whoever
-names no device makes one on the CPU, as in PyTorch. Then, as on CUDA and MPS: operations of tensors in two places raise
-WrongPlace, except for single numbers, index tensors from the CPU, and `copy_`; so do `.numpy()` on the GPU and float64,
-which MPS does not know. What a real GPU finds and this does not: generators of another device.
+names no device, or gives a generator, makes one on the CPU. Then, as on CUDA and MPS: operations of tensors in two
+places raise WrongPlace, except for single numbers, index tensors from the CPU, and `copy_`; so do `.numpy()` on the GPU
+and float64, which MPS does not know.
 """
 
 import torch
@@ -47,7 +47,7 @@ class Elsewhere(TorchFunctionMode):
         out = func(*args, **kwargs)
         if name in ("numpy", "__array__") and on_gpu(args[0]):
             raise WrongPlace("numpy of a tensor on the GPU")
-        if name in ("cpu",):
+        if name == "cpu":
             return self._label(out.clone() if out is args[0] else out, False)
         device = kwargs.get("device") or next((a for a in args if isinstance(a, torch.device)), None)
         if name in MOVES:
@@ -58,13 +58,15 @@ class Elsewhere(TorchFunctionMode):
             if any(out is x for x in given) and there != on_gpu(out):
                 out = out.clone()
             return self._label(out, there)
-        if name in TAKES_ANY or func in (Tensor.grad.__get__,):
+        if name in TAKES_ANY:
             there = on_gpu(args[0]) if args and isinstance(args[0], Tensor) else False
             return self._label(out, there, keep=True)
         if any(part in name for part in MADE_LIKE):
             return self._label(out, device is not None or on_gpu(args[0]))
         if not given:
-            return self._label(out, device is not None and not isinstance(device, str))
+            # a generator belongs to a device, here always to the CPU, and can draw nowhere else
+            told = device is not None and not isinstance(device, str)
+            return self._label(out, told and kwargs.get("generator") is None)
         places = {on_gpu(x) for x in given if x.ndim}
         if len(places) > 1:
             shapes = [(tuple(x.shape), "GPU" if on_gpu(x) else "CPU") for x in given]

@@ -75,6 +75,7 @@ def test_the_first_stage_trains(gpu, codebook):
                               disc_weight=0.5), model)
     images = next(batches(recipe.scenes, gpu))["image"]
     assert on_gpu(model(images)[0])
+    assert on_gpu(model.encode(images, sample=True, generator=torch.Generator().manual_seed(0)))
     if codebook:
         quantizer = model.bottleneck.quantizer
         indices = quantizer(model.encode(images))[1]
