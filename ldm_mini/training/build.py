@@ -19,12 +19,13 @@ from ..schedule import BETAS, NoiseSchedule
 from ..text import TextTransformer
 from ..train import TrainState
 from ..unet import UNet, UNetConfig
+from .from_words import from_words
 from .reading import SceneReader
 
 # The parts of a conditioner, in their order: tasks.PARTS, and "language", which may stand in place of "text": a frozen
 # language model, an extra. How often each is trained alone, relative to the others: words need the most practice, maps
 # the least; of words, the recipe says how often.
-PRACTICE = {"text": None, "language": None, "class": 1, "layout": 2, "lowres": 1, "semantic": 1, "inpaint": 1}
+PRACTICE = {"text": None, "language": None, "class": 1, "layout": 3, "lowres": 1, "semantic": 1, "inpaint": 1}
 
 
 def build_autoencoder(recipe) -> Autoencoder:
@@ -134,13 +135,14 @@ def cached_inputs(names, autoencoder):
 
 
 @torch.no_grad()
-def start_from(source, target) -> None:
+def start_from(source, target, scenes=None) -> None:
     """Give a fresh LatentDiffusion `target` the weights of the trained `source`, as far as they have the same parts.
 
-    Parts of the conditioner that are new stay fresh; channels that are new to the network's first convolution start at
-    0, and tokens that are absent are masked. So at the start `target` does with the old conditions what `source` does.
-    Raises ValueError if the networks differ in more than the number of joined channels, or if their latents come from
-    different first stages.
+    Parts of the conditioner that are new stay fresh; but where the source reads captions and `scenes` are given, new
+    classes and layouts begin as words (`from_words`). Channels that are new to the network's first convolution start
+    at 0, and tokens that are absent are masked. So at the start `target` does with the old conditions what `source`
+    does. Raises ValueError if the networks differ in more than the number of joined channels, or if their latents come
+    from different first stages.
     """
     if not _alike(source.autoencoder, target.autoencoder):
         raise ValueError("--start-from: that model has another first stage: give its own with --autoencoder.")
@@ -156,10 +158,12 @@ def start_from(source, target) -> None:
                              f"recipe {new.shape[1] - channels}: start from one with the same, or without any.")
         target.net.load_state_dict(weights)
         # parts of a kind that is not there yet stay fresh
-        theirs = {type(part): part for part in _parts(source.conditioner)}
-        for part in _parts(target.conditioner):
-            if type(part) in theirs:
-                part.load_state_dict(theirs[type(part)].state_dict())
+        theirs, mine = ({type(part): part for part in _parts(ldm.conditioner)} for ldm in (source, target))
+        for kind in mine.keys() & theirs.keys():
+            mine[kind].load_state_dict(theirs[kind].state_dict())
+        if scenes is not None and TextConditioner in mine.keys() & theirs.keys():
+            new = [part for kind, part in mine.items() if kind not in theirs]
+            from_words(mine[TextConditioner].text_transformer, new, scenes)
     except RuntimeError as error:
         raise ValueError(f"--start-from: that model has another shape than the recipe's. {error}") from None
 

@@ -236,7 +236,7 @@ TINY_LAYOUTS_DIFFUSION = replace(TINY_ALL_DIFFUSION, name="tiny_layouts", alone=
 SMALL_DIFFUSION = DiffusionRecipe(
     name="small", scenes=SMALL_SCENES, easy=replace(TINY_SCENES, size=128, p_casual=0.3),
     channels=128, channel_mults=(1, 1), attn_levels=(0, 1), groups=8,
-    parts=PARTS, p_drop_each=0.5, p_single=0.8, text_practice=6.0,
+    parts=PARTS, p_drop_each=0.5, p_single=0.8, text_practice=8.0,
     text_width=192, text_layers=2, text_heads=6, text_lr=0.2, vector=False, t_power=1.6, posterior=False,
     latents=48_000, steps=60_000, batch_size=32, lr=2e-3, muon_lr=5e-3, warmup=100, decay="constant", ema_decay=0.998,
     bf16=True)

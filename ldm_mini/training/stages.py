@@ -135,7 +135,7 @@ class SecondStageRun(Run):
         some = (self.encoded[i:i + 64] for i in range(0, min(4096, len(self.encoded)), 64))
         self.model = build.build_diffusion(self.recipe, first, latent_scale(first, some))
         if self.start_from is not None and self.checkpoint is None:
-            build.start_from(LatentDiffusion.from_pretrained(self.start_from), self.model)
+            build.start_from(LatentDiffusion.from_pretrained(self.start_from), self.model, self.recipe.scenes)
         if self.text is not None and self.checkpoint is None:
             build.give_text(hub.load(self.text, "TextTransformer"), self.model)
         _channels_last(self.model.net)
