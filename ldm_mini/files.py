@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 import uuid
 from functools import lru_cache
 from pathlib import Path
@@ -109,6 +110,18 @@ def write_file(path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             os.fsync(handle)
         os.close(handle)
+
+
+def writable_folder(path) -> Path:
+    """The path of a folder that can be written, or made. Raises FileError if not: tried, and nothing is left behind."""
+    path = Path(path)
+    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise FileError(f"{path} cannot be written: {there} is no folder, or may not be written "
+                        f"({error.strerror}).") from None
+    return path
 
 
 def write_json(path, value) -> None:
