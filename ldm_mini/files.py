@@ -161,5 +161,7 @@ def load_safetensors(path) -> dict:
 def _read(path) -> bytes:
     try:
         return Path(path).read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):             # of the latter sort: a file in place of its folder
         raise FileError(f"{path} does not exist.") from None
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror}.") from None

@@ -29,7 +29,7 @@ REFUSED = {
            ("workers", "-1", "-1"), ("num", "10000000", "10000000"), ("num", "0", "0"), ("size", "100000", "100000"),
            ("size", "0", "0"), ("size", "-64", "-64"), ("steps", "0", "0"), ("steps", "-5", "-5"),
            ("guidance-scale", "nan", "nan"), ("guidance-scale", "inf", "inf"), ("guidance-scale", "1e30", "1e.30"),
-           ("minutes", "nan", "nan"), ("minutes", "-1", "-1.0"), ("minutes", "0", "0.0"), ("lr", "0", "0.0"),
+           ("minutes", "nan", "nan"), ("minutes", "-1", "-1.0"), ("lr", "0", "0.0"),
            ("lr", "nan", "nan"), ("lr", "inf", "inf"), ("batch-size", "0", "0"), ("latents", "-1", "-1"),
            ("log-every", "0", "0"), ("sample-every", "0", "0"), ("save-every", "-2", "-2"), ("seed", "-1", "-1"),
            ("seed", "18446744073709551615", "18446744073709551615"))
