@@ -35,6 +35,8 @@ for name in OTHERS:
 def pytest_configure(config):
     """`pytest --nbval` needs no further options: the running Python is the kernel, patterns and time limit are set."""
     option = config.option
+    if not hasattr(option, "nbval_cell_timeout"):               # -p no:nbval, or an install without it: tests alone
+        return
     option.nbval_current_env = option.nbval_kernel_name is None
     option.nbval_sanitize_with = option.nbval_sanitize_with or str(ROOT / "tests" / "nbval_sanitize.cfg")
     # A cell ends before pytest-timeout would end its test: the kernel is interrupted, and the next cell runs.

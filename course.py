@@ -194,8 +194,10 @@ def command_line(command, python, rest):
     """The process to start, and the folder to start it in (None: where the user is)."""
     if command == "lab":
         first = START if make_my_course(python) else FIRST_NOTEBOOK
+        # as in most containers; Jupyter would refuse, and listens to this computer alone anyway
+        root = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
         return [str(python), "-m", "jupyterlab", f"--ServerApp.root_dir={ROOT}",
-                f"--LabApp.default_url=/lab/tree/{first}", *rest], ROOT
+                f"--LabApp.default_url=/lab/tree/{first}", *root, *rest], ROOT
     if command == "edition":
         return [str(python), "-m", "ldm_mini.editions", "learner", *rest], None
     if command == "test":

@@ -1,6 +1,7 @@
 """The command line: `python -m ldm_mini`."""
 
 import os
+import re
 import sys
 import time
 import warnings
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
+
+from . import options as o
 
 HELP = """\
 ldm_mini: latent diffusion models, small and finished.
@@ -35,22 +38,15 @@ Measure:
 Every command explains its options with --help. Names of recipes: ldm_mini/training/recipes.py.
 """
 
-TaskName = Literal["unconditional", "class", "text", "layout", "superres", "semantic", "inpaint"]
-Model = Annotated[str, arg(help="shipped weights by name, a folder that training wrote, or owner/name on the Hugging "
-                                "Face Hub.")]
-Guidance = Annotated[float | None, arg(help="how strictly to follow the condition; 1 = no guidance; the task's own "
-                                            "unless given.")]
-Device = Annotated[str, arg(help="auto, cpu, cuda or mps.")]
-Threads = Annotated[int | None, arg(help="CPU threads for torch; its own choice unless given.")]
 
-
-def train(stage: Positional[Literal["autoencoder", "text", "diffusion"]], recipe: str = "tiny", out: Path | None = None,
-          task: TaskName | Literal["all"] | None = None, language: bool = False, autoencoder: str | None = None,
-          start_from: str | None = None, text: str | None = None, resume: bool = False, minutes: float | None = None,
-          steps: int | None = None,
-          batch_size: int | None = None, lr: float | None = None, latents: int | None = None, device: Device = "auto",
-          compile: Literal["recipe", "on", "off"] = "recipe", workers: int | None = None, threads: Threads = None,
-          seed: int = 0, log_every: int = 20, sample_every: int = 500, save_every: int = 500) -> None:
+def train(stage: Positional[Literal["autoencoder", "text", "diffusion"]], recipe: str = "tiny",
+          out: o.Out | None = None, task: o.TaskName | Literal["all"] | None = None, language: bool = False,
+          autoencoder: str | None = None, start_from: str | None = None, text: str | None = None, resume: bool = False,
+          minutes: o.Minutes | None = None, steps: o.Count | None = None, batch_size: o.Batch | None = None,
+          lr: o.Rate | None = None, latents: o.Count | None = None, device: o.Device = "auto",
+          compile: Literal["recipe", "on", "off"] = "recipe", workers: o.Workers | None = None,
+          threads: o.Threads = None, seed: o.Seed = 0, log_every: o.Count = 20, sample_every: o.Count = 500,
+          save_every: o.Count = 500) -> None:
     """Train one of the two stages, or the text transformer; the run's folder holds everything, while it runs.
 
     Args:
@@ -80,13 +76,12 @@ def train(stage: Positional[Literal["autoencoder", "text", "diffusion"]], recipe
     from .training.launch import train_stage
     from .training.recipes import find_recipe, for_task
 
-    for name, value in {"steps": steps, "batch-size": batch_size, "latents": latents, "log-every": log_every,
-                        "sample-every": sample_every, "save-every": save_every}.items():
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}.")
-    for name, value in {"task": task, "language": language, "latents": latents, "text": text}.items():
+    for name, value in {"task": task, "language": language, "latents": latents, "text": text,
+                        "autoencoder": autoencoder}.items():
         if value and stage != "diffusion":
             raise ValueError(f"--{name} is for diffusion; one first stage serves all tasks, with captions or without.")
+    if start_from and stage == "text":
+        raise ValueError("--start-from is for autoencoder and diffusion; a text transformer always begins fresh.")
     chosen = find_recipe(stage, recipe)
     if task is not None:
         chosen = for_task(chosen, task)
@@ -97,17 +92,19 @@ def train(stage: Positional[Literal["autoencoder", "text", "diffusion"]], recipe
     given = {"steps": steps, "batch_size": batch_size, "lr": lr, "latents": latents}
     chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
     out = out or Path("runs") / "-".join(filter(None, (stage, recipe, task)))
+    o.Folder().check("--out", out)
     train_stage(stage, chosen, out, autoencoder=autoencoder, start_from=start_from, text=text, resume=resume,
                 minutes=minutes,
-                device=_ready(device, threads), compile={"recipe": None, "on": True, "off": False}[compile],
+                device=o.ready(device, threads), compile={"recipe": None, "on": True, "off": False}[compile],
                 workers=workers, seed=seed, log_every=log_every, sample_every=sample_every, save_every=save_every)
 
 
-def sample(captions: Positional[tuple[str, ...]] = (), *, task: TaskName | None = None, image: Path | None = None,
-           mask: Path | None = None, size: int | None = None, out: Path = Path("grid.png"), num: int = 8,
-           steps: int = 20, guidance_scale: Guidance = None, seed: int = 0, model: Model = "emoji-scenes",
-           sampler: str = "dpm", class_name: Annotated[str | None, arg(name="class")] = None,
-           negative: str | None = None, device: Device = "auto", threads: Threads = None) -> None:
+def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | None = None, image: Path | None = None,
+           mask: Path | None = None, size: o.Side | None = None, out: o.OutPicture = Path("grid.png"),
+           num: o.Pictures = 8, steps: o.Evaluations = 20, guidance_scale: o.Guidance = None, seed: o.Seed = 0,
+           model: o.Model = "emoji-scenes", sampler: o.SamplerName = "dpm",
+           class_name: Annotated[str | None, arg(name="class")] = None, negative: str | None = None,
+           device: o.Device = "auto", threads: o.Threads = None) -> None:
     """Draw pictures for captions (in quotes), a class, or the inputs of a task, and save them as one grid.
 
     Args:
@@ -116,11 +113,11 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: TaskName | None 
         image: for superres the small picture, for inpaint the picture, for semantic a PNG of class indices.
         mask: for inpaint: white where there is a hole; a random one unless given.
         size: side of the pictures to draw; the model's own unless given.
-        out: the PNG to write.
+        out: the picture to write: .png, .jpg or .webp.
         num: number of pictures.
         steps: network evaluations per picture.
         seed: same seed, same pictures.
-        sampler: dpm, ddim or ddpm.
+        sampler: DPM-Solver++, DDIM, DDPM (which needs many steps) or Euler's method.
         class_name: one of the nouns, such as rocket.
         negative: a caption to steer away from.
     """
@@ -129,10 +126,12 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: TaskName | None 
     from .show.inputs import run_task
     from .show.plotting import save_grid
 
-    if num < max(1, len(captions)):
+    if num < len(captions):
         raise ValueError(f"--num {num} pictures are too few for {len(captions)} captions.")
-    device, words = _ready(device, threads), _conditions(captions, class_name, num)
+    device, words = o.ready(device, threads), _conditions(captions, class_name, num)
     ldm = LatentDiffusion.from_pretrained(model, device=device)
+    if side := size or ldm.image_size:
+        o.check_memory(num, (side, side) if size else side, device)
     loaded = time.monotonic()
     options = {"steps": steps, "sampler": _with_bar(sampler, steps), "seed": seed, "negative": negative}
     if guidance_scale is not None:
@@ -150,19 +149,18 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: TaskName | None 
 
 
 def _with_bar(name: str, steps: int):
-    """The sampler of a name, with a bar that tells how far it is; an unknown name as it is, for `sample` to refuse."""
+    """The sampler of a name, with a bar that tells how far it is."""
     from tqdm.auto import tqdm
 
     from .samplers import SAMPLERS
 
-    if name not in SAMPLERS:
-        return name
     return lambda *args, **options: tqdm(SAMPLERS[name](*args, **options), total=steps)
 
 
-def evaluate(model: Model = "emoji-scenes", task: TaskName | Literal["all"] | None = None, *, num: int = 256,
-             steps: int = 20, guidance_scale: Guidance = None, seed: int = 0, device: Device = "auto",
-             threads: Threads = None, out: Path | None = None, simple: bool = False) -> None:
+def evaluate(model: o.Model = "emoji-scenes", task: o.TaskName | Literal["all"] | None = None, *,
+             num: o.Measured = 256, steps: o.Evaluations = 20, guidance_scale: o.Guidance = None,
+             seed: o.Seed = 0, device: o.Device = "auto", threads: o.Threads = None, out: o.Out | None = None,
+             simple: bool = False) -> None:
     """Measure a model: does it draw what it is told, on seen and on held-out combinations; and its first stage.
 
     Args:
@@ -176,10 +174,10 @@ def evaluate(model: Model = "emoji-scenes", task: TaskName | Literal["all"] | No
     from .measure.evaluate import run_evaluate
 
     run_evaluate(model, task, num=num, steps=steps, guidance_scale=guidance_scale, seed=seed,
-                 device=_ready(device, threads), out=out, simple=simple)
+                 device=o.ready(device, threads), out=out, simple=simple)
 
 
-def speedrun(*, seed: int = 0, out: Path = Path("runs/speedrun")) -> None:
+def speedrun(*, seed: o.Seed = 0, out: o.Out = Path("runs/speedrun")) -> None:
     """Train from nothing until simple captions are drawn rightly, and count the CPU-seconds: a race, with rules.
 
     The rules stand at the top of ldm_mini/training/speedrun.py, the entries in data/measurements/speedrun.json. To take
@@ -194,7 +192,7 @@ def speedrun(*, seed: int = 0, out: Path = Path("runs/speedrun")) -> None:
     run.speedrun(out=out, seed=seed)
 
 
-def info(model: Positional[str], *, size: int | None = None) -> None:
+def info(model: Positional[str], *, size: o.Side | None = None) -> None:
     """Parts, shapes, parameters and FLOPs per step of a model. Its weights are neither needed nor read.
 
     Args:
@@ -205,20 +203,6 @@ def info(model: Positional[str], *, size: int | None = None) -> None:
     from .released.sizes import run_info
 
     run_info(model, size)
-
-
-def _ready(device: str, threads: int | None) -> str:
-    """Give torch its threads; returns the device that a name means on this machine."""
-    import torch
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        return next(kind for kind, is_here in here.items() if is_here)
-    if not here.get(device):
-        raise ValueError(f"--device {device}: torch finds no such device here; leave it out, or give cpu.")
-    return device
 
 
 def _conditions(captions, class_name, num: int) -> dict:
@@ -248,11 +232,17 @@ def main(argv: list[str] | None = None) -> int:
     import tyro
 
     try:
-        commands = {"train": train, "sample": sample, "evaluate": evaluate, "info": info, "speedrun": speedrun}
+        commands = {command.__name__: o.checked(command) for command in (train, sample, evaluate, info, speedrun)}
         tyro.extras.subcommand_cli_from_dict(commands, prog="python -m ldm_mini", args=argv)
     except (ValueError, OSError) as error:                      # a files.FileError is a ValueError
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
+            raise
+        print("error: this machine has too little memory for it: fewer or smaller pictures, or a smaller batch.",
+              file=sys.stderr)
+        return 1
     except KeyboardInterrupt as error:
         if status := getattr(error, "status", None):            # a training that was stopped, and has said so
             if status == 141:                                   # by a pipe that is closed: Python must not write there

@@ -18,8 +18,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     q (B,H,N,d), k (B,H,M,d), v (B,H,M,e) -> (B,H,N,e). mask (B,M): bool, True = may be attended to, by all queries
     alike; where there is nothing to attend to, they get zeros, not NaN.
     """
-    if k.shape[-2] != v.shape[-2]:                              # torch's own does not look
-        raise ValueError(f"attention: each key has one value; got {k.shape[-2]} keys and {v.shape[-2]} values.")
+    if k.shape[:-1] != v.shape[:-1]:                            # torch's own does not look
+        raise ValueError(f"attention: each key has one value; got keys {tuple(k.shape)} and values {tuple(v.shape)}.")
+    _check(q, k, mask)
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         # the same in steps: torch's own has, on a CPU, a backward pass five times slower in bfloat16 than in float32
         return attention_weights(q, k, mask).to(v.dtype) @ v
@@ -31,6 +32,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
     """The weights that `attention` uses but never shows: (B,H,N,M); rows sum to 1, or to 0 if all is masked."""
+    _check(q, k, mask)
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     if mask is None:
         return scores.softmax(dim=-1)
@@ -38,10 +40,18 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
     return scores.masked_fill(~mask, float("-inf")).softmax(dim=-1) * some
 
 
+def _check(q: Tensor, k: Tensor, mask: Tensor | None) -> None:
+    """Raise ValueError for what would be repeated in silence, or is no truth value."""
+    if q.shape[:-2] != k.shape[:-2] or q.shape[-1] != k.shape[-1]:
+        raise ValueError(f"attention: q (B,H,N,d) and k (B,H,M,d) agree in samples, heads and width; got "
+                         f"{tuple(q.shape)} and {tuple(k.shape)}.")
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != (k.shape[0], k.shape[-2])):
+        raise ValueError(f"attention: the mask is (B,M), bool with True = may be attended to; got {mask.dtype} "
+                         f"{tuple(mask.shape)} for {k.shape[-2]} keys of {k.shape[0]} samples.")
+
+
 def _broadcast_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
     """The mask as (B,1,1,M), and whether there is anything at all to attend to, (B,1,1,1)."""
-    if mask.dtype != torch.bool:
-        raise ValueError(f"attention: the mask must be bool with True = may be attended to, got {mask.dtype}.")
     mask = mask[:, None, None, :]
     some = mask.any(dim=-1, keepdim=True)
     # a softmax over nothing is 0 / 0, and NaN in every gradient: such a query looks at all, and its result is dropped

@@ -34,6 +34,7 @@ class Cond:
     vector: Tensor | None = None
 
     def __post_init__(self):
+        _samples([self])
         tokens = None if self.context is None else tuple(self.context.shape[:2])
         if self.mask is not None and tokens != tuple(self.mask.shape):
             raise ValueError(f"Cond: the mask (B,M) tells which tokens of the context (B,M,D) may be read; got a mask "
@@ -63,6 +64,10 @@ class Cond:
 
     def where(self, keep: Tensor, other: "Cond") -> "Cond":
         """This condition where `keep` (B,) bool is True, `other` elsewhere: condition dropout."""
+        if keep.dtype != torch.bool or keep.ndim != 1 or _samples([self, other]) not in (None, len(keep)):
+            raise ValueError(f"Cond.where: keep is one truth value (B,) for each sample; got {keep.dtype} "
+                             f"{tuple(keep.shape)} for {_samples([self, other])} samples.")
+
         def choose(pair):
             return torch.where(keep.to(pair[0].device).view(-1, *[1] * (pair[0].ndim - 1)), *pair)
 
@@ -72,6 +77,7 @@ class Cond:
     def join(conds) -> "Cond":
         """Several conditions of the same samples as one: concat joins on channels, context on tokens, vectors add."""
         conds = list(conds)
+        _samples(conds)
         concats, contexts, vectors = ([value for c in conds if (value := getattr(c, part)) is not None]
                                       for part in ("concat", "context", "vector"))
         # tokens without a mask may all be read; beside others of which some may not, that has to be said
@@ -84,6 +90,14 @@ class Cond:
                     context=torch.cat(contexts, dim=1) if contexts else None,
                     mask=torch.cat(masks, dim=1) if masks and masks[0] is not None else None,
                     vector=sum(torch.stack(vectors)) if vectors else None)
+
+
+def _samples(conds) -> int | None:
+    """How many samples conditions are for; None if they are empty. Raises ValueError if they disagree."""
+    sizes = {len(v) for c in conds for f in fields(c) if (v := getattr(c, f.name)) is not None}
+    if len(sizes) > 1:
+        raise ValueError(f"Cond: all parts of a condition are for the same samples; got {sorted(sizes)} of them.")
+    return next(iter(sizes), None)
 
 
 def _combine(conds, function, name) -> Cond:
@@ -192,3 +206,12 @@ def check_net_inputs(config, x: Tensor, t: Tensor, cond: Cond, context: bool, ve
             built, given = ("with", "no") if wanted else ("without", "a")
             raise ValueError(f"the network was built {built} {part}, but was given {given} cond.{part}: make its "
                              "config and the conditioner agree.")
+    # a single one would be repeated for all samples
+    width = () if getattr(config, "num_classes", None) is not None else (config.vector_dim,)
+    for part, shape in (("concat", (joined, *x.shape[2:])), ("context", (None, getattr(config, "context_dim", None))),
+                        ("vector", width)):
+        got = x.shape if (value := getattr(cond, part)) is None else value.shape
+        if value is not None and (len(got) != len(shape) + 1 or got[0] != len(x) or any(
+                n not in (None, m) for n, m in zip(shape, got[1:]))):
+            wanted = ", ".join("any" if n is None else str(n) for n in (len(x), *shape))
+            raise ValueError(f"cond.{part} must be ({wanted}), one for each sample of x; got {tuple(got)}.")

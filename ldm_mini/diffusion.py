@@ -42,6 +42,9 @@ def diffusion_loss(net, schedule, x0, cond, prediction="eps", t=None, eps=None, 
     # 1. a noise level for each sample, and its noise (DDPM algorithm 1)
     t = draw_timesteps(schedule, len(x0), x0.device, generator) if t is None else t
     eps = draw_noise(x0, generator) if eps is None else eps
+    if t.shape != x0.shape[:1] or eps.shape != x0.shape:
+        raise ValueError(f"x0 {tuple(x0.shape)} wants t for each sample and eps of its shape; got {tuple(t.shape)} and "
+                         f"{tuple(eps.shape)}.")
     # 2. there in one jump (DDPM eq. 4); the network sees x_t, t and the condition (LDM eq. 2)
     out = net(schedule.add_noise(x0, eps, t), t, cond)
     # 3. what it should have said

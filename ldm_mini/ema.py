@@ -24,6 +24,8 @@ class EMA:
     """
 
     def __init__(self, module: nn.Module, max_decay: float = 0.9999):
+        if not 0 <= max_decay < 1:
+            raise ValueError(f"EMA: max_decay is from 0 to 1, without 1; got {max_decay}.")
         self.max_decay, self.updates = max_decay, 0
         self.averages = {name: p.detach().clone() for name, p in _trainable(module).items()}
 
@@ -32,6 +34,7 @@ class EMA:
         """Move every average towards the module's present weights: average = decay * average + (1 - decay) * weight."""
         self.updates += 1
         parameters = _trainable(module)
+        _check_alike(parameters, self.averages)
         weights = [parameters[name] for name in self.averages]
         # a straight line from the average to the weight, and a small part of it gone; all parameters in one call
         torch._foreach_lerp_(list(self.averages.values()), weights, 1 - ema_decay(self.updates, self.max_decay))
@@ -64,7 +67,15 @@ def _trainable(module: nn.Module) -> dict:
 
 @torch.no_grad()
 def _copy(source: dict, target: dict) -> None:
+    _check_alike(source, target)
     for name, value in target.items():
-        if source[name].shape != value.shape:                   # to copy would repeat what is smaller
-            raise ValueError(f"EMA: {name} has shape {tuple(value.shape)} here and {tuple(source[name].shape)} there.")
         value.copy_(source[name])
+
+
+def _check_alike(source: dict, target: dict) -> None:
+    """Raise ValueError for averages of another module: torch would repeat what is smaller."""
+    if other := sorted(source.keys() ^ target.keys()):
+        raise ValueError(f"EMA: only one of both modules trains {', '.join(other[:4])}{' ...' * (len(other) > 4)}.")
+    for name, value in target.items():
+        if source[name].shape != value.shape:
+            raise ValueError(f"EMA: {name} has shape {tuple(value.shape)} here and {tuple(source[name].shape)} there.")

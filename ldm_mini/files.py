@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 import uuid
 from functools import lru_cache
 from pathlib import Path
@@ -111,6 +112,18 @@ def write_file(path, content: bytes) -> None:
         os.close(handle)
 
 
+def writable_folder(path) -> Path:
+    """The path of a folder that can be written, or made. Raises FileError if not: tried, and nothing is left behind."""
+    path = Path(path)
+    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise FileError(f"{path} cannot be written: {there} is no folder, or may not be written "
+                        f"({error.strerror}).") from None
+    return path
+
+
 def write_json(path, value) -> None:
     """Write a value as JSON, atomically."""
     write_file(path, (json.dumps(value, indent=2) + "\n").encode())
@@ -148,5 +161,7 @@ def load_safetensors(path) -> dict:
 def _read(path) -> bytes:
     try:
         return Path(path).read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):             # of the latter sort: a file in place of its folder
         raise FileError(f"{path} does not exist.") from None
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror}.") from None

@@ -180,6 +180,8 @@ class PerceptualLoss(nn.Module):
 
     def forward(self, x, y):
         """x, y (B,3,H,W) in [-1,1] -> (B,) distances, 0 for equal images. Differentiable in both."""
+        if x.shape != y.shape:
+            raise ValueError(f"shapes differ, {tuple(x.shape)} and {tuple(y.shape)}; compare image with image.")
         distance = 0
         for i, (a, b) in enumerate(zip(self.taps(x), self.taps(y))):
             # LPIPS (arXiv 1801.03924) eq. 1: compare directions over the channels, weigh them, average the positions

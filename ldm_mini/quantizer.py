@@ -157,10 +157,13 @@ class VectorQuantizer(nn.Module):
     def _counts(self, indices: Tensor | None) -> Tensor:
         if indices is None:
             return self.usage.cpu()
+        if not indices.numel():
+            raise ValueError("there are no indices: nothing was measured.")
+        indices = indices.cpu() if indices.is_floating_point() else indices.cpu().long()
         if indices.is_floating_point() or indices.min() < 0 or indices.max() >= self.codebook_size:
             raise ValueError(f"indices are whole numbers below {self.codebook_size}, got {indices.dtype} from "
                              f"{indices.min()} to {indices.max()}.")
-        return torch.bincount(indices.flatten().cpu(), minlength=self.codebook_size)
+        return torch.bincount(indices.flatten(), minlength=self.codebook_size)
 
 
 class VQBottleneck(nn.Module):

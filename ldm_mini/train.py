@@ -174,6 +174,8 @@ def first_stage_loss(x: Tensor, x_rec: Tensor, bottleneck_loss: Tensor, weights:
     Every term is a mean over pixels, as in the VQ models. perceptual(x, x_rec) -> (B,) and critic(x_rec) -> logits:
     None = without that term. last_layer: the decoder's last weight, where the critic's pull is measured.
     """
+    if x_rec.shape != x.shape:
+        raise ValueError(f"the autoencoder returned {tuple(x_rec.shape)} for pictures {tuple(x.shape)}.")
     # the picture comes back, pixel by pixel ...
     l1 = (x - x_rec).abs().mean()
     terms = {"l1": l1, "bottleneck": bottleneck_loss}

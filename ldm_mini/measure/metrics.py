@@ -12,10 +12,12 @@ def _pictures(a: Tensor, b: Tensor) -> None:
     """Raise ValueError unless both are pictures of one shape in [-1, 1]: a measure of anything else would flatter."""
     if a.shape != b.shape:  # or they would be broadcast
         raise ValueError(f"shapes differ, {tuple(a.shape)} and {tuple(b.shape)}; compare image with image.")
+    if a.ndim != 4:
+        raise ValueError(f"images are (B, C, H, W), got {tuple(a.shape)}: put a single one into a batch, x[None].")
     for x in (a, b):
         if not x.is_floating_point() or x.numel() and not x.abs().max() < 16:
-            raise ValueError(f"images are floats from -1 to 1 (bytes: x / 127.5 - 1); got {x.dtype}"
-                             + (f" up to {x.abs().max().item():.3g}." if x.numel() else "."))
+            most = f" up to {_exact(x).abs().max().item():.3g}." if x.numel() else "."
+            raise ValueError(f"images are floats from -1 to 1 (bytes: x / 127.5 - 1); got {x.dtype}{most}")
 
 
 def _exact(x: Tensor) -> Tensor:
@@ -40,6 +42,8 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     values moved to [0, 1]: the index is not invariant to an offset, grey in [-1, 1], of mean 0, would compare as noise.
     """
     _pictures(x, y)
+    if min(x.shape[2:]) < 6:
+        raise ValueError(f"ssim: the window of 11 x 11 needs images of 6 x 6 or more, got {tuple(x.shape)}.")
     x, y = (_exact(x) + 1) / 2, (_exact(y) + 1) / 2
     offsets = torch.arange(-5, 6, dtype=x.dtype)
     kernel = torch.softmax(-offsets.square() / (2 * 1.5**2), dim=0)
@@ -90,6 +94,11 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> dict:
         radius = torch.cdist(manifold, manifold).kthvalue(k + 1, dim=1).values       # + 1: a point is its own neighbour
         return (torch.cdist(points, manifold) <= radius).any(1).double().mean().item()
 
+    for features in (real, fake):
+        if features.ndim != 2 or features.shape[1] != real.shape[1] or not features.isfinite().all() or not (
+                1 <= k < len(features)):
+            raise ValueError(f"precision_recall: both sets are finite features (N, D) of one width, more than k = {k} "
+                             f"of them, k >= 1; got {tuple(real.shape)} and {tuple(fake.shape)}.")
     real, fake = _exact(real), _exact(fake)
     return {"precision": inside(fake, real), "recall": inside(real, fake)}
 
@@ -135,11 +144,14 @@ def mean_iou(predicted: Tensor, target: Tensor, num_classes: int) -> dict:
     Counts are pooled over the whole set; classes that occur in neither map stay outside the mean.
     """
     for name, labels in (("predicted", predicted), ("target", target)):
+        if not labels.numel():
+            raise ValueError("mean_iou: there are no maps.")
         if labels.is_floating_point() or labels.shape != target.shape or not (
                 0 <= labels.min() and labels.max() < num_classes):
             raise ValueError(f"mean_iou: {name} must hold whole numbers from 0 to {num_classes - 1} in the shape of "
                              f"both; got {labels.dtype} {tuple(labels.shape)}, {labels.min()} to {labels.max()}.")
-    counts = _exact(torch.bincount((target * num_classes + predicted).flatten(), minlength=num_classes**2))
+    pairs = target.long() * num_classes + predicted.long()                           # bytes would overflow
+    counts = _exact(torch.bincount(pairs.flatten(), minlength=num_classes**2))
     counts = counts.view(num_classes, num_classes)                                   # rows: target, columns: predicted
     hit, union = counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()
     per_class = hit / union                                                          # 0 / 0 = nan: the class is absent
@@ -148,6 +160,11 @@ def mean_iou(predicted: Tensor, target: Tensor, num_classes: int) -> dict:
 
 def low_resolution_consistency(output: Tensor, lowres: Tensor) -> Tensor:
     """Super-resolution: PSNR (B,) in dB between the area-downsampled output and the image it was made from."""
+    _pictures(lowres, lowres)
+    if not output.is_floating_point() or output.ndim != 4 or output.shape[:2] != lowres.shape[:2] or any(
+            large < small for large, small in zip(output.shape[2:], lowres.shape[2:])):
+        raise ValueError(f"the output is floats from -1 to 1, larger than the image that it was made from; got "
+                         f"{output.dtype} {tuple(output.shape)} and {tuple(lowres.shape)}.")
     return psnr(F.adaptive_avg_pool2d(output, lowres.shape[-2:]), lowres)
 
 
@@ -156,5 +173,9 @@ def masked_l1(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
 
     Inpainting: with the hole it is the distance inside, with `1 - mask` the (wanted: zero) change outside.
     """
+    _pictures(x, y)
+    if mask.shape != (len(x), 1, *x.shape[2:]) or not ((mask >= 0) & (mask <= 1)).all():
+        raise ValueError(f"masked_l1: the mask is (B, 1, H, W) from 0 to 1 for images {tuple(x.shape)}; got "
+                         f"{tuple(mask.shape)} from {mask.min()} to {mask.max()}.")
     weight = _exact(mask.expand_as(x))
     return (_exact((x - y).abs()) * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)

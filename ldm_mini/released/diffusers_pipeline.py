@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..dit import DiT
-from ..files import read_json, write_json
+from ..files import FileError, read_json, write_json
 from ..latent_diffusion import LatentDiffusion
 from ..quantizer import VQBottleneck
 from ..schedule import NoiseSchedule
@@ -40,12 +40,35 @@ def from_diffusers(folder, dtype: torch.dtype | None = None, tokenizer=None) -> 
         conditioner = clip_from_weights(weights, tokenizer or str(folder / "tokenizer"), dtype, config)
     elif isinstance(net, DiT):
         conditioner = Labels(net.config.num_classes)
+    _check_conditions(folder, net.config, conditioner)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     return LatentDiffusion(
         autoencoder, net, _schedule_of_diffusers(scheduler), conditioner, p_uncond=0.0 if conditioner is None else 0.1,
         prediction=PREDICTIONS[scheduler.get("prediction_type", "epsilon")],
         scale_factor=stage.get("scaling_factor", 0.18215),
-        image_size=None if side is None else side * autoencoder.config.downsample_factor).eval()
+        image_size=image_size(side, autoencoder.config.downsample_factor)).eval()
+
+
+def image_size(side, factor: int) -> tuple[int, int] | None:
+    """(height, width) of the pictures for a config's `sample_size`: a side of latents, both of them, or None."""
+    if side is None:
+        return None
+    height, width = side if isinstance(side, (list, tuple)) else (side, side)
+    return height * factor, width * factor
+
+
+def _check_conditions(folder: Path, c, conditioner) -> None:
+    """Refuse a pipeline whose network reads what nothing here would make: it would load, and fail as it draws."""
+    joined, width = getattr(c, "concat_channels", 0), getattr(c, "context_dim", None)
+    made = conditioner.config.get("hidden_size", 512) if isinstance(conditioner, ClipText) else None  # CLIP's default
+    unread = [f"{joined} further channels, as those of inpainting, depth or upscaling"] if joined else []
+    if width != made:
+        unread.append(f"tokens of width {width}, where the folder's text encoder makes {made or 'none'}")
+    if c.vector_dim is not None:
+        unread.append(f"a vector of width {c.vector_dim}, as SDXL's")
+    if unread:
+        raise FileError(f"{folder}: the network reads {' and '.join(unread)}: nothing here makes that. Load it alone, "
+                        "with unet_from_diffusers, and give it a conditioner of your own.")
 
 
 def _schedule_of_diffusers(config: dict) -> NoiseSchedule:

@@ -79,6 +79,8 @@ def _of_diffusers(folder: Path) -> tuple[dict[str, nn.Module], int | None]:
         found["conditioner"] = on_meta(ClipText, read_json(folder / "text_encoder" / hub.CONFIG))
     if not found:
         raise FileError(f"{folder} holds no model that is known here: neither of ldm_mini nor of diffusers.")
+    # measured on squares: of an oblong, on that of its longer side
+    latent = max(latent) if isinstance(latent, list) else latent
     return found, latent and latent * _factor(found)
 
 

@@ -27,15 +27,22 @@ def to_uint8(images) -> np.ndarray:
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError("images must be (B, C, H, W) or (C, H, W) with 1 or 3 channels in [-1, 1], "
                          f"got shape {tuple(images.shape)}.")
+    _check_finite(images)
     pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
     return pixels.expand(-1, -1, -1, 3).numpy()
+
+
+def _check_finite(images: torch.Tensor) -> None:
+    if bad := int((~images.isfinite()).flatten(1).any(dim=1).sum()):
+        raise ValueError(f"{bad} of {len(images)} pictures hold values that are no numbers (NaN or infinite): there is "
+                         "nothing to show.")
 
 
 def save_grid(images, path, columns: int | None = None) -> Path:
     """Write images (B, C, H, W) in [-1, 1] side by side to a file, its folder made if needed; returns the path.
 
     A list of equally large batches becomes one row per batch: originals above reconstructions, one row per step, ...;
-    else the grid is about twice as wide as high unless `columns` says how wide.
+    else the grid is about twice as wide as high unless `columns` says how wide. ValueError for pictures of NaN.
     """
     # torchvision takes seconds to import: not before it is needed
     from torchvision.utils import make_grid, save_image
@@ -43,6 +50,7 @@ def save_grid(images, path, columns: int | None = None) -> Path:
     if not isinstance(images, torch.Tensor):
         columns = columns or len(images[0])
         images = torch.cat([batch.detach().float().cpu().expand(-1, 3, -1, -1) for batch in images])
+    _check_finite(images)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = columns or math.ceil(math.sqrt(2 * len(images)))

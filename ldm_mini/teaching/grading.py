@@ -16,7 +16,7 @@ import torch
 import torch._dynamo  # the first optimizer would import it, in each process anew
 
 from ..editions.source import FOLDER, source_notebooks
-from ..files import FileError, write_file
+from ..files import FileError, writable_folder, write_file
 from .judging import WALL_S, Task, Verdict, judge, tasks_of
 from .sandbox import Died, leave_privileges, run_apart
 from .submissions import read_bytes
@@ -34,9 +34,13 @@ def graded_notebooks(folder=FOLDER) -> dict[str, Path]:
 def grade(submissions, out, sources=FOLDER, say=print, seeds=SEEDS) -> list[tuple]:
     """Grade all submissions and write `out`, a CSV file, and beside it why: `<out>-exercises.csv`. The rows of `out`.
 
-    A student has a row for each assignment that anybody handed in. Raises FileError for a folder without submissions.
+    A student has a row for each assignment that anybody handed in. Raises FileError, before anything is graded, for a
+    folder without submissions, and for a table that cannot be written.
     """
     submissions, out = Path(submissions), Path(out)
+    if out.is_dir():
+        raise FileError(f"{out} is a folder: give the name of the table, such as {out / 'grades.csv'}.")
+    writable_folder(out.parent)                                 # hours before it is written
     students = sorted(path for path in _folders(submissions) if not path.name.startswith((".", "_")))
     names = sorted({path.name for student in students for path in _folders(student)} - {".ipynb_checkpoints"})
     assignments = {name: path for name in names if (path := source_of(name, graded_notebooks(sources)))}
@@ -100,6 +104,7 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _write(path: Path, columns, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

@@ -46,9 +46,9 @@ def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None, star
         settings["bf16"] = (read_json(out / "recipe.json").get("bf16", False)
                             if resume and (out / "recipe.json").is_file() else
                             accelerator.mixed_precision == "bf16" or recipe.bf16 and bf16_pays(accelerator.device))
-        # the first process opens the folder, the others find what it left
+        # the first process looks what is there, the others find it
         with accelerator.main_process_first():
-            checkpoint = (runs.open_run(out, settings, resume) if accelerator.is_main_process else
+            checkpoint = (runs.find_checkpoint(out, settings, resume) if accelerator.is_main_process else
                           runs.latest(out / "checkpoints") if resume else None)
         if workers is None:
             workers = 0 if accelerator.device.type == "cpu" else min(12, max(1, (os.cpu_count() or 2) - 2))
@@ -57,6 +57,10 @@ def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None, star
         kind = {"autoencoder": FirstStageRun, "text": TextRun, "diffusion": SecondStageRun}[stage]
         run = kind(recipe, out, accelerator, workers, seed, checkpoint, autoencoder, start_from, text,
                    settings["bf16"])
+        # all is built, nothing was refused: from here on the folder is this run's
+        if accelerator.is_main_process:
+            runs.open_run(out, settings, checkpoint)
+        run.begin()
         if (recipe.compile and run.state.device.type == "cuda") if compile is None else compile:
             _compile(run.state.model)
         finished = _finish(run, settings, asked, options)

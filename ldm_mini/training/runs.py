@@ -46,6 +46,7 @@ def owned(out):
     out = Path(out)
     if out.is_dir() and not (out / "recipe.json").is_file() and {path.name for path in out.iterdir()} - {*LOCK}:
         raise ValueError(f"{out} already holds files: choose another --out. Nothing was changed.")
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
     out.mkdir(parents=True, exist_ok=True)
     lock, owner = (out / name for name in LOCK)
     try:
@@ -66,12 +67,14 @@ def owned(out):
         owner.unlink(missing_ok=True)
         held.release()
         lock.unlink(missing_ok=True)
-        if not any(out.iterdir()):
-            out.rmdir()
+        # a run that was refused leaves nothing behind
+        with suppress(OSError):
+            for folder in new:
+                folder.rmdir()
 
 
-def open_run(out, recipe: dict, resume: bool = False) -> Path | None:
-    """Make the folder of a new run, or find the checkpoint to continue from; never touches another run's results.
+def find_checkpoint(out, recipe: dict, resume: bool = False) -> Path | None:
+    """The checkpoint to continue from, None for a new run. Writes nothing.
 
     A run that ended before its first checkpoint has nothing to lose and begins anew. One that is resumed has to have
     the same recipe: models it goes on from are compared by content ("weights"), their paths are for show; and only its
@@ -96,15 +99,21 @@ def open_run(out, recipe: dict, resume: bool = False) -> Path | None:
         if longer:
             print(f"{recipe['steps']} steps in place of {saved['steps']}: the learning rate goes on as if they had "
                   f"been planned from the start ({recipe.get('decay', 'constant')}).")
-            write_json(out / "recipe.json", recipe)
         return checkpoint
     if checkpoint is not None:
         raise ValueError(f"{out} already holds a run: continue it with --resume, or choose another --out. Nothing was "
                          "changed.")
-    (out / "samples").mkdir(parents=True, exist_ok=True)
-    (out / "log.jsonl").unlink(missing_ok=True)
-    write_json(out / "recipe.json", recipe)
     return None
+
+
+def open_run(out, recipe: dict, checkpoint: Path | None = None) -> None:
+    """Write down what is trained; a new run, which all is ready for, begins with an empty log."""
+    out, recipe = Path(out), json.loads(json.dumps(recipe))
+    (out / "samples").mkdir(parents=True, exist_ok=True)
+    if checkpoint is None:
+        (out / "log.jsonl").unlink(missing_ok=True)
+    if checkpoint is None or recipe["steps"] > read_json(out / "recipe.json").get("steps", math.inf):
+        write_json(out / "recipe.json", recipe)
 
 
 def restore(state, checkpoint, out) -> None:

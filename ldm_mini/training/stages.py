@@ -28,8 +28,9 @@ VALIDATION_SEED = 1_000_000_007                                 # of noise and d
 class Run:
     """Where a run is, what it computes on, and which models and which checkpoint it goes on from.
 
-    Each stage begins with `prepare` (self.model, its TrainState self.state, and what it is tried on), trains by the
-    steps of `logs`, tells by `sample` how far it is, and leaves its model behind by `export`.
+    Each stage is built by `build` (self.model, its TrainState self.state), which writes nothing and raises ValueError
+    for what cannot be used; gets by `begin` what it learns from; trains by the steps of `logs`, tells by `sample` how
+    far it is, and leaves its model behind by `export`.
     """
 
     recipe: object                              # AutoencoderRecipe or DiffusionRecipe
@@ -44,6 +45,10 @@ class Run:
     bf16: bool
 
     def __post_init__(self):
+        self.build()
+
+    def begin(self) -> None:
+        """What it is tried on; and all as it was at the checkpoint, if there is one."""
         self.prepare()
         if self.checkpoint is not None:
             runs.restore(self.state, self.checkpoint, self.out)
@@ -66,8 +71,11 @@ class Run:
         self.model.train()
 
     def show(self, images, **options) -> None:
-        """Add a grid of pictures to those of the run."""
-        save_grid(images, self.out / "samples" / f"step-{self.state.step:08}.png", **options)
+        """Add a grid of pictures to those of the run; what cannot be shown is no reason to stop."""
+        try:
+            save_grid(images, self.out / "samples" / f"step-{self.state.step:08}.png", **options)
+        except ValueError as error:
+            self.accelerator.print(f"step {self.state.step}: {error}")
 
     def export(self, card: dict) -> None:
         """Leave the model behind, with its averaged weights if there are any."""
@@ -82,7 +90,7 @@ class Run:
 class FirstStageRun(Run):
     """A run of the first stage."""
 
-    def prepare(self) -> None:
+    def build(self) -> None:
         """The autoencoder and, if its loss wants one, a critic."""
         r, adversary = self.recipe, None
         self.model = _channels_last(build.build_autoencoder(r))
@@ -93,6 +101,9 @@ class FirstStageRun(Run):
             adversary = self.train_state(critic, lr=r.disc_lr or r.lr, betas=(0.5, 0.9), weight_decay=0.0,
                                          ema_decay=None, muon_lr=None)
         self.state = self.train_state(self.model, adversary=adversary)
+
+    def prepare(self) -> None:
+        """Pictures to be tried on."""
         self.images = self.validation(32)["image"]
 
     def logs(self):
@@ -128,18 +139,30 @@ class FirstStageRun(Run):
 class SecondStageRun(Run):
     """A run of the second stage."""
 
-    def prepare(self) -> None:
-        """Cached latents, and a LatentDiffusion on the first stage that made them."""
+    def build(self) -> None:
+        """A LatentDiffusion on the first stage."""
+        if self.recipe.latents < (together := self.recipe.batch_size * self.accelerator.num_processes):
+            raise ValueError(f"--latents {self.recipe.latents} do not fill one batch of {together}: give more.")
         first = hub.load_autoencoder(self.autoencoder, device=self.accelerator.device)
-        self.encoded = self.encode(first)
-        some = (self.encoded[i:i + 64] for i in range(0, min(4096, len(self.encoded)), 64))
-        self.model = build.build_diffusion(self.recipe, first, latent_scale(first, some))
+        self.model = build.build_diffusion(self.recipe, first)
+        side, halved = self.model.latent_shape(self.recipe.scenes.size)[1], self.model.net.config.min_factor
+        if side % halved:
+            raise ValueError(f"--autoencoder: its latents of {side} x {side} do not fit this recipe's network, which "
+                             f"needs multiples of {halved}: take a first stage of its own recipe.")
         if self.start_from is not None and self.checkpoint is None:
             build.start_from(LatentDiffusion.from_pretrained(self.start_from), self.model, self.recipe.scenes)
         if self.text is not None and self.checkpoint is None:
             build.give_text(hub.load(self.text, "TextTransformer"), self.model)
         _channels_last(self.model.net)
         self.state = self.train_state(self.model)
+
+    def prepare(self) -> None:
+        """Cached latents and their scale, and scenes to be tried on."""
+        first = self.model.autoencoder
+        with seeded(self.seed):
+            self.encoded = self.encode(first)
+        some = (self.encoded[i:i + 64] for i in range(0, min(4096, len(self.encoded)), 64))
+        self.model.scale_factor.fill_(latent_scale(first, some))
         self.held_out = self.validation(min(256, self.recipe.latents))      # a small try is judged by few scenes
         # as the latents that it learns from: a KL posterior's samples, or its modes
         with torch.no_grad(), seeded(VALIDATION_SEED):
@@ -226,12 +249,14 @@ class SecondStageRun(Run):
 class TextRun(Run):
     """A run in which a text transformer learns to read; its `model` is the transformer alone."""
 
-    def prepare(self) -> None:
-        """The transformer, its questions, and new scenes."""
-        r = self.recipe
-        self.model = build.build_reader(r)
+    def build(self) -> None:
+        """The transformer and its questions."""
+        self.model = build.build_reader(self.recipe)
         self.state = self.train_state(self.model)
-        self.held_out = next(facts_stream(replace(r.scenes, split="val"), 256))
+
+    def prepare(self) -> None:
+        """New scenes to be tried on."""
+        self.held_out = next(facts_stream(replace(self.recipe.scenes, split="val"), 256))
 
     def logs(self):
         """The loop: endless new captions, from the step on that is reached."""

@@ -4,20 +4,32 @@ import pytest
 import torch
 from torch import nn
 
-from ldm_mini.attention import attention
+from ldm_mini.attention import Attention, SpatialTransformer, attention, attention_weights
 from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_mini.cond import Cond, NotRead
 from ldm_mini.conditioners import ClassConditioner
+from ldm_mini.diffusion import diffusion_loss
+from ldm_mini.dit import DiT, DiTConfig
 from ldm_mini.ema import EMA
 from ldm_mini.files import FileError
 from ldm_mini.hub import load, load_weights, save, save_weights
 from ldm_mini.kl import KLBottleneck
 from ldm_mini.latent_diffusion import LatentDiffusion
-from ldm_mini.measure.metrics import frechet_distance, mean_box_iou, mean_iou, psnr, ssim
+from ldm_mini.measure.metrics import (
+    frechet_distance,
+    low_resolution_consistency,
+    masked_l1,
+    mean_box_iou,
+    mean_iou,
+    precision_recall,
+    psnr,
+    ssim,
+)
+from ldm_mini.perceptual import PerceptualLoss
 from ldm_mini.quantizer import VectorQuantizer
 from ldm_mini.samplers import SAMPLERS
 from ldm_mini.schedule import NoiseSchedule, cosine_betas
-from ldm_mini.train import TrainState
+from ldm_mini.train import TrainState, first_stage_loss
 from ldm_mini.unet import UNet, UNetConfig
 
 TINY = dict(channels=16, channel_mults=(1, 2), attn_levels=(1,), head_dim=8, groups=4)
@@ -41,14 +53,84 @@ def of_classes():
     return model(ClassConditioner(3, 8))
 
 
+R, X, T = torch.rand, torch.zeros(2, 4, 8, 8), torch.tensor([3, 4])
+PICTURES = torch.zeros(2, 3, 16, 16)
+
+
+def told(concat=(2, 2, 8, 8), context=(2, 5, 8), vector=(2, 6)):
+    """A U-Net of all conditions, given such shapes."""
+    net(context_dim=8, vector_dim=6, concat_channels=2)(X, T, Cond(R(concat), R(context), vector=R(vector)))
+
+
+def dit(vector, **options):
+    DiT(DiTConfig(4, width=24, depth=1, num_heads=2, input_size=8, **options))(X, T, Cond(vector=vector))
+
+
+# a single one would be repeated for all samples, heads, channels or pixels
+BROADCAST = {
+    "a context for one": (lambda: told((1, 2, 8, 8), (1, 5, 8), (1, 6)), r"concat must be \(2, 2, 8, 8\), one for"),
+    "a context for others": (lambda: Cond(R(2, 2, 8, 8), R(1, 5, 8)), r"for the same samples; got \[1, 2\] of them"),
+    "a vector for others": (lambda: Cond(context=R(2, 5, 8), vector=R(3, 6)), r"got \[2, 3\]"),
+    "tokens of another width": (lambda: told(context=(2, 5, 1)), r"cond.context must be \(2, any, 8\).*\(2, 5, 1\)"),
+    "tokens without a batch": (lambda: told(context=(2, 8)), r"cond.context must be \(2, any, 8\).*\(2, 8\)"),
+    "a vector of another width": (lambda: told(vector=(2, 1)), r"cond.vector must be \(2, 6\)"),
+    "a map of one pixel": (lambda: told(concat=(2, 2, 1, 1)), r"cond.concat must be \(2, 2, 8, 8\)"),
+    "one class for a DiT": (lambda: dit(torch.tensor([1]), num_classes=5), r"cond.vector must be \(2\)"),
+    "a column of classes": (lambda: dit(torch.tensor([[1], [2]]), num_classes=5), r"cond.vector must be \(2\)"),
+    "one vector for a DiT": (lambda: dit(R(1, 6), vector_dim=6), r"cond.vector must be \(2, 6\)"),
+    "cross attention to one": (lambda: Attention(8, 6, 2)(R(2, 3, 8), R(1, 4, 6)), "agree in samples, heads and width"),
+    "cross attention of one": (lambda: Attention(8, 6, 2)(R(1, 3, 8), R(2, 4, 6)), "agree in samples"),
+    "a transformer's context": (lambda: SpatialTransformer(16, 2, context_dim=8, groups=4)(R(2, 16, 4, 4), R(1, 5, 8)),
+                                "agree in samples"),
+    "one head of keys": (lambda: attention(R(2, 2, 3, 4), R(2, 1, 5, 4), R(2, 1, 5, 4)), "agree in samples, heads"),
+    "weights to one": (lambda: attention_weights(R(2, 2, 3, 4), R(1, 2, 5, 4)), "agree in samples"),
+    "one value": (lambda: attention(R(1, 1, 3, 8), R(1, 1, 6, 8), R(1, 1, 1, 8)), "each key has one value"),
+    "a mask for one": (lambda: attention(R(2, 1, 3, 8), R(2, 1, 6, 8), R(2, 1, 6, 8), torch.ones(1, 6).bool()),
+                       r"mask is \(B,M\), bool.*for 6 keys of 2 samples"),
+    "a mask of one token": (lambda: attention(R(2, 1, 3, 8), R(2, 1, 6, 8), R(2, 1, 6, 8), torch.ones(2, 1).bool()),
+                            r"mask is \(B,M\), bool"),
+    "a mask of numbers": (lambda: attention_weights(R(2, 1, 3, 8), R(2, 1, 6, 8), torch.ones(2, 6)),
+                          "got torch.float32"),
+    "a mask beside no context": (lambda: Cond.join([Cond(vector=R(2, 8)), Cond(mask=torch.ones(2, 5).bool())]),
+                                 "and no context"),
+    "joined with one": (lambda: Cond.join([Cond(vector=R(2, 5)), Cond(vector=R(1, 5))]), r"got \[1, 2\]"),
+    "joined with others": (lambda: Cond.join([Cond(vector=R(2, 5)), Cond(context=R(3, 4, 5))]), r"got \[2, 3\]"),
+    "kept for one": (lambda: Cond(vector=R(4, 5)).where(torch.ones(1).bool(), Cond(vector=R(4, 5))), "for 4 samples"),
+    "kept by numbers": (lambda: Cond(vector=R(4, 5)).where(torch.ones(4), Cond(vector=R(4, 5))), "got torch.float32"),
+    "instead of one": (lambda: Cond(vector=R(4, 5)).where(torch.ones(4).bool(), Cond(vector=R(1, 5))), r"\[1, 4\]"),
+    "an average moved by another": (lambda: EMA(nn.Linear(4, 4)).update(nn.Linear(4, 1)), "has shape"),
+    "an average lent to another": (lambda: EMA(nn.Linear(4, 1)).applied(nn.Linear(4, 4)).__enter__(), "has shape"),
+    "an average of nothing": (lambda: EMA(nn.Linear(4, 4)).load_state_dict({}, 1), "only one of both .* bias, weight"),
+    "an average of more": (lambda: EMA(nn.Linear(4, 4, bias=False)).update(nn.Linear(4, 4)), "only one .* trains bias"),
+    "an average that runs away": (lambda: EMA(nn.Linear(2, 2), 2.0), "max_decay is from 0 to 1"),
+    "one noise level": (lambda: diffusion_loss(lambda x, t, c: x, SCHEDULE, X, Cond(), t=T[:1]), "t for each sample"),
+    "one noise": (lambda: diffusion_loss(lambda x, t, c: x, SCHEDULE, X, Cond(), eps=X[:1]), "eps of its shape"),
+    "a grey reconstruction": (lambda: first_stage_loss(PICTURES, PICTURES[:, :1], R(())), r"returned \(2, 1, 16, 16\)"),
+    "seen beside one": (lambda: PerceptualLoss()(PICTURES, PICTURES[:1]), "shapes differ"),
+    "a picture alone": (lambda: psnr(PICTURES[0], PICTURES[0]), r"x\[None\]"),
+    "pictures of truth values": (lambda: psnr(PICTURES > 0, PICTURES > 0), "got torch.bool up to 0"),
+    "pictures for half a window": (lambda: ssim(PICTURES[..., :4], PICTURES[..., :4]), "6 x 6 or more"),
+    "features to recall, of other width": (lambda: precision_recall(R(9, 4), R(9, 5)), "of one width"),
+    "features to recall, too few": (lambda: precision_recall(R(3, 4), R(9, 4)), "more than k = 3"),
+    "features to recall, no numbers": (lambda: precision_recall(R(9, 4), R(9, 4) / 0), "finite"),
+    "no neighbour": (lambda: precision_recall(R(9, 4), R(9, 4), k=0), "k >= 1"),
+    "larger than the output": (lambda: low_resolution_consistency(PICTURES, R(2, 3, 32, 32)), "larger than the image"),
+    "small pictures of bytes": (lambda: low_resolution_consistency(BYTES, BYTES), "floats from -1 to 1"),
+    "a hole in others": (lambda: masked_l1(PICTURES, PICTURES[:1], R(2, 1, 16, 16)), "shapes differ"),
+    "a hole of one pixel": (lambda: masked_l1(PICTURES, PICTURES, R(2, 1, 1, 1)), "mask is .B, 1, H, W. from 0 to 1"),
+    "a hole of bytes": (lambda: masked_l1(PICTURES, PICTURES, R(2, 1, 16, 16) * 255), "mask is .* from 0 to 1"),
+    "no maps": (lambda: mean_iou(torch.zeros(0, 2, 2).long(), torch.zeros(0, 2, 2).long(), 3), "no maps"),
+    "no codes": (lambda: VectorQuantizer(8, 4).used_fraction(torch.zeros(0).long()), "no indices"),
+}
 CALLS = {
+    **BROADCAST,
     "parts in another order": (lambda: LatentDiffusion(net(), first_stage(), SCHEDULE), "in this order; got UNet"),
     "a first stage for a network": (lambda: LatentDiffusion(first_stage(), first_stage(), SCHEDULE), "in this order"),
     "a schedule for a network": (lambda: LatentDiffusion(first_stage(), SCHEDULE, net()), "in this order"),
     "an average of another shape": (lambda: EMA(nn.Linear(4, 4)).load_state_dict(EMA(nn.Linear(4, 1)).averages, 1),
                                     r"weight has shape \(4, 4\) here and \(1, 4\) there"),
     "keys without values": (lambda: attention(torch.ones(1, 1, 3, 8), torch.ones(1, 1, 6, 8), torch.ones(1, 1, 5, 8)),
-                            "got 6 keys and 5 values"),
+                            r"keys \(1, 1, 6, 8\) and values \(1, 1, 5, 8\)"),
     "a mask of nothing": (lambda: Cond(mask=torch.ones(2, 5, dtype=torch.bool)), "and no context"),
     "a mask of other tokens": (lambda: Cond(context=torch.ones(2, 5, 8), mask=torch.ones(2, 4, dtype=torch.bool)),
                                r"a mask \(2, 4\) and tokens \(2, 5\)"),
@@ -92,6 +174,11 @@ def test_it_is_refused_in_one_line(name):
     with pytest.raises(ValueError, match=words) as error:
         call()
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+def test_maps_of_bytes_are_counted_as_numbers():
+    maps = torch.full((1, 2, 2), 20, dtype=torch.uint8)
+    assert mean_iou(maps, maps, 30) == {"miou": 1.0, "pixel_accuracy": 1.0}
 
 
 @pytest.mark.parametrize("sample, words", [

@@ -128,6 +128,7 @@ def test_first_run_installs_and_second_starts_at_once(clone):
     assert edition == [python, "-m", "ldm_mini.editions", "learner", course.MINE]
     assert words[:3] == [python, "-m", "jupyterlab"] and words[-1] == "--no-browser" and folder == course.ROOT
     assert any(word.endswith(course.START) for word in words)
+    assert ("--allow-root" in words) == (hasattr(os, "geteuid") and os.geteuid() == 0)
 
 
 def test_lab_opens_without_the_learners_copy_if_it_cannot_be_made(clone, capsys):

@@ -251,6 +251,9 @@ def test_the_table_has_nbgraders_columns_and_a_row_for_what_is_missing(tmp_path)
     assert "still the stub" in next(row["note"] for row in notes if row["student_id"] == "ben")
     with pytest.raises(FileError, match="holds no submission"):
         grade(tmp_path / "in" / "cy", tmp_path / "grades.csv")
+    for table in (tmp_path / "grades.csv" / "x.csv", tmp_path):  # told before anything is graded
+        with pytest.raises(FileError, match="cannot be written|is a folder"):
+            grade(tmp_path / "in", table, say=pytest.fail)
 
 
 def test_the_gate_lets_every_solution_of_the_course_pass():

@@ -1,6 +1,7 @@
 """Whole pipelines: diffusers' Stable Diffusion draws the same picture here, and models trained here draw it there."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.testing import assert_close
 
 from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_mini.dit import DiT, DiTConfig
+from ldm_mini.files import FileError
 from ldm_mini.kl import KLBottleneck
 from ldm_mini.latent_diffusion import LatentDiffusion
 from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
@@ -81,6 +83,45 @@ def test_stable_diffusion_draws_the_same_picture(version, tmp_path):
                     guidance_scale=3.0).images * 2 - 1
     ours = ldm.sample({"caption": CAPTIONS}, steps=2, negative="bat", **ask)
     assert_close(ours, negative, atol=2e-4, rtol=0)
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_folder_that_could_not_draw_is_refused(tmp_path):
+    stable_diffusion(tmp_path / "sd")
+    config = json.loads((tmp_path / "sd" / "unet" / "config.json").read_text())
+    index = tmp_path / "sd" / "model_index.json"
+
+    def unet(**changes):
+        shutil.rmtree(tmp_path / "sd" / "unet")
+        diffusers.UNet2DConditionModel.from_config({**config, **changes}).save_pretrained(tmp_path / "sd" / "unet")
+
+    unet(in_channels=9)
+    with pytest.raises(FileError, match="reads 5 further channels, as those of inpainting.*unet_from_diffusers"):
+        from_diffusers(tmp_path / "sd")
+    unet(cross_attention_dim=48)
+    with pytest.raises(FileError, match="tokens of width 48, where the folder's text encoder makes 32"):
+        from_diffusers(tmp_path / "sd")
+    unet(class_embed_type="simple_projection", projection_class_embeddings_input_dim=20)
+    with pytest.raises(FileError, match="a vector of width 20"):
+        from_diffusers(tmp_path / "sd")
+    unet()
+    edit(index, text_encoder=[None, None])
+    with pytest.raises(FileError, match="tokens of width 32, where the folder's text encoder makes none"):
+        from_diffusers(tmp_path / "sd")
+    for path in (tmp_path / "sd" / "unet", index, tmp_path / "nowhere"):
+        with pytest.raises(FileError, match="model_index.json does not exist"):
+            from_diffusers(path)
+
+
+def test_pictures_need_not_be_square(tmp_path):
+    stable_diffusion(tmp_path / "sd")
+    edit(tmp_path / "sd" / "unet" / "config.json", sample_size=[8, 12])
+    ldm = from_diffusers(tmp_path / "sd")
+    assert ldm.sample({"caption": ["cab"]}, steps=1, seed=0).shape == (1, 3, 16, 24)
+    assert run_info(tmp_path / "sd")["image_size"] == 24
 
 
 def test_half_precision_holds_one_copy_and_runs_under_autocast(tmp_path):

@@ -264,11 +264,12 @@ def test_a_run_is_never_overwritten(tmp_path):
 
 def test_a_run_without_checkpoint_begins_anew(tmp_path):
     out, recipe = tmp_path / "run", {"name": "x"}
-    assert runs.open_run(out, recipe) is None
+    runs.open_run(out, recipe, runs.find_checkpoint(out, recipe))
     with pytest.raises(ValueError, match="no checkpoint"):
-        runs.open_run(out, recipe, resume=True)
+        runs.find_checkpoint(out, recipe, resume=True)
     (out / "log.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
-    assert runs.open_run(out, recipe) is None and runs.read_log(out) == []
+    runs.open_run(out, recipe, runs.find_checkpoint(out, recipe))
+    assert runs.read_log(out) == []
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoints(tmp_path):
