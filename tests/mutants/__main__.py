@@ -1,0 +1,278 @@
+"""Do the tests hold the mathematics? One token of it is changed at random, many times: some test must fail each time.
+
+    python tests/mutants --number 300 --seed 0 --minutes 60        # goes on where it was stopped
+    python tests/mutants --number 300 --retry                      # tries again what no test noticed
+    python tests/mutants --only samplers.py:119                    # every mutant of one file, or of one line
+
+Each mutant is written into a copy of the package. Against it run the tests that call the changed function (found once,
+by running all of them), those of the module's own test file first, the quickest first, up to the first failure.
+A mutant that takes far longer than the package itself counts as noticed. Needs POSIX (fork); not collected by pytest.
+Results, a JSON line a mutant, are kept in `runs/mutants/`; the table and the survivors are printed at the end.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from dataclasses import asdict
+from pathlib import Path
+
+from change import Change, Finder
+
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = ("tests/paper", "tests/measure", "tests/released", "tests/training/test_state.py")
+# what the paper computes; not the files, the command line, the tables of names
+OUT_OF_SCOPE = {"__init__.py", "__main__.py", "files.py", "hub.py", "tasks.py"}
+MEASURES = ("measure/metrics.py",)
+SLOW = 4.0  # CPU-seconds; a longer test is left out, since each survivor has to pass all of them
+
+
+def modules() -> list[str]:
+    """The files that are mutated, as paths inside the package."""
+    paper = sorted(path.name for path in (ROOT / "ldm_mini").glob("*.py"))
+    return [name for name in paper if name not in OUT_OF_SCOPE] + list(MEASURES)
+
+
+def all_changes() -> list[Change]:
+    return [change for name in modules() for change in Finder(name, (ROOT / "ldm_mini" / name).read_bytes()).found]
+
+
+class Recorder:
+    """A pytest plugin: who calls which function of the package, and how long each test takes.
+
+    What a fixture or the head of a test file calls, every test of that file depends on.
+    """
+
+    def __init__(self, package: Path):
+        self.package, self.seconds, self.calls, self.shared, self.now = str(package), {}, {}, defaultdict(set), None
+        self.known = {}
+
+    def trace(self, frame, event, arg):
+        code = frame.f_code
+        if code not in self.known:
+            inside = code.co_filename.startswith(self.package) and code.co_flags & 1    # 1: a function, no class body
+            self.known[code] = (code.co_filename[len(self.package) + 1:], code.co_firstlineno) if inside else None
+        if self.known[code]:
+            self.now.add(self.known[code])
+
+    def watch(self, into: set):
+        self.now = into
+        sys.settrace(self.trace)
+        start = time.process_time()
+        result = yield
+        sys.settrace(None)
+        self.last = time.process_time() - start
+        return result
+
+    @importlib.import_module("pytest").hookimpl(wrapper=True)
+    def pytest_make_collect_report(self, collector):
+        return (yield from self.watch(self.shared[collector.nodeid.split("::")[0]]))
+
+    @importlib.import_module("pytest").hookimpl(wrapper=True)
+    def pytest_runtest_setup(self, item):
+        result = yield from self.watch(self.shared[item.nodeid.split("::")[0]])
+        self.seconds[item.nodeid] = self.last
+        return result
+
+    @importlib.import_module("pytest").hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item):
+        result = yield from self.watch(self.calls.setdefault(item.nodeid, set()))
+        self.seconds[item.nodeid] += self.last
+        return result
+
+    def report(self) -> dict:
+        return {test: {"seconds": round(self.seconds[test], 3),
+                       "calls": sorted(calls | self.shared[test.split("::")[0]])} for test, calls in self.calls.items()}
+
+
+class Chosen:
+    """A pytest plugin: only the `wanted` tests, in that order, and which of them failed first."""
+
+    def __init__(self, wanted: list[str]):
+        self.order, self.failed = {test: i for i, test in enumerate(wanted)}, None
+
+    def pytest_collection_modifyitems(self, items):
+        items[:] = sorted((i for i in items if i.nodeid in self.order), key=lambda item: self.order[item.nodeid])
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            self.failed = self.failed or report.nodeid
+
+
+def in_a_child(work, copy: Path, cpu_seconds: float) -> tuple[dict | None, float]:
+    """What `work()` returns (None: it died), computed in a fork that stands in the copy; and its CPU-seconds."""
+    answer = copy / "answer.json"
+    answer.unlink(missing_ok=True)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            os.chdir(copy)
+            resource.setrlimit(resource.RLIMIT_CPU, (int(cpu_seconds) + 1, int(cpu_seconds) + 2))
+            out = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(out, 1)
+            os.dup2(out, 2)
+            answer.write_text(json.dumps(work()))
+        finally:
+            os._exit(0)
+    # a process that sleeps uses no CPU: it may take ten times as long, then it is ended
+    deadline = time.monotonic() + 10 * cpu_seconds + 60
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        time.sleep(0.02)
+        if time.monotonic() > deadline:
+            os.killpg(child, signal.SIGKILL)
+            deadline = float("inf")
+    now = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
+    return json.loads(answer.read_text()) if answer.exists() else None, seconds
+
+
+def run_pytest(arguments: list[str], plugin, copy: Path) -> int:
+    sys.path[:0] = [str(copy)]
+    import pytest
+    return int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--no-header", *arguments], plugins=[plugin]))
+
+
+def baseline(copy: Path) -> dict:
+    """{test: its CPU-seconds and the functions it calls} and what the tests import; all of them must pass."""
+    def work():
+        recorder = Recorder(copy / "ldm_mini")
+        status = run_pytest(list(TESTS), recorder, copy)
+        own = [str(copy), str(ROOT)]
+        theirs = [name for name, module in list(sys.modules.items()) if name != "__main__" and
+                  not any((getattr(module, "__file__", None) or own[0]).startswith(f"{folder}/") and
+                          ".venv" not in module.__file__ for folder in own if getattr(module, "__file__", None))]
+        return {"status": status, "tests": recorder.report(), "imports": theirs}
+
+    print("running all tests once, to see which calls what", flush=True)
+    found, seconds = in_a_child(work, copy, 3600)
+    if not found or found["status"]:
+        sys.exit("the tests fail without any change:\n" + (copy / "output.txt").read_text()[-3000:])
+    print(f"{len(found['tests'])} tests pass in {seconds:.0f} CPU-seconds", flush=True)
+    return found
+
+
+def tests_for(change: Change, tests: dict) -> list[list[str]]:
+    """Two lists of tests, quickest first: those of the module's own test file, then the others.
+
+    Outside of all functions stand the module's constants: they concern whoever calls any of its functions.
+    """
+    calls = lambda call: call[0] == change.file and change.function in (0, call[1])
+    chosen = sorted((test["seconds"], name) for name, test in tests.items()
+                    if test["seconds"] < SLOW and any(map(calls, test["calls"])))
+    own = f"/test_{Path(change.file).stem}.py::"
+    return [[name for _, name in chosen if (own in name) is mine] for mine in (True, False)]
+
+
+def judge(change: Change, tests: dict, copy: Path) -> dict:
+    """{"killed": bool, "by": the first test that failed, or why else, "tests": how many ran at most, "seconds"}"""
+    path = copy / "ldm_mini" / change.file
+    whole = path.read_bytes()
+    total, count = 0.0, 0
+    try:
+        path.write_bytes(change.apply(whole))
+        for wanted in filter(None, tests_for(change, tests)):
+            def work(wanted=wanted):
+                sys.dont_write_bytecode = True
+                plugin = Chosen(wanted)
+                status = run_pytest(sorted({test.split("::")[0] for test in wanted}), plugin, copy)
+                return {"status": status, "failed": plugin.failed}
+
+            limit = 20 + 4 * sum(tests[test]["seconds"] for test in wanted)
+            answer, seconds = in_a_child(work, copy, limit)
+            total, count = total + seconds, count + len(wanted)
+            if answer is None or answer["status"]:
+                by = "no end, or a crash" if answer is None else answer["failed"] or "import"
+                return {"killed": True, "by": by, "tests": count, "seconds": round(total, 1)}
+    finally:
+        path.write_bytes(whole)
+    return {"killed": False, "by": None, "tests": count, "seconds": round(total, 1)}
+
+
+def make_copy(folder: Path) -> Path:
+    """What the tests need, the package without its old bytecode."""
+    copy = folder / "copy"
+    for name in ("ldm_mini", "tests"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("conftest.py", "course.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy2(ROOT / name, copy / name)
+    for name in ("data", "notebooks"):
+        (copy / name).symlink_to(ROOT / name)
+    return copy
+
+
+def table(rows: list[dict]) -> str:
+    made, killed = Counter(), Counter()
+    for row in rows:
+        for key in (row["file"], "all of them"):
+            made[key] += 1
+            killed[key] += row["killed"]
+    lines = [f"{'module':<26}{'made':>6}{'killed':>8}{'survived':>10}"]
+    lines += [f"{key:<26}{made[key]:>6}{killed[key]:>8}{made[key] - killed[key]:>10}"
+              for key in sorted(made, key=lambda key: (key == "all of them", key))]
+    survivors = sorted((row["file"], row["line"], row["kind"], row["old"], row["new"], row["tests"])
+                       for row in rows if not row["killed"])
+    lines += [f"{file}:{line}  {kind}: {old!r} -> {new!r}  ({tests} tests)"
+              for file, line, kind, old, new, tests in survivors]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--number", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--retry", action="store_true", help="also those that survived before")
+    parser.add_argument("--only", default="", help="FILE or FILE:LINE: all its mutants instead of a random choice")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs/mutants")
+    args = parser.parse_args()
+    end = time.monotonic() + 60 * args.minutes
+    changes = all_changes()
+    random.Random(args.seed).shuffle(changes)
+    if args.only:
+        file, _, line = args.only.partition(":")
+        changes = [c for c in changes if c.file == file and line in ("", str(c.line))]
+    changes = changes[:None if args.only else args.number]
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = args.out / "results.jsonl"
+    done = {}
+    for line in results.read_text().splitlines() if results.exists() else ():
+        row = json.loads(line)
+        done[json.dumps(row["change"])] = row
+    key = lambda change: json.dumps(asdict(change))
+    todo = [c for c in changes if key(c) not in done or args.retry and not done[key(c)]["killed"]]
+    print(f"{len(changes)} mutants, of which {len(todo)} are to be tried", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        if todo:
+            copy = make_copy(Path(folder))
+            sys.path[:0] = [str(copy)]  # for processes that tests start
+            found = baseline(copy)
+            for name in found["imports"]:  # once, here, so that a mutant's process begins with them
+                try:
+                    importlib.import_module(name)
+                except Exception:
+                    pass
+        for i, change in enumerate(todo):
+            if time.monotonic() > end:
+                print(f"the time is over; {len(todo) - i} are left for the next call")
+                break
+            row = {"change": asdict(change), **judge(change, found["tests"], copy)}
+            done[key(change)] = row
+            with results.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"{i + 1:4d} {change.file}:{change.line} {change.old!r} -> {change.new!r}: "
+                  f"{row['by'] or 'SURVIVED'} ({row['seconds']} s)", flush=True)
+    print(table([{**done[key(c)]["change"], **done[key(c)]} for c in changes if key(c) in done]))
+
+
+if __name__ == "__main__":
+    main()
