@@ -11,6 +11,7 @@ Results, a JSON line a mutant, are kept in `runs/mutants/`; the table and the su
 """
 
 import argparse
+import hashlib
 import importlib
 import json
 import os
@@ -23,8 +24,10 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from dataclasses import asdict
+from itertools import accumulate
 from pathlib import Path
 
+import pytest
 from change import Change, Finder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +35,8 @@ TESTS = ("tests/paper", "tests/measure", "tests/released", "tests/training/test_
 # what the paper computes; not the files, the command line, the tables of names
 OUT_OF_SCOPE = {"__init__.py", "__main__.py", "files.py", "hub.py", "tasks.py"}
 MEASURES = ("measure/metrics.py",)
-SLOW = 4.0  # CPU-seconds; a longer test is left out, since each survivor has to pass all of them
+# CPU-seconds that the tests of a survivor may take, of the module's own file and of others; longer ones are left out
+BUDGETS = (20, 10)
 
 
 def modules() -> list[str]:
@@ -72,17 +76,17 @@ class Recorder:
         self.last = time.process_time() - start
         return result
 
-    @importlib.import_module("pytest").hookimpl(wrapper=True)
+    @pytest.hookimpl(wrapper=True)
     def pytest_make_collect_report(self, collector):
         return (yield from self.watch(self.shared[collector.nodeid.split("::")[0]]))
 
-    @importlib.import_module("pytest").hookimpl(wrapper=True)
+    @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self, item):
         result = yield from self.watch(self.shared[item.nodeid.split("::")[0]])
         self.seconds[item.nodeid] = self.last
         return result
 
-    @importlib.import_module("pytest").hookimpl(wrapper=True)
+    @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item):
         result = yield from self.watch(self.calls.setdefault(item.nodeid, set()))
         self.seconds[item.nodeid] += self.last
@@ -138,27 +142,45 @@ def in_a_child(work, copy: Path, cpu_seconds: float) -> tuple[dict | None, float
 
 def run_pytest(arguments: list[str], plugin, copy: Path) -> int:
     sys.path[:0] = [str(copy)]
-    import pytest
     return int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--no-header", *arguments], plugins=[plugin]))
 
 
-def baseline(copy: Path) -> dict:
-    """{test: its CPU-seconds and the functions it calls} and what the tests import; all of them must pass."""
+def baseline(copy: Path, kept: Path) -> dict:
+    """{test: its CPU-seconds and the functions it calls}, and what the tests import; all of them must pass.
+
+    Kept for each test file until it or the package changes.
+    """
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted((copy / "ldm_mini").rglob("*.py"))))
+    files = [path for name in TESTS
+             for path in ([copy / name] if name.endswith(".py") else (copy / name).glob("test_*.py"))]
+    keys = {}
+    for path in sorted(files):
+        own = digest.copy()
+        own.update(path.read_bytes())
+        keys[str(path.relative_to(copy))] = own.hexdigest()
+    known = json.loads(kept.read_text()) if kept.exists() else {}
+    new = [name for name, key in keys.items() if key not in known]
+
     def work():
         recorder = Recorder(copy / "ldm_mini")
-        status = run_pytest(list(TESTS), recorder, copy)
-        own = [str(copy), str(ROOT)]
-        theirs = [name for name, module in list(sys.modules.items()) if name != "__main__" and
-                  not any((getattr(module, "__file__", None) or own[0]).startswith(f"{folder}/") and
-                          ".venv" not in module.__file__ for folder in own if getattr(module, "__file__", None))]
-        return {"status": status, "tests": recorder.report(), "imports": theirs}
+        status = run_pytest(new, recorder, copy)
+        where = {name: str(getattr(module, "__file__", None)) for name, module in list(sys.modules.items())}
+        own = [name for name, file in where.items() if file.startswith(str(copy))] + ["__main__"]
+        return {"status": status, "tests": recorder.report(), "imports": [name for name in where if name not in own]}
 
-    print("running all tests once, to see which calls what", flush=True)
-    found, seconds = in_a_child(work, copy, 3600)
-    if not found or found["status"]:
-        sys.exit("the tests fail without any change:\n" + (copy / "output.txt").read_text()[-3000:])
-    print(f"{len(found['tests'])} tests pass in {seconds:.0f} CPU-seconds", flush=True)
-    return found
+    if new:
+        print(f"running {len(new)} test files once, to see which calls what", flush=True)
+        found, seconds = in_a_child(work, copy, 3600)
+        if not found or found["status"]:
+            sys.exit("the tests fail without any change:\n" + (copy / "output.txt").read_text()[-3000:])
+        print(f"{len(found['tests'])} tests pass in {seconds:.0f} CPU-seconds", flush=True)
+        for name in new:
+            known[keys[name]] = {"imports": found["imports"] if name == new[0] else [], "tests": {
+                test: entry for test, entry in found["tests"].items() if test.startswith(f"{name}::")}}
+        kept.write_text(json.dumps({key: known[key] for key in keys.values()}))
+    parts = [known[key] for key in keys.values()]
+    return {"tests": {test: entry for part in parts for test, entry in part["tests"].items()},
+            "imports": list(dict.fromkeys(name for part in parts for name in part["imports"]))}
 
 
 def tests_for(change: Change, tests: dict) -> list[list[str]]:
@@ -167,10 +189,13 @@ def tests_for(change: Change, tests: dict) -> list[list[str]]:
     Outside of all functions stand the module's constants: they concern whoever calls any of its functions.
     """
     calls = lambda call: call[0] == change.file and change.function in (0, call[1])
-    chosen = sorted((test["seconds"], name) for name, test in tests.items()
-                    if test["seconds"] < SLOW and any(map(calls, test["calls"])))
-    own = f"/test_{Path(change.file).stem}.py::"
-    return [[name for _, name in chosen if (own in name) is mine] for mine in (True, False)]
+    chosen = sorted((test["seconds"], name) for name, test in tests.items() if any(map(calls, test["calls"])))
+    own, lists = f"/test_{Path(change.file).stem}.py::", []
+    for mine, budget in zip((True, False), BUDGETS, strict=True):
+        parts = [(seconds, name) for seconds, name in chosen if (own in name) is mine]
+        sums = accumulate(seconds for seconds, _ in parts)
+        lists.append([name for (_, name), total in zip(parts, sums, strict=True) if total <= budget])
+    return lists
 
 
 def judge(change: Change, tests: dict, copy: Path) -> dict:
@@ -255,7 +280,7 @@ def main() -> None:
         if todo:
             copy = make_copy(Path(folder))
             sys.path[:0] = [str(copy)]  # for processes that tests start
-            found = baseline(copy)
+            found = baseline(copy, args.out / "baseline.json")
             for name in found["imports"]:  # once, here, so that a mutant's process begins with them
                 try:
                     importlib.import_module(name)

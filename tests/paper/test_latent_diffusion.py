@@ -225,6 +225,18 @@ def test_sampling_is_the_sampler_the_guidance_and_the_decoder():
     assert torch.equal(images, ldm.sample(classes, steps=5, guidance_scale=3.0, sampler=ddim, seed=0, eta=0.5))
 
 
+def test_sampling_keeps_no_graph():
+    """Neither a learner's own sampler nor the condition, which is computed before the sampler's first step."""
+    ldm, seen = model(image_size=32), []
+
+    def sampler(denoise, z_T, schedule, steps, generator):
+        seen.extend([torch.is_grad_enabled(), *(part.requires_grad for part in denoise(z_T, torch.tensor([9, 9])))])
+        yield z_T
+
+    ldm.sample({"class": [1, 2]}, sampler=sampler, seed=0)
+    assert seen == [False] * 3
+
+
 def test_guidance_and_negative_prompts_use_what_they_say():
     ldm = model(image_size=32)
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([500, 500])
