@@ -122,6 +122,7 @@ def test_any_number_of_steps_gives_that_many_states(name, steps, schedule):
         seen.append(t)
         return 0.5 * x, torch.zeros_like(x)
 
+    assert len(list(SAMPLERS[name](lambda x, t: (x, x), torch.ones(1, 1), schedule, min(steps, 7)))) == min(steps, 7)
     path = list(SAMPLERS[name](denoise, torch.ones(2, 1), schedule, steps))
     assert len(path) == len(seen) == steps and all(x.isfinite().all() for x in path)
     assert all(t.shape == (2,) and t.dtype == torch.int64 for t in seen) and seen[0][0] == 999
@@ -172,16 +173,17 @@ def test_repaint_keeps_what_is_known_and_needs_repeats_to_agree_with_it(repeats,
     assert halfway.std() == pytest.approx((1 - level**2).sqrt().item(), abs=0.1)
 
 
-def test_a_step_is_gone_again_through_the_forward_process(schedule):
-    """RePaint, algorithm 1, a step from 600 to 300 gone twice: back by q(x_t | x_s), of variance 1 - a_t / a_s."""
-    z_T, known, hole = noise(3, 2, 4, 4), noise(3, 2, 4, 4, seed=1), noise(3, 1, 4, 4, seed=2) > 0
+@pytest.mark.parametrize("until, batch", [(300, 3), (0, 1)])
+def test_a_step_is_gone_again_through_the_forward_process(until, batch, schedule):
+    """RePaint, algorithm 1, a step from 600 gone twice: back by q(x_t | x_s), whose variance is 1 - a_t / a_s."""
+    z_T, known, hole = noise(batch, 2, 4, 4), noise(batch, 2, 4, 4, seed=1), noise(batch, 1, 4, 4, seed=2) > 0
     denoise = lambda x, t: (0.5 * x.tanh(), None)
-    path = list(repaint(denoise, z_T, schedule, [600, 300], torch.Generator().manual_seed(5), known=known, hole=hole,
+    path = list(repaint(denoise, z_T, schedule, [600, until], torch.Generator().manual_seed(5), known=known, hole=hole,
                         repeats=2))
     g, x = torch.Generator().manual_seed(5), z_T
-    draw = lambda: torch.randn(3, 2, 4, 4, generator=g)
-    t, s = torch.full((3,), 600), torch.full((3,), 300)
-    a_t, a_s = schedule.alphas_cumprod[[600, 300]]
+    draw = lambda: torch.randn(z_T.shape, generator=g)
+    t, s, end = (torch.full((batch,), step) for step in (600, until, -1))
+    a_t, a_s = schedule.alphas_cumprod[[600, until]]
     for left in (1, 0):
         mean, variance = schedule.posterior(denoise(x, t)[0], x, t, s)
         made = mean + variance.sqrt() * draw()
@@ -189,5 +191,5 @@ def test_a_step_is_gone_again_through_the_forward_process(schedule):
         if left:
             x = (a_t / a_s).sqrt() * x + (1 - a_t / a_s).sqrt() * draw()
     assert_close(path[0], x, **CLOSE)
-    x0, _ = denoise(x, s)                                       # to the clean image: nothing is drawn, once is enough
-    assert_close(path[1], torch.where(hole, schedule.posterior(x0, x, s, torch.full((3,), -1))[0], known), **CLOSE)
+    x0, _ = denoise(x, s)                                       # to the clean image once, without noise
+    assert_close(path[1], torch.where(hole, schedule.posterior(x0, x, s, end)[0], known), **CLOSE)
