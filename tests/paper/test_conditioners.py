@@ -294,6 +294,10 @@ def test_layout_mistakes_are_explained(layout):
     for boxes, message in ((BOXES - 0.1, "fractions of the picture"), (BOXES[:, :2], "labels .B,N. and boxes")):
         with pytest.raises(ValueError, match=message):
             layout.encode({**LAYOUTS, "boxes": boxes})
+    for change in ({"boxes": BOXES.clone().index_fill_(2, torch.tensor([3]), 1.01)}, {"labels": LAYOUTS["labels"] + 1},
+                   {"boxes": torch.where(BOXES == 0.1, -0.01, BOXES)}):         # one wrong number is enough
+        with pytest.raises(ValueError, match="fractions of the picture"):
+            layout.encode({**LAYOUTS, **change})
 
 
 def test_a_layout_combines(layout):

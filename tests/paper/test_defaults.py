@@ -4,17 +4,24 @@ import inspect
 
 import pytest
 
-from ldm_mini.attention import AttentionBlock, SpatialTransformer
-from ldm_mini.blocks import ResBlock, group_norm, timestep_embedding
+from ldm_mini.attention import Attention, AttentionBlock, SpatialTransformer
+from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_mini.blocks import Downsample, ResBlock, TimeEmbedding, group_norm, timestep_embedding
+from ldm_mini.concat_conditioners import InpaintConditioner, LowResConditioner, SemanticConditioner
+from ldm_mini.conditioners import CombinedConditioner, LayoutConditioner, TextConditioner
 from ldm_mini.diffusion import diffusion_loss, draw_timesteps, make_denoiser
 from ldm_mini.discriminator import PatchDiscriminator
+from ldm_mini.distortions import degrade
 from ldm_mini.dit import DiTConfig
 from ldm_mini.ema import EMA, ema_decay
 from ldm_mini.kl import KLBottleneck
 from ldm_mini.latent_diffusion import LatentDiffusion, latent_scale
-from ldm_mini.quantizer import VectorQuantizer
+from ldm_mini.measure.metrics import precision_recall
+from ldm_mini.muon import hidden_weights
+from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
 from ldm_mini.samplers import ddim, ddpm, dpm_solver, euler, repaint
 from ldm_mini.schedule import NoiseSchedule, cosine_betas, linear_betas, scaled_linear_betas
+from ldm_mini.tasks import TEXT_GUIDANCE
 from ldm_mini.text import TextTransformer
 from ldm_mini.train import FirstStageLoss, TrainState, lr_factor, train_autoencoder, train_diffusion
 from ldm_mini.unet import UNetConfig
@@ -51,6 +58,26 @@ DEFAULTS = [
                      num_classes=None, vector_dim=None, concat_channels=0, mlp_norm_eps=1e-6,
                      time_code_to_the_end=False, own_embeddings=False)),        # DiT-S/2
     (TextTransformer, dict(width=256, layers=4, heads=4, max_length=24, tokenizer=None, known=None, vocabulary=None)),
+    (AutoencoderConfig, dict(in_channels=3, downsample_factor=4, latent_channels=3, channels=128, channel_mults=None,
+                             num_res_blocks=2, attn_levels=(), mid_attn=True, groups=32, patch_size=1, dropout=0.0,
+                             decoder_channels=None, decoder_blocks=None, z_channels=None)),
+    (Autoencoder.encode, dict(sample=False, generator=None)), (Autoencoder.decode, dict(quantize=True)),
+    (KLBottleneck.latent, dict(sample=False, generator=None)),
+    (VQBottleneck.latent, dict(sample=False, generator=None)),
+    (LatentDiffusion.encode, dict(sample=False)),
+    (Attention, dict(context_dim=None, num_heads=None, head_dim=None, qkv_bias=False)),
+    (TimeEmbedding, dict(time_dim=None, to_the_end=False)), (Downsample, dict(asymmetric=False)),
+    (LowResConditioner, dict(presence=False, lowres_factor=4, p_degrade=0.5)),
+    (SemanticConditioner, dict(presence=False, channels=8, width=16)),
+    (InpaintConditioner, dict(presence=False, mask_fold=1)),                    # the paper's mask: one channel
+    (TextConditioner, dict(vector=True)),
+    (LayoutConditioner, dict(max_objects=3, grid=16, layers=2, heads=4, vector=True)),
+    (CombinedConditioner, dict(p_drop_each=0.0, p_single=0.0, weights=None)),
+    (degrade, dict(generator=None, exposure=0.15, blur=(0.4, 1.4))),
+    (hidden_weights, dict(smallest=48)),
+    (LatentDiffusion.sample, dict(batch=None, num=None, steps=20, guidance_scale=TEXT_GUIDANCE, sampler="dpm",
+                                  generator=None, seed=None, size=None, negative=None)),
+    (precision_recall, dict(k=3)),                                              # as Kynkaanniemi et al.
     (EMA, dict(max_decay=0.9999)), (ema_decay, dict(max_decay=0.9999)),         # LDM, app. E
     (LatentDiffusion, dict(conditioner=None, prediction="eps", p_uncond=0.1, scale_factor=1.0, image_size=None)),
     (LatentDiffusion.loss, dict(t_power=1.0)),
