@@ -325,6 +325,14 @@ def test_unconditional_and_pixel_diffusion(size, make, tmp_path):
     assert str(tmp_path) not in (tmp_path / "config.json").read_text(), "a path of this machine"
 
 
+def test_the_smallest_picture_is_one_latent():
+    for ldm, f in ((model(), 4), (LatentDiffusion(None, unet(), NoiseSchedule(cosine_betas(100))), 1)):
+        assert ldm.latent_shape(f) == (3, 1, 1) and ldm.latent_shape((f, 2 * f)) == (3, 1, 2)
+        for size in (0, (f, 0), (0, f)):
+            with pytest.raises(ValueError, match="cannot be"):
+                ldm.latent_shape(size)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_makes_the_same_picture():
     ldm = model("kl", image_size=32)
