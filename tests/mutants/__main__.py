@@ -2,7 +2,7 @@
 
     python tests/mutants --number 300 --seed 0 --minutes 60        # goes on where it was stopped
     python tests/mutants --number 300 --retry                      # tries again what no test noticed
-    python tests/mutants --only samplers.py:119                    # every mutant of one file, or of one line
+    python tests/mutants --only samplers.py:119,ema.py             # every mutant of a line, of a file
 
 Each mutant is written into a copy of the package. Against it run the tests that call the changed function (found once,
 by running all of them), those of the module's own test file first, the quickest first, up to the first failure.
@@ -72,7 +72,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--retry", action="store_true", help="also those that survived before")
-    parser.add_argument("--only", default="", help="FILE or FILE:LINE: all its mutants instead of a random choice")
+    parser.add_argument("--only", default="", help="FILE or FILE:LINE, or several with commas: all their mutants")
     parser.add_argument("--save", action="store_true", help=f"write {MEASURED.name}; its reasons stay")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/mutants")
     return parser.parse_args()
@@ -84,8 +84,8 @@ def main() -> None:
     changes = all_changes()
     random.Random(args.seed).shuffle(changes)
     if args.only:
-        file, _, line = args.only.partition(":")
-        changes = [c for c in changes if c.file == file and line in ("", str(c.line))]
+        wanted = set(args.only.split(","))
+        changes = [c for c in changes if wanted & {c.file, f"{c.file}:{c.line}"}]
     changes = changes[:None if args.only else args.number]
     args.out.mkdir(parents=True, exist_ok=True)
     results = args.out / "results.jsonl"

@@ -164,7 +164,7 @@ def tests_for(change: Change, tests: dict) -> list[list[str]]:
     chosen = sorted((test["seconds"], name) for name, test in tests.items() if any(map(calls, test["calls"])))
     own, lists = f"/test_{Path(change.file).stem}.py::", []
     # a test of defaults looks at a signature, and calls nothing
-    chosen += [(0, name) for name in tests if change.kind == "default" and "/test_defaults.py::" in name]
+    chosen[:0] = [(0, name) for name in tests if change.kind == "default" and "/test_defaults.py::" in name]
     for mine, budget in zip((True, False), BUDGETS, strict=True):
         parts = [(seconds, name) for seconds, name in chosen if (own in name) is mine]
         sums = accumulate(seconds for seconds, _ in parts)
