@@ -61,6 +61,14 @@ def test_precision_recall_sees_lost_modes_and_bad_samples():
     assert metrics.precision_recall(real, real) == {"precision": 1.0, "recall": 1.0}
 
 
+@pytest.mark.parametrize("k, precision, recall", [(1, 0.25, 0.5), (2, 0.5, 1), (3, 0.75, 1)])
+def test_precision_recall_by_hand(k, precision, recall):
+    """Points on a line: of 0, 1, 3, 7 the balls cover -1..11 (k = 1), -3..13 (2), -7..14 (3), ends included."""
+    real, fake = (torch.tensor(points)[:, None] for points in ([0.0, 1, 3, 7], [-3.0, -1, 14, 14.5]))
+    assert metrics.precision_recall(real, fake, k) == {"precision": precision, "recall": recall}
+    assert metrics.precision_recall(real, fake) == metrics.precision_recall(real, fake, 3)
+
+
 def test_box_iou_is_that_of_torchvision():
     corners = torch.rand(2, 50, 2, 2, generator=torch.Generator().manual_seed(0)).sort(dim=2).values
     a, b = corners.flatten(2)                                                            # xyxy, some far apart

@@ -71,6 +71,16 @@ def test_vq_contract():
     assert_close(total, loss)
 
 
+def test_the_decoder_gets_the_codes_that_were_chosen_not_those_that_have_moved_since():
+    ae = small("vq")
+    ae.bottleneck = VQBottleneck(VectorQuantizer(16, 3, ema_decay=0.5, restart_after=None, init="uniform"))
+    x, before = images(), ae.bottleneck.quantizer.codebook.normal_().clone()
+    chosen = ae.quantize(ae.moments(x))[0]
+    x_rec, _ = ae.train()(x)
+    assert not torch.allclose(ae.bottleneck.quantizer.codebook, before)
+    assert_close(x_rec, ae.decode(chosen, quantize=False))
+
+
 def test_kl_contract():
     ae = small("kl", latent_channels=4).eval()
     x = images()

@@ -92,6 +92,7 @@ def test_downsample_pads_all_sides_or_only_right_and_bottom():
         zeroed(down.conv).weight.data[0, 0, 1, 1] = 1.0                         # the kernel's middle only
         x = torch.arange(64.0).view(1, 1, 8, 8)
         assert_close(down(x), x[:, :, centre::2, centre::2])
+        assert down(x[:, :, :7, :7]).shape[2:] == ((3, 3) if asymmetric else (4, 4))
 
 
 def test_upsample_repeats_pixels_before_its_convolution():

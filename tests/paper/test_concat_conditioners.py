@@ -190,8 +190,10 @@ def test_configs_rebuild_and_the_first_stage_is_not_saved_twice():
 def test_a_mask_on_a_coarse_grid_keeps_its_edges_in_channels():
     mask = (torch.rand(2, 1, 16, 24) > 0.7).float()
     part = InpaintConditioner(5, 8, mask_fold=4)
-    part.use_first_stage(SimpleNamespace(encode=lambda x: F.avg_pool2d(x, 8).repeat(1, 2, 1, 1)[:, :5]))
+    weight = torch.ones((), requires_grad=True)
+    part.use_first_stage(SimpleNamespace(encode=lambda x: weight * F.avg_pool2d(x, 8).repeat(1, 2, 1, 1)[:, :5]))
     kept = part.prepare({"image": torch.rand(2, 3, 16, 24), "mask": mask})
+    assert not kept["masked_latent"].requires_grad                              # the first stage is finished
     assert kept["masked_latent"].shape == (2, 5, 2, 3) and kept["mask"].shape == (2, 1, 8, 12)
     maps = part.encode(kept).concat
     assert maps.shape == (2, part.concat_channels, 2, 3) == (2, 5 + 16, 2, 3)

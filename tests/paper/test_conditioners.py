@@ -4,6 +4,7 @@ Layouts: the paper's words, order without meaning, padding that nobody hears, nu
 """
 
 import json
+import math
 
 import pytest
 import torch
@@ -11,7 +12,13 @@ from tiny_tokenizer import tiny_tokenizer
 from torch.testing import assert_close
 
 from ldm_mini.cond import Cond, Conditioner, batch_size
-from ldm_mini.conditioners import ClassConditioner, CombinedConditioner, LayoutConditioner, TextConditioner
+from ldm_mini.conditioners import (
+    ClassConditioner,
+    CombinedConditioner,
+    LayoutConditioner,
+    TextConditioner,
+    point_codes,
+)
 from ldm_mini.files import FileError
 from ldm_mini.hub import build, describe
 from ldm_mini.text import TextTransformer
@@ -73,6 +80,17 @@ def test_class_token_and_vector_come_from_the_row_of_the_class(classes):
     assert_close(cond.vector, classes.vector.weight[[4, 5, 0]])
     equal(classes.null(BATCH), cond[[1, 1, 1]])                                 # -1 is null
     equal(classes.encode({"class": [4, -1, 0]}), cond)
+
+
+def test_tables_have_a_row_for_each_class_and_one_for_none(classes):
+    assert classes.token.weight.shape == classes.vector.weight.shape == (6, 16)
+
+
+def test_a_condition_is_present_if_all_that_it_reads_is_there(text):
+    layout = LayoutConditioner(3, 16)
+    assert layout.present({"labels": [], "boxes": []}) and not layout.present({"labels": []})
+    either = CombinedConditioner([text, layout])
+    assert either.present({"caption": []}) and not either.present({"boxes": []})
 
 
 def test_class_parts_are_optional():
@@ -220,6 +238,16 @@ def test_neighbouring_points_begin_alike_and_as_large_as_the_rest(dim):
     assert len(layout.token.weight[:81].unique(dim=0)) == 81    # and every point is another
 
 
+def test_a_point_is_sines_and_cosines_of_its_row_then_of_its_column():
+    """From half a wave over the picture up to a wave in four points, each frequency as many times the last."""
+    codes = point_codes(5, 3).view(5, 5, 12)
+    for row in range(5):
+        for column in range(5):
+            angles = [[place / 4 * math.pi * 2.5 ** (i / 2) for i in range(3)] for place in (row, column)]
+            by_hand = [f(a) / math.sqrt(2) for place in angles for f in (math.sin, math.cos) for a in place]
+            assert_close(codes[row, column], torch.tensor(by_hand), atol=1e-5, rtol=0)
+
+
 def test_an_object_is_its_class_and_two_corners_on_the_grid(layout):
     words = layout.eval().tokenize(LAYOUTS)
     assert words.shape == (3, 9) and layout.pad == 81
@@ -266,6 +294,10 @@ def test_layout_mistakes_are_explained(layout):
     for boxes, message in ((BOXES - 0.1, "fractions of the picture"), (BOXES[:, :2], "labels .B,N. and boxes")):
         with pytest.raises(ValueError, match=message):
             layout.encode({**LAYOUTS, "boxes": boxes})
+    for change in ({"boxes": BOXES.clone().index_fill_(2, torch.tensor([3]), 1.01)}, {"labels": LAYOUTS["labels"] + 1},
+                   {"boxes": torch.where(BOXES == 0.1, -0.01, BOXES)}):         # one wrong number is enough
+        with pytest.raises(ValueError, match="fractions of the picture"):
+            layout.encode({**LAYOUTS, **change})
 
 
 def test_a_layout_combines(layout):

@@ -96,6 +96,15 @@ def test_loss_draws_uniform_steps_and_the_same_ones_from_the_same_seed(schedule)
     assert t.min() >= 0 and t.max() <= 999 and len(t.unique()) > 900 and abs(t.double().mean() - 499.5) < 20
 
 
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_steps_come_from_the_generator_alone(power, schedule):
+    def drawn(global_seed, seed):
+        torch.manual_seed(global_seed)
+        return draw_timesteps(schedule, 50, "cpu", torch.Generator().manual_seed(seed), power).tolist()
+
+    assert drawn(0, 3) == drawn(1, 3) != drawn(1, 4)
+
+
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0, 4.0])
 def test_steps_to_a_power_have_the_distribution_they_should(power, schedule):
     t = draw_timesteps(schedule, 20_000, "cpu", torch.Generator().manual_seed(0), power)
@@ -103,6 +112,16 @@ def test_steps_to_a_power_have_the_distribution_they_should(power, schedule):
     at = torch.linspace(0.05, 0.95, 19)                         # P(t < a T) = a^power; 2% is four standard errors
     found = torch.stack([(t < 1000 * a).double().mean() for a in at])
     assert (found - at**power).abs().max() < 0.02
+
+
+def test_the_loss_of_a_half_precision_network_is_counted_in_float32(schedule):
+    """Errors of 300 have a square of 90,000, beyond float16; the mean of 4096 small ones would lose its digits."""
+    for factor in (300.0, 0.001):
+        x0 = torch.zeros(1, 1, 64, 64, dtype=torch.float16)
+        loss = diffusion_loss(lambda x, t, cond: torch.zeros_like(x0), schedule, x0, Cond(), t=torch.tensor([500]),
+                              eps=torch.full_like(x0, factor))
+        assert loss.dtype == torch.float32
+        assert_close(loss, torch.tensor(factor).half().float() ** 2)
 
 
 def test_loss_refuses_an_output_that_would_broadcast(schedule):

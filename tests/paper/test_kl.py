@@ -33,6 +33,17 @@ def test_log_variance_is_clamped_before_everything():
     assert posterior.kl().isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_moments_are_counted_in_float32(dtype):
+    """exp(20) is 5e8, beyond float16; and 1 + 1e-3, whose divergence from 1 is all there is, has no bfloat16."""
+    h = torch.tensor([3.0, 0.001, 20.0, 0.001]).view(1, 4, 1, 1).to(dtype)
+    posterior, exact = DiagonalGaussian(h), DiagonalGaussian(h.double())
+    assert posterior.mean.dtype == posterior.kl().dtype == posterior.sample().dtype == torch.float32
+    assert exact.mean.dtype == torch.float64
+    assert_close(posterior.kl().double(), exact.kl(), rtol=1e-5, atol=1e-7)
+    assert_close(posterior.std.double(), exact.std, rtol=1e-5, atol=0)
+
+
 def test_reparametrised_gradient_reaches_mean_and_variance():
     h = moments().requires_grad_()
     z = DiagonalGaussian(h).sample(torch.Generator().manual_seed(0))

@@ -225,6 +225,18 @@ def test_sampling_is_the_sampler_the_guidance_and_the_decoder():
     assert torch.equal(images, ldm.sample(classes, steps=5, guidance_scale=3.0, sampler=ddim, seed=0, eta=0.5))
 
 
+def test_sampling_keeps_no_graph():
+    """Neither a learner's own sampler nor the condition, which is computed before the sampler's first step."""
+    ldm, seen = model(image_size=32), []
+
+    def sampler(denoise, z_T, schedule, steps, generator):
+        seen.extend([torch.is_grad_enabled(), *(part.requires_grad for part in denoise(z_T, torch.tensor([9, 9])))])
+        yield z_T
+
+    ldm.sample({"class": [1, 2]}, sampler=sampler, seed=0)
+    assert seen == [False] * 3
+
+
 def test_guidance_and_negative_prompts_use_what_they_say():
     ldm = model(image_size=32)
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([500, 500])
@@ -311,6 +323,14 @@ def test_unconditional_and_pixel_diffusion(size, make, tmp_path):
     assert again.schedule.config == ldm.schedule.config
     assert sorted(os.listdir(tmp_path)) == ["SHA256SUMS", "config.json", "model.safetensors"]
     assert str(tmp_path) not in (tmp_path / "config.json").read_text(), "a path of this machine"
+
+
+def test_the_smallest_picture_is_one_latent():
+    for ldm, f in ((model(), 4), (LatentDiffusion(None, unet(), NoiseSchedule(cosine_betas(100))), 1)):
+        assert ldm.latent_shape(f) == (3, 1, 1) and ldm.latent_shape((f, 2 * f)) == (3, 1, 2)
+        for size in (0, (f, 0), (0, f)):
+            with pytest.raises(ValueError, match="cannot be"):
+                ldm.latent_shape(size)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,6 +1,7 @@
 """Samplers, proved without training: against diffusers step by step, against exact solutions, against each other."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -121,24 +122,27 @@ def test_any_number_of_steps_gives_that_many_states(name, steps, schedule):
         seen.append(t)
         return 0.5 * x, torch.zeros_like(x)
 
+    assert len(list(SAMPLERS[name](lambda x, t: (x, x), torch.ones(1, 1), schedule, min(steps, 7)))) == min(steps, 7)
     path = list(SAMPLERS[name](denoise, torch.ones(2, 1), schedule, steps))
     assert len(path) == len(seen) == steps and all(x.isfinite().all() for x in path)
     assert all(t.shape == (2,) and t.dtype == torch.int64 for t in seen) and seen[0][0] == 999
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", [*SAMPLERS, "repaint"])
 def test_noise_only_from_the_generator_and_no_gradient(name, schedule):
     weight = torch.ones(1, requires_grad=True)
+    all_hole = torch.ones(2, 1, dtype=torch.bool)
+    sampler = {**SAMPLERS, "repaint": partial(repaint, known=noise(2, 3), hole=all_hole)}[name]
 
     def denoise(x, t):
-        return weight * x.tanh(), x
+        return weight * x.tanh(), weight * x
 
     def run(seed):
         torch.manual_seed(seed)
-        return list(SAMPLERS[name](denoise, noise(2, 3), schedule, 10, torch.Generator().manual_seed(5)))[-1]
+        return list(sampler(denoise, noise(2, 3), schedule, 10, torch.Generator().manual_seed(5)))[-1]
 
     assert torch.equal(run(0), run(1)) and not run(0).requires_grad
-    grads = [torch.is_grad_enabled() for _ in SAMPLERS[name](denoise, noise(2, 3), schedule, 2)]
+    grads = [torch.is_grad_enabled() for _ in sampler(denoise, noise(2, 3), schedule, 2)]
     assert grads == [True, True], "a sampler must not switch gradients off for whoever looks at its steps"
 
 
@@ -167,3 +171,25 @@ def test_repaint_keeps_what_is_known_and_needs_repeats_to_agree_with_it(repeats,
     halfway, level = path[19][:, :, 0], schedule.alpha(torch.tensor([499]), 1)
     assert halfway.mean() == pytest.approx(level.item(), abs=0.1)                # as noisy as the rest is
     assert halfway.std() == pytest.approx((1 - level**2).sqrt().item(), abs=0.1)
+
+
+@pytest.mark.parametrize("until, batch", [(300, 3), (0, 1)])
+def test_a_step_is_gone_again_through_the_forward_process(until, batch, schedule):
+    """RePaint, algorithm 1, a step from 600 gone twice: back by q(x_t | x_s), whose variance is 1 - a_t / a_s."""
+    z_T, known, hole = noise(batch, 2, 4, 4), noise(batch, 2, 4, 4, seed=1), noise(batch, 1, 4, 4, seed=2) > 0
+    denoise = lambda x, t: (0.5 * x.tanh(), None)
+    path = list(repaint(denoise, z_T, schedule, [600, until], torch.Generator().manual_seed(5), known=known, hole=hole,
+                        repeats=2))
+    g, x = torch.Generator().manual_seed(5), z_T
+    draw = lambda: torch.randn(z_T.shape, generator=g)
+    t, s, end = (torch.full((batch,), step) for step in (600, until, -1))
+    a_t, a_s = schedule.alphas_cumprod[[600, until]]
+    for left in (1, 0):
+        mean, variance = schedule.posterior(denoise(x, t)[0], x, t, s)
+        made = mean + variance.sqrt() * draw()
+        x = torch.where(hole, made, a_s.sqrt() * known + (1 - a_s).sqrt() * draw())
+        if left:
+            x = (a_t / a_s).sqrt() * x + (1 - a_t / a_s).sqrt() * draw()
+    assert_close(path[0], x, **CLOSE)
+    x0, _ = denoise(x, s)                                       # to the clean image once, without noise
+    assert_close(path[1], torch.where(hole, schedule.posterior(x0, x, s, end)[0], known), **CLOSE)

@@ -32,6 +32,19 @@ def test_tokens_have_a_fixed_length_and_a_mask(transformer):
     assert ids.shape == (1, 12) and mask.all() and ids[0, -1] == word["[EOS]"], "it is cut, but still ends"
 
 
+def test_a_caption_of_full_length_is_read_to_its_last_word():
+    """24 tokens are 22 words between begin and end: no padding, nothing cut; one word more is cut, and said."""
+    transformer, word = TextTransformer(16, 1, 2, tokenizer=TOKENIZER).eval(), {w: i for i, w in enumerate(WORDS)}
+    full = ["red " * 21 + "dog", "red " * 21 + "apple"]
+    ids, mask = transformer.tokenize(full)
+    assert ids.shape == (2, 24) and mask.all() and transformer.remarks(full) == []
+    assert ids[0].tolist() == [word["[BOS]"], *[word["red"]] * 21, word["dog"], word["[EOS]"]]
+    with torch.no_grad():
+        assert not torch.allclose(*pool(*transformer(full)), atol=1e-4)
+    (said,) = transformer.remarks(["red " * 22 + "dog"])
+    assert "22 words" in said and said.endswith('I do not read "dog".')
+
+
 def test_context_shape_and_gradients_to_every_weight(transformer):
     context, mask = transformer(CAPTIONS)
     assert context.shape == (3, 12, 32) and context.dtype == torch.float32 and mask.shape == (3, 12)

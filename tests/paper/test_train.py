@@ -259,6 +259,15 @@ def test_bad_input_is_refused():
         next(train_autoencoder(TrainState(micro_autoencoder()), [pictures(2)], 2, disc_strat=1))
 
 
+def test_a_log_keeps_no_graph_alive():
+    """Whoever collects logs for a curve would collect a graph, with all its activations, a step."""
+    first = TrainState(micro_autoencoder(), lr=1e-3, seed=0, adversary=micro_critic())
+    for log in (next(train_autoencoder(first, [pictures(2)], 1, perceptual=Squared())),
+                next(train_diffusion(TrainState(micro_diffusion(), seed=0), [{"latent": pictures(2, 8)}], 1))):
+        assert {"loss", "lr", "grad_norm"} < set(log.floats())
+        assert [name for name, value in log._values.items() if torch.is_tensor(value) and value.requires_grad] == []
+
+
 def test_batches_are_taken_one_per_step():
     state, stream = TrainState(micro_autoencoder(), lr=1e-3), iter([(pictures(2), "a label")] * 5)
     list(train_autoencoder(state, stream, 3, perceptual_weight=0, disc_weight=0))
