@@ -3,12 +3,12 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from conftest import HOME, ROOT
-
+ROOT = Path(__file__).resolve().parents[2]
 FIGURE = new_output("display_data", {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure size 640x480 with 1 Axes>"})
 PROFILE = "c.InlineBackend.figure_formats = {'svg'}\nc.InteractiveShell.ast_node_interactivity = 'all'\n"
 
@@ -31,7 +31,7 @@ def test_a_figure_is_the_same_in_every_account(tmp_path):
                            outputs=[new_output("stream", name="stdout", text="asserted\n")])]
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(new_notebook(cells=cells, metadata=metadata), tmp_path / "figure.ipynb")
-    inherited = {k: v for k, v in os.environ.items() if k != HOME and not k.startswith("PYTEST_")}
+    inherited = {k: v for k, v in os.environ.items() if k != "LDM_TEST_HOME" and not k.startswith("PYTEST_")}
     run = subprocess.run([sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider", "-c",
                           str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "--confcutdir", str(ROOT),
                           "-p", "conftest", str(tmp_path / "figure.ipynb")],
