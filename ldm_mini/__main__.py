@@ -216,7 +216,22 @@ def _conditions(captions, class_name, num: int) -> dict:
         if class_name not in NOUN_INDEX:
             raise ValueError(f"--class {class_name!r} is no noun of the scenes; they are {', '.join(NOUN_INDEX)}.")
         batch["class"] = torch.full((num,), NOUN_INDEX[class_name])
+        for caption in captions:
+            _contradiction(caption, class_name)
     return batch
+
+
+def _contradiction(caption: str, class_name: str) -> None:
+    """Say so if a caption names things, and the class is none of them."""
+    from .scenes.captions import parse_caption
+
+    try:
+        nouns = list(dict.fromkeys(noun for noun, _ in parse_caption(caption).objects))
+    except ValueError:  # a caption of one's own, that the grammar cannot read
+        return
+    if nouns and class_name not in nouns:
+        print(f'note: "{caption}" names {" and ".join(nouns)}, --class {class_name}: the model is told both.',
+              file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:

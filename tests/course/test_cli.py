@@ -90,6 +90,16 @@ def test_sample_writes_the_same_grid_for_the_same_seed(trained, tmp_path, capsys
     draw("new/folder/f.png")
 
 
+def test_a_class_that_the_caption_does_not_name_is_a_contradiction(trained, tmp_path, capsys):
+    def said(caption, noun):
+        main(["sample", caption, "--class", noun, "--model", str(trained / "ldm" / "model"), "--num", "1", "--steps",
+              "1", "--device", "cpu", "--out", str(tmp_path / "a.png")])
+        return [line for line in capsys.readouterr().err.splitlines() if "--class" in line]
+
+    assert said("a red star", "cat") == ['note: "a red star" names star, --class cat: the model is told both.']
+    assert said("a red star", "star") == said("", "cat") == said("on a blue background", "cat") == []
+
+
 def test_a_word_the_model_does_not_know_is_named(trained, tmp_path, capsys):
     main(["sample", "an aple", "--model", str(trained / "ldm" / "model"), "--num", "1", "--steps", "1", "--device",
           "cpu", "--negative", "a rocket", "--out", str(tmp_path / "a.png")])
