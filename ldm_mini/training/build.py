@@ -61,8 +61,8 @@ def build_reader(recipe) -> SceneReader:
 def train_state(recipe, model, seed: int, **other) -> TrainState:
     """A recipe's TrainState of a model; `other` arguments stand in place of the recipe's or join them."""
     names = ("lr", "betas", "weight_decay", "grad_clip", "ema_decay", "muon_lr")
-    words = [name for name, part in model.named_modules() if isinstance(part, TextTransformer)]
-    # a text transformer that can read already learns on more slowly
+    words = [name for name, part in model.named_modules() if isinstance(part, (TextTransformer, LayoutConditioner))]
+    # what can read already learns on more slowly; a layout's transformer at full rate forgot within 500 steps
     slower = {f"{name}.": recipe.text_lr for name in words} if hasattr(recipe, "text_lr") else {}
     return TrainState(model, **{**{name: getattr(recipe, name) for name in names}, "seed": seed, "slower": slower,
                                 **other})
