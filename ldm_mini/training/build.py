@@ -135,14 +135,13 @@ def cached_inputs(names, autoencoder):
 
 
 @torch.no_grad()
-def start_from(source, target, scenes=None) -> None:
+def start_from(source, target) -> list[Conditioner]:
     """Give a fresh LatentDiffusion `target` the weights of the trained `source`, as far as they have the same parts.
 
-    Parts of the conditioner that are new stay fresh; but where the source reads captions and `scenes` are given, new
-    classes and layouts begin as words (`from_words`). Channels that are new to the network's first convolution start
-    at 0, and tokens that are absent are masked. So at the start `target` does with the old conditions what `source`
-    does. Raises ValueError if the networks differ in more than the number of joined channels, or if their latents come
-    from different first stages.
+    Returns the parts of the conditioner that are new and stay fresh. Channels that are new to the network's first
+    convolution start at 0, and tokens that are absent are masked. So at the start `target` does with the old conditions
+    what `source` does. Raises ValueError if the networks differ in more than the number of joined channels, or if their
+    latents come from different first stages.
     """
     if not _alike(source.autoencoder, target.autoencoder):
         raise ValueError("--start-from: that model has another first stage: give its own with --autoencoder.")
@@ -161,11 +160,9 @@ def start_from(source, target, scenes=None) -> None:
         theirs, mine = ({type(part): part for part in _parts(ldm.conditioner)} for ldm in (source, target))
         for kind in mine.keys() & theirs.keys():
             mine[kind].load_state_dict(theirs[kind].state_dict())
-        if scenes is not None and TextConditioner in mine.keys() & theirs.keys():
-            new = [part for kind, part in mine.items() if kind not in theirs]
-            from_words(mine[TextConditioner].text_transformer, new, scenes)
     except RuntimeError as error:
         raise ValueError(f"--start-from: that model has another shape than the recipe's. {error}") from None
+    return [part for kind, part in mine.items() if kind not in theirs]
 
 
 @torch.no_grad()
@@ -181,6 +178,14 @@ def start_first_stage(source: Autoencoder, target: Autoencoder) -> None:
     for name, module in target.named_modules():
         if isinstance(module, ResBlock) and f"{name}.conv2.weight" in new:
             zeroed(module.conv2)
+
+
+def begin_as_words(target, new: list[Conditioner], scenes) -> None:
+    """Where a LatentDiffusion reads captions already, begin its new classes and layouts as words (`from_words`)."""
+    parts = _parts(target.conditioner)
+    words = [part.text_transformer for part in parts if isinstance(part, TextConditioner) and part not in new]
+    if words:
+        from_words(words[0], new, scenes)
 
 
 def give_text(transformer: TextTransformer, target) -> None:

@@ -149,10 +149,13 @@ class SecondStageRun(Run):
         if side % halved:
             raise ValueError(f"--autoencoder: its latents of {side} x {side} do not fit this recipe's network, which "
                              f"needs multiples of {halved}: take a first stage of its own recipe.")
+        new = []
         if self.start_from is not None and self.checkpoint is None:
-            build.start_from(LatentDiffusion.from_pretrained(self.start_from), self.model, self.recipe.scenes)
+            new = build.start_from(LatentDiffusion.from_pretrained(self.start_from), self.model)
         if self.text is not None and self.checkpoint is None:
             build.give_text(hub.load(self.text, "TextTransformer"), self.model)
+        # when all is usable, and with the words that will be trained
+        build.begin_as_words(self.model, new, self.recipe.scenes)
         _channels_last(self.model.net)
         self.state = self.train_state(self.model)
 

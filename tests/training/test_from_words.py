@@ -38,7 +38,7 @@ def test_where_a_caption_names_an_object():
 
 def test_a_class_is_its_word_and_no_class_is_silent():
     source, target = model(WORDS), model(replace(ALL, parts=("text", "class")))
-    build.start_from(source, target, ALL.scenes)
+    build.begin_as_words(target, build.start_from(source, target), ALL.scenes)
     words, classes = target.conditioner.parts
     words = words.text_transformer.eval()
     assert_close(classes.encode({"class": torch.tensor([3, 60])}).context[:, 0], word_tokens(words)[[3, 60]])
