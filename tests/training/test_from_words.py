@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch.testing import assert_close
 
-from ldm_mini.scenes.vocabulary import NOUNS
+from ldm_mini.scenes.scene import random_scene
+from ldm_mini.scenes.vocabulary import NOUNS, UNIT
 from ldm_mini.training import build
-from ldm_mini.training.from_words import described, layouts_from_words, word_tokens
+from ldm_mini.training.from_words import described, layouts_from_words
 from ldm_mini.training.recipes import AUTOENCODERS, DIFFUSIONS
 
 WORDS = replace(DIFFUSIONS["micro"], parts=("text",), text_width=32)
@@ -32,8 +34,12 @@ def test_where_a_caption_names_an_object():
                 assert words.tokenizer.id_to_token(int(ids[i, places[i, j]])) == NOUNS[label]
                 told += 1
     assert told > 30
-    boxes = layout["boxes"][layout["labels"] >= 0]
-    assert ((boxes[:, 2:] - boxes[:, :2]) > 0.05).all()
+    # a box is the square around its thing, cut at the picture's border
+    for i, boxes in enumerate(layout["boxes"]):
+        for thing, (x0, y0, x1, y1) in zip(random_scene((1 << 40) + i, WORDS.scenes).objects, boxes.tolist()):
+            sides = [thing.x - thing.size / 2, thing.y - thing.size / 2, thing.x + thing.size / 2,
+                     thing.y + thing.size / 2]
+            assert [x0, y0, x1, y1] == pytest.approx([min(max(v / UNIT, 0), 1) for v in sides], abs=1e-6)
 
 
 def test_a_class_is_its_word_and_no_class_is_silent():
@@ -41,7 +47,10 @@ def test_a_class_is_its_word_and_no_class_is_silent():
     build.begin_as_words(target, build.start_from(source, target), ALL.scenes)
     words, classes = target.conditioner.parts
     words = words.text_transformer.eval()
-    assert_close(classes.encode({"class": torch.tensor([3, 60])}).context[:, 0], word_tokens(words)[[3, 60]])
+    for noun in (3, 60):
+        caption = f"a {NOUNS[noun]}"
+        place = words.tokenizer.encode(caption).tokens.index(NOUNS[noun])
+        assert_close(classes.encode({"class": torch.tensor([noun])}).context[0, 0], words([caption])[0][0, place])
     assert_close(classes.null({"class": torch.tensor([3])}).context[0, 0], words([""])[0][0, 1])
 
 
