@@ -88,6 +88,8 @@ def cell_problems(cell):
     """What is wrong with one cell."""
     tags = set(cell.metadata.get("tags", []))
     found = [f"unknown tag {tag}" for tag in sorted(tags - TAGS)]
+    if "execution" in cell.metadata:
+        found.append("the clock of its last run is saved in it: nbconvert leaves that, clear it")
     if cell.cell_type != "code":
         if re.search(r"!\[[^\]]*\]\(https?:|<img[^>]+src=[\"']https?:", cell.source):
             found.append("a picture is linked from the network")
@@ -196,6 +198,7 @@ def source(index, old, new):
     (lambda nb: nb.cells[2].update(execution_count=3), "execution counts"),
     (lambda nb: nb.cells[2].update(execution_count=None), "execution counts"),
     (lambda nb: nb.cells[2].metadata.update(tags=["nbval_ignore_output"]), "unknown tag"),
+    (lambda nb: nb.cells[2].metadata.update(execution={"iopub.status.busy": "2026"}), "clock of its last run"),
     (lambda nb: nb.metadata["kernelspec"].update(name="ldm"), "kernel must be python3"),
     (lambda nb: nb.metadata.update(widgets={}), "widget state"),
     (lambda nb: [cell.update(outputs=[]) for cell in nb.cells[1:]], "no outputs"),
