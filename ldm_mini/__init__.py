@@ -20,4 +20,4 @@ What serves it stands in wings, each of which hands out its names:
 `python -m ldm_mini` is the command line.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
