@@ -173,7 +173,7 @@ def ensure_installed(backend=None):
         say("could not bring pip up to date; going on with the one there is.")
     if wanted:
         install_torch(python, wanted)
-    if not pip(python, "--editable", ".[test]", "--constraint", "constraints.txt"):
+    if not pip(python, "--editable", ".[course,test]", "--constraint", "constraints.txt"):
         raise Problem("installing failed; the reason is above. No network? A full disk? A proxy (set HTTPS_PROXY)?\n"
                       "Give the same command again: it goes on with what is there. To start over, delete .venv.")
     write_stamp({"fingerprint": fingerprint(), "torch": wanted})

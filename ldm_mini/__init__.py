@@ -16,7 +16,8 @@ What serves it stands in wings, each of which hands out its names:
 
     from ldm_mini.scenes import EmojiScenes
 
-`files` and `hub` read and write: one file, and a model in a folder. `python -m ldm_mini` is the command line.
+`files` and `hub` read and write: one file, and a model in a folder. `extras` says what is optional.
+`python -m ldm_mini` is the command line.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from . import options as o
+from .extras import NotInstalled
 
 HELP = """\
 ldm_mini: latent diffusion models, small and finished.
@@ -249,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         commands = {command.__name__: o.checked(command) for command in (train, sample, evaluate, info, speedrun)}
         tyro.extras.subcommand_cli_from_dict(commands, prog="python -m ldm_mini", args=argv)
-    except (ValueError, OSError) as error:                      # a files.FileError is a ValueError
+    except (ValueError, OSError, NotInstalled) as error:        # a files.FileError is a ValueError
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:

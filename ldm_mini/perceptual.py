@@ -17,9 +17,10 @@ from torch import nn
 from .files import data_path
 
 VGG_FILE = "vgg16-397923af.pth"
-VGG_REMEDY = (f"LPIPS needs torchvision's VGG16 weights and the lpips package. Put {VGG_FILE} into the folder "
-              "`checkpoints` of torch.hub.get_dir() (torchvision.models.vgg16(weights='IMAGENET1K_V1') does that, a "
-              "download of 528 MB), or use kind='efficientnet', whose weights are included.")
+VGG_REMEDY = ("LPIPS needs the lpips package, `pip install \"ldm_mini[course]\"`, and torchvision's VGG16 weights: put "
+              f"{VGG_FILE} into the folder `checkpoints` of torch.hub.get_dir() (torchvision.models.vgg16("
+              "weights='IMAGENET1K_V1') does that, a download of 528 MB); or use kind='efficientnet', whose weights "
+              "are included.")
 
 # EfficientNet-Lite0, one row per stage: kernel, stride, expansion, output channels, blocks, is its output a tap?
 LITE0_STAGES = ((3, 1, 1, 16, 1, True), (3, 2, 6, 24, 2, True), (5, 2, 6, 40, 2, True), (3, 2, 6, 80, 3, False),

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..attention import Attention
 from ..concat_conditioners import ConcatConditioner
 from ..cond import Cond, Conditioner, batch_size
+from ..extras import extra
 from ..files import FileError
 
 BERT, CLIP = "bert-base-uncased", "openai/clip-vit-large-patch14"              # tokenizers, by their name on the Hub
@@ -86,7 +87,8 @@ class Words(Conditioner):
     def load_tokenizer(self):
         """The tokenizer, which is loaded only when it is needed."""
         if not callable(self.tokenizer):
-            from transformers import AutoTokenizer
+            with extra("course"):
+                from transformers import AutoTokenizer
 
             try:
                 self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
@@ -141,7 +143,8 @@ class ClipText(Words):
     """
 
     def __init__(self, config: dict, tokenizer=CLIP, key: str = "caption"):
-        from transformers import CLIPTextConfig, CLIPTextModel  # slow to import, hence only here
+        with extra("course"):
+            from transformers import CLIPTextConfig, CLIPTextModel  # slow to import, hence only here
 
         config = {name: config[name] for name in CLIP_FIELDS if name in config}
         text_config = CLIPTextConfig(**config)

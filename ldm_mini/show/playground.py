@@ -15,14 +15,17 @@ import time
 import warnings
 from dataclasses import replace
 
-import ipywidgets as widgets
 import torch
 from PIL import Image, ImageDraw
 
+from ..extras import extra
 from ..scenes.data import EmojiScenes
 from ..scenes.scene import SceneConfig
 from ..scenes.vocabulary import NOUN_INDEX, NOUNS
 from .plotting import PALETTE, to_uint8
+
+with extra("course"):
+    import ipywidgets as widgets
 
 CELLS, ZOOM = 16, 6                                              # cells per side; screen pixels per pixel of 64
 BOX, HOLE = "a thing", "a hole"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..files import checksums, measurement
 
@@ -44,19 +45,21 @@ def save_grid(images, path, columns: int | None = None) -> Path:
     A list of equally large batches becomes one row per batch: originals above reconstructions, one row per step, ...;
     else the grid is about twice as wide as high unless `columns` says how wide. ValueError for pictures of NaN.
     """
-    # torchvision takes seconds to import: not before it is needed
-    from torchvision.utils import make_grid, save_image
-
     if not isinstance(images, torch.Tensor):
         columns = columns or len(images[0])
         images = torch.cat([batch.detach().float().cpu().expand(-1, 3, -1, -1) for batch in images])
-    _check_finite(images)
+    pixels = to_uint8(images)
+    count, height, width, _ = pixels.shape
+    columns = min(columns or math.ceil(math.sqrt(2 * count)), count)
+    # white lines of two pixels between the pictures, white where the last row has none
+    high, wide = height + 2, width + 2
+    sheet = np.full((math.ceil(count / columns) * high - 2, columns * wide - 2, 3), 255, np.uint8)
+    for i, picture in enumerate(pixels):
+        top, left = i // columns * high, i % columns * wide
+        sheet[top:top + height, left:left + width] = picture
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    columns = columns or math.ceil(math.sqrt(2 * len(images)))
-    grid = make_grid(images.float(), columns, padding=2, pad_value=1, normalize=True, value_range=(-1, 1))
-    # make_grid also frames the whole, unless it is a single picture
-    save_image(grid[:, 2:-2, 2:-2] if len(images) > 1 else grid, path)
+    Image.fromarray(sheet).save(path)
     return path
 
 

@@ -120,7 +120,7 @@ def test_first_run_installs_and_second_starts_at_once(clone):
     python = str(course.venv_python())
     install, = having(calls, "--editable")
     assert install[:4] == [python, "-m", "pip", "install"]
-    assert install[-4:] == ["--editable", ".[test]", "--constraint", "constraints.txt"]
+    assert install[-4:] == ["--editable", ".[course,test]", "--constraint", "constraints.txt"]
     assert calls[-1] == ([python, "-m", "pytest", "--nbval", *course.SIDE_BY_SIDE, "-k", "unet"], course.ROOT)
     calls.clear()
     course.main(["lab", "--no-browser"])

@@ -29,14 +29,17 @@ else:
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+EXTRAS = {extra: {canonicalize_name(r.name): r for r in map(Requirement, lines)}
+          for extra, lines in PROJECT["optional-dependencies"].items()}
 RUN = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["dependencies"])}
-TEST = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["optional-dependencies"]["test"])}
+COURSE, TEST = EXTRAS["course"], EXTRAS["test"]
+ALL = {**RUN, **COURSE, **TEST}  # what course.py installs
 CONDA_NAMES = {"pytorch": "torch"}  # where conda's name differs from pip's
 IMPORT_NAMES = {"pil": "pillow", "yaml": "pyyaml", "ipython": "ipykernel", "nbformat": "nbval",
                 "nbclient": "jupyterlab"}
 TOOLS = {"jupyterlab", "nbval", "ipykernel", "ipywidgets", "pytest-timeout", "pytest-xdist", "ruff",
          "hatchling"}  # start or plug in
-BENCH = {"diffusers": "17_the_real_thing.ipynb"}  # what it compares with: from the test extra
+LOOKED_FOR = {"lpips"}  # by find_spec: its file of weights is read, it is never imported
 
 
 def pins(name, python=None):
@@ -51,13 +54,25 @@ def pins(name, python=None):
     return {canonicalize_name(r.name): str(r.specifier)[2:] for r in valid}
 
 
-def third_party(files):
-    """Packages that these Python sources import: {canonical distribution name: a file that does}."""
+def guarded(tree):
+    """[(an import that stands in `with extra("course"):`, "course"), ...] of ldm_mini.extras."""
+    return [(node, block.items[0].context_expr.args[0].value) for block in ast.walk(tree) if isinstance(block, ast.With)
+            and getattr(getattr(block.items[0].context_expr, "func", None), "id", "") == "extra"
+            for node in block.body]
+
+
+def third_party(files, optional=None):
+    """Packages that these Python sources import: {canonical distribution name: a file that does}.
+
+    optional: a list to which (package, extra, file) of guarded imports go instead.
+    """
     folders = (ROOT, *(ROOT / "tests").glob("*/"), ROOT / "data/measurements", ROOT / "data/build")
     own = {path.stem for folder in folders for path in folder.glob("*.py")} | {"ldm_mini", "tests"}
     found = {}
     for name, source in files:
-        for node in ast.walk(ast.parse(source)):
+        tree = ast.parse(source)
+        extras = {} if optional is None else {id(node): extra for node, extra in guarded(tree)}
+        for node in ast.walk(tree):
             modules = []
             if isinstance(node, ast.Import):
                 modules = [alias.name for alias in node.names]
@@ -67,7 +82,10 @@ def third_party(files):
                 modules = [str(a.value) for a in node.args if isinstance(a, ast.Constant)]
             for module in {m.split(".")[0] for m in modules} - own - set(sys.stdlib_module_names):
                 package = canonicalize_name(IMPORT_NAMES.get(module.lower(), module))
-                found.setdefault(package, name)
+                if id(node) in extras:
+                    optional.append((package, extras[id(node)], name))
+                else:
+                    found.setdefault(package, name)
     return found
 
 
@@ -88,7 +106,7 @@ def test_conda_environment_agrees_with_pyproject():
     for spec in specs:
         name, bounds = re.fullmatch(r"([\w.-]+?)\s*([<>=!~].*)?", spec).groups()
         conda[canonicalize_name(CONDA_NAMES.get(name, name))] = SpecifierSet(bounds or "")
-    declared = {name: r.specifier for name, r in {**RUN, **TEST}.items()}
+    declared = {name: r.specifier for name, r in ALL.items()}
     assert conda == {**declared, "python": SpecifierSet(PROJECT["requires-python"] + ",<3.14"), "pip": SpecifierSet()}
     assert rest == {"pip": ["--editable ."]} and environment["channels"][0] == "conda-forge"
 
@@ -96,15 +114,22 @@ def test_conda_environment_agrees_with_pyproject():
 @pytest.mark.parametrize("python", PYTHONS)
 def test_constraints_pin_every_dependency_within_its_bounds(python):
     pinned = pins("constraints.txt", python)
-    for name, requirement in {**RUN, **TEST}.items():
+    for name, requirement in ALL.items():
         assert name in pinned, f"constraints.txt does not pin {name} for Python {python}"
         assert pinned[name] in requirement.specifier
 
 
 def test_lower_bounds_are_the_oldest_tested_versions():
     oldest = pins("constraints-oldest.txt")
-    bounds = {name: str(r.specifier) for name, r in {**RUN, **TEST}.items()}
+    bounds = {name: str(r.specifier) for name, r in ALL.items()}
     assert bounds == {name: f">={version}" for name, version in oldest.items()}
+    for extra in EXTRAS.values():
+        assert {name: str(r.specifier) for name, r in extra.items() if name in ALL}.items() <= bounds.items()
+
+
+def test_nothing_is_asked_for_twice():
+    """An extra names nothing that the library takes anyway."""
+    assert [name for extra in EXTRAS.values() for name in extra if name in RUN] == []
 
 
 def test_supported_pythons_are_the_same_everywhere():
@@ -118,22 +143,29 @@ def test_supported_pythons_are_the_same_everywhere():
 
 @cache
 def imports():
-    """What the library with its notebooks imports, what making the data does, and what the tests do."""
-    return (third_party([*sources("ldm_mini"), *notebook_sources()]), third_party(sources("data/build")),
-            third_party(sources("tests")))
+    """What the library imports, what notebooks do, and what the tests do."""
+    return third_party(sources("ldm_mini")), third_party(notebook_sources()), third_party(sources("tests"))
 
 
 def test_every_declared_dependency_is_used():
-    library, making, tests = map(set, imports())
-    library |= making
-    assert set(RUN) - library - tests - TOOLS == set(), "declared in pyproject.toml, but nothing imports it"
+    library, notebooks, tests = map(set, imports())
+    assert set(RUN) - library == set(), "declared in pyproject.toml, but the library does not import it"
+    assert set(COURSE) - library - notebooks - tests - TOOLS == set(), "in the course extra, but nothing imports it"
     assert set(TEST) - tests - TOOLS == set(), "in the test extra, but no test imports it"
 
 
 def test_every_import_is_declared():
-    library, _, tests = imports()
-    assert {name: file for name, file in library.items() if name not in RUN}.items() <= BENCH.items()
-    assert {name: file for name, file in tests.items() if name not in {**RUN, **TEST, "tomli": 0}} == {}
+    _, notebooks, tests = imports()
+    assert {name: file for name, file in notebooks.items() if name not in {**RUN, **COURSE}} == {}
+    assert {name: file for name, file in tests.items() if name not in {**ALL, "tomli": 0}} == {}
+
+
+def test_the_library_imports_what_it_requires_and_guards_the_rest():
+    """`with extra("course"): import ...` says what to install; only what that extra brings may stand there."""
+    optional = []
+    library = third_party(sources("ldm_mini"), optional)
+    assert {name: file for name, file in library.items() if name not in {*RUN, *LOOKED_FOR}} == {}
+    assert optional and [(name, extra, file) for name, extra, file in optional if name not in EXTRAS[extra]] == []
 
 
 def test_command_exists():

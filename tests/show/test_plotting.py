@@ -107,3 +107,14 @@ def test_curve_of_plain_numbers_and_how_much_lies_in_the_band():
 def test_bad_input_says_what_to_do(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("count, columns", [(1, None), (2, None), (5, None), (6, 3), (3, 8)])
+def test_grid_is_torchvisions_without_its_frame(tmp_path, count, columns):
+    utils = pytest.importorskip("torchvision.utils")
+    images = torch.rand(count, 3, 6, 5, generator=torch.Generator().manual_seed(count)) * 2.4 - 1.2
+    sheet = np.asarray(Image.open(plotting.save_grid(images, tmp_path / "grid.png", columns=columns))).astype(int)
+    grid = utils.make_grid(images, columns or int(np.ceil(np.sqrt(2 * count))), padding=2, pad_value=1, normalize=True,
+                           value_range=(-1, 1))
+    theirs = (grid[:, 2:-2, 2:-2] if count > 1 else grid).permute(1, 2, 0).mul(255).numpy()
+    assert sheet.shape == theirs.shape and np.abs(sheet - theirs).max() <= 0.51
