@@ -1,8 +1,8 @@
 """What the network learns (LDM eq. 1, 2) and what a sampler hears of it.
 
-A network predicts the noise `eps`, the clean `x0`, or `v = alpha eps - sigma x0` (Salimans & Ho 2022): given x_t each
-of them tells the other two. A sampler never sees which one, nor guidance: it gets `denoise(x_t, t) -> (x0, eps)`.
-Built in notebook 06.
+A network predicts the noise `eps`, the clean `x0`, `v = alpha eps - sigma x0` (Salimans & Ho 2022) or `u = eps - x0`,
+the velocity of a rectified flow (Liu et al. 2022): given x_t each of them tells the others. A sampler never sees which
+one, nor guidance: it gets `denoise(x_t, t) -> (x0, eps)`. Built in notebooks 06 and 14.
 """
 
 import math
@@ -10,13 +10,14 @@ import math
 import torch
 from torch import Tensor
 
-PREDICTIONS = ("eps", "x0", "v")
+PREDICTIONS = ("eps", "x0", "v", "u")
 
 
 def prediction_target(prediction: str, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """What the network should output, (B, ...) like x0; alpha and sigma broadcast to it."""
     # v: as alpha and sigma are the cosine and sine of one angle, x_t runs along an arc, and this is its velocity
-    return {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0}[prediction]
+    # u: along the straight line from x0 to eps the velocity is the same everywhere
+    return {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0, "u": eps - x0}[prediction]
 
 
 def to_x0_eps(prediction: str, out: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,9 +26,12 @@ def to_x0_eps(prediction: str, out: Tensor, x_t: Tensor, alpha: Tensor, sigma: T
         return (x_t - sigma * out) / alpha, out
     if prediction == "x0":
         return out, (x_t - alpha * out) / sigma
-    # the same rotation, backwards. It divides by nothing, so it is exact at both ends
+    # the same rotation, backwards. It divides by 1 (by little else on other schedules), so it is exact at both ends
     if prediction == "v":
-        return alpha * x_t - sigma * out, sigma * x_t + alpha * out
+        power = alpha**2 + sigma**2
+        return (alpha * x_t - sigma * out) / power, (sigma * x_t + alpha * out) / power
+    if prediction == "u":
+        return (x_t - sigma * out) / (alpha + sigma), (x_t + alpha * out) / (alpha + sigma)
     raise ValueError(f"prediction must be one of {PREDICTIONS}, got {prediction!r}.")
 
 
@@ -38,6 +42,7 @@ def diffusion_loss(net, schedule, x0, cond, prediction="eps", t=None, eps=None, 
     x0 (B, ...); t (B,) int64 and eps like x0 are drawn (from `generator`) unless given. Returns a scalar, or (B,) with
     reduce=False. weight: signal-to-noise ratio (B,) -> factor (B,); min-SNR (Hang et al. 2023) is
     `lambda snr: snr.clamp(max=5) / snr` for eps, `/ (snr + 1)` for v, and without the division for x0.
+    With a RectifiedFlow and prediction "u" this is flow matching's loss (Lipman et al. 2022, eq. 23).
     """
     # 1. a noise level for each sample, and its noise (DDPM algorithm 1)
     t = draw_timesteps(schedule, len(x0), x0.device, generator) if t is None else t
@@ -71,6 +76,8 @@ def make_denoiser(net, schedule, cond, null=None, guidance_scale=1.0, prediction
         raise ValueError(f"guidance_scale must be a number, got {guidance_scale}.")
     if guided and null is None:
         raise ValueError(f"guidance_scale={guidance_scale} needs `null`: give conditioner.null(batch), or scale 1.")
+    if prediction == "eps" and not schedule.alphas[-1]:
+        raise ValueError("this schedule ends in pure noise, and there eps says nothing of x0: predict x0, v or u.")
     both = cond.stack([null, cond]) if guided else cond
 
     def denoise(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,9 +109,10 @@ def ideal_denoiser(points: Tensor, schedule):
     def denoise(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = schedule.alpha(t, x_t.ndim), schedule.sigma(t, x_t.ndim)
         # 1. how far x_t is from each point; torch's faster way would lose the digits that tell near points apart
-        distance = torch.cdist((x_t / alpha).flatten(1), flat, compute_mode="donot_use_mm_for_euclid_dist")  # B N
+        some = alpha.clamp(min=1e-6)                            # of pure noise, where alpha is 0, all are as far
+        distance = torch.cdist((x_t / some).flatten(1), flat, compute_mode="donot_use_mm_for_euclid_dist")  # B N
         # 2. Bayes' rule: q(x_t | point) is a Gaussian, and a softmax of its logarithms never overflows
-        weights = torch.softmax(-0.5 * (distance * alpha.flatten(1) / sigma.flatten(1)).square(), dim=1)  # B N
+        weights = torch.softmax(-0.5 * (distance * some.flatten(1) / sigma.flatten(1)).square(), dim=1)  # B N
         return to_x0_eps("x0", (weights @ flat).view_as(x_t), x_t, alpha, sigma)
 
     return denoise

@@ -25,7 +25,7 @@ class LatentDiffusion(nn.Module):
                   frozen here. None = no first stage: diffusion on pixels (LDM-1).
     net:          net(x_t (B,C,h,w), t (B,), cond) -> (B,C,h,w).
     conditioner:  a `Conditioner`: encode(batch) -> Cond and null(batch) -> Cond; None = unconditional.
-    prediction:   what the net predicts: "eps", "x0" or "v".
+    prediction:   what the net predicts: "eps", "x0", "v" or "u".
     p_uncond:     how often a sample's whole condition is dropped in training, which is what guidance needs.
     scale_factor: multiplies the latents, so that they have unit variance: see `latent_scale`.
     image_size:   (height, width) that `sample` makes; None = that of the first images it is trained on.
@@ -34,9 +34,9 @@ class LatentDiffusion(nn.Module):
     def __init__(self, autoencoder, net, schedule, conditioner=None, prediction: str = "eps", p_uncond: float = 0.1,
                  scale_factor: float = 1.0, image_size=None):
         super().__init__()
-        # a schedule has alphas_cumprod, a first stage decodes, a network does neither
-        if not (hasattr(schedule, "alphas_cumprod") and (autoencoder is None or hasattr(autoencoder, "decode"))) or (
-                hasattr(net, "alphas_cumprod") or hasattr(net, "decode")):
+        # a schedule adds noise, a first stage decodes, a network does neither
+        if not (hasattr(schedule, "add_noise") and (autoencoder is None or hasattr(autoencoder, "decode"))) or (
+                hasattr(net, "add_noise") or hasattr(net, "decode")):
             got = ", ".join(type(part).__name__ for part in (autoencoder, net, schedule))
             raise ValueError(f"LatentDiffusion(autoencoder, net, schedule, conditioner) in this order; got {got}.")
         if prediction not in PREDICTIONS:

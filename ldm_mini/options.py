@@ -66,7 +66,7 @@ class Picture(Check):
 
 
 TaskName = Literal["unconditional", "class", "text", "layout", "superres", "semantic", "inpaint"]
-SamplerName = Literal["dpm", "ddim", "ddpm", "euler"]
+SamplerName = Literal["dpm", "ddim", "ddpm", "euler", "heun"]
 Model = Annotated[str, arg(help="shipped weights by name, a folder that training wrote, or owner/name on the Hugging "
                                 "Face Hub.")]
 Guidance = Annotated[float | None, Between(-100, 100),

@@ -1,14 +1,15 @@
 """From noise to a sample. Every sampler is a generator over one `denoise(x_t, t) -> (x0, eps)` and yields x after every
-step: `*path, last = ddim(denoise, z_T, schedule, steps=50)`. Built in notebook 08.
+step: `*path, last = ddim(denoise, z_T, schedule, steps=50)`. Built in notebooks 08 and 14.
 
 Notation: one step goes from timestep t to an earlier s; x_t = alpha_t x0 + sigma_t eps; s = -1 is the clean image.
+Any alpha and sigma will do: DDPM's, or those of a rectified flow (`schedule.RectifiedFlow`).
 
 All samplers take
     denoise    x_t (B, ...), t (B,) int64 -> (x0, eps), both like x_t; see `diffusion.make_denoiser`
-    z_T        (B, ...) standard normal noise
+    z_T        (B, ...) standard normal noise; where the last sigma is far from 1, sigma times that
     steps      how many, 1 <= steps <= T, or the timesteps themselves: a descending sequence of integers
     generator  source of fresh noise, if the sampler needs any; a CPU generator gives the same picture on every device
-    spacing, offset   which timesteps `steps` means: see `NoiseSchedule.timesteps`
+    spacing, offset   which timesteps `steps` means: see `Schedule.timesteps`
 """
 
 import torch
@@ -36,17 +37,19 @@ def ddpm(denoise, z_T, schedule, steps=50, generator=None, *, spacing="trailing"
 def ddim(denoise, z_T, schedule, steps=50, generator=None, *, eta=0.0, spacing="trailing", offset=0, clean_end=True):
     """DDIM (Song et al. 2021): eta = 0 is deterministic, eta = 1 is DDPM; values between mix the two.
 
+    With eta = 0 it is Euler's method on the flow, whichever schedule: on a RectifiedFlow x goes by (tau_s - tau_t) u.
+
     clean_end: False stops at the noise level of t = 0, as LDM's does (diffusers: set_alpha_to_one=False).
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be from 0 (deterministic) to 1 (as DDPM), got {eta}.")
     x = z_T
     for t, s in _walk(denoise, schedule, z_T, steps, spacing, offset, clean_end):
-        alpha_t, sigma_t, alpha_s, sigma_s = _levels(schedule, x, t, s)
+        _, _, alpha_s, sigma_s = _levels(schedule, x, t, s)
         # 1. "predicted x0" and the direction that points to x_t (eq. 9)
         x0, eps = denoise(x, t)
-        # 2. how much of the noise is fresh (eq. 16)
-        fresh = eta * sigma_s / sigma_t * (1 - (alpha_t / alpha_s) ** 2).sqrt()
+        # 2. how much of the noise is fresh: eta times the posterior's standard deviation (eq. 16)
+        fresh = eta * schedule.posterior(x0, x, t, s)[1].sqrt()
         # 3. the same x0, at the noise level of s (eq. 12)
         x = alpha_s * x0 + (sigma_s**2 - fresh**2).clamp(min=0).sqrt() * eps
         if eta > 0:
@@ -82,17 +85,48 @@ def dpm_solver(denoise, z_T, schedule, steps=20, generator=None, *, order=2, spa
 
 
 @torch.no_grad()
-def euler(denoise, z_T, schedule, steps=50, generator=None, *, spacing="trailing", offset=0):
-    """Euler's method on the probability flow in the "variance exploding" view (Karras et al. 2022, algorithm 1 with
-    one slope): y = x / alpha is x0 + sigma_hat eps, so dy / dsigma_hat = eps. It takes the very same steps as DDIM."""
+def euler(denoise, z_T, schedule, steps=50, generator=None, *, view="flow", spacing="trailing", offset=0):
+    """Euler's method on the probability flow, in a view of `VIEWS`. In each it takes the very same steps as DDIM."""
     x = z_T
     for t, s in _walk(denoise, schedule, z_T, steps, spacing, offset):
-        alpha_t, sigma_t, alpha_s, sigma_s = _levels(schedule, x, t, s)
-        # 1. the slope of y
-        _, slope = denoise(x, t)
-        # 2. over to y, one step of Euler along sigma_hat, and back
-        x = alpha_s * (x / alpha_t + (sigma_s / alpha_s - sigma_t / alpha_t) * slope)
+        # 1. x0 and eps, of which the slope is made
+        x0, eps = denoise(x, t)
+        # 2. over to the view, one step along its time, and back
+        x = _move(VIEWS[view], x, x0, eps, *_levels(schedule, x, t, s))
         yield x
+
+
+@torch.no_grad()
+def heun(denoise, z_T, schedule, steps=20, generator=None, *, view="flow", spacing="trailing", offset=0):
+    """Heun's method on the probability flow (Karras et al. 2022, algorithm 1): second order, two evaluations a step.
+
+    It steps as Euler, asks again where it arrived, and goes with the mean of both slopes. The last step, to the clean
+    image, is Euler's: n steps are 2 n - 1 evaluations. Unlike Euler's, its steps differ from view to view.
+    """
+    x = z_T
+    for t, s in _walk(denoise, schedule, z_T, steps, spacing, offset):
+        levels = _levels(schedule, x, t, s)
+        # 1. a step of Euler
+        x0, eps = denoise(x, t)
+        there = _move(VIEWS[view], x, x0, eps, *levels)
+        # 2. the slope at its end; at the clean image there is none to ask for
+        if s[0] >= 0:
+            x0_there, eps_there = denoise(there, s)
+            # 3. the step again, with the mean of both
+            there = _move(VIEWS[view], x, (x0 + x0_there) / 2, (eps + eps_there) / 2, *levels)
+        x = there
+        yield x
+
+
+# A view divides x by a scale, which makes the flow simple: as a point of the straight line from x0 to eps
+# (y = (1 - tau) x0 + tau eps, dy / dtau = eps - x0), or as x0 with noise of growing size (dy / d(sigma/alpha) = eps).
+VIEWS = {"flow": lambda alpha, sigma: alpha + sigma, "exploding": lambda alpha, sigma: alpha}
+
+
+def _move(scale, x, x0, eps, alpha_t, sigma_t, alpha_s, sigma_s):
+    """From x at t to s, where x0 and eps say how y = x / scale goes: dy = x0 d(alpha/scale) + eps d(sigma/scale)."""
+    now, then = scale(alpha_t, sigma_t), scale(alpha_s, sigma_s)
+    return then * (x / now + (alpha_s / then - alpha_t / now) * x0 + (sigma_s / then - sigma_t / now) * eps)
 
 
 @torch.no_grad()
@@ -120,7 +154,7 @@ def repaint(denoise, z_T, schedule, steps=50, generator=None, *, known, hole, re
         yield x
 
 
-SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpm": dpm_solver, "euler": euler}
+SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpm": dpm_solver, "euler": euler, "heun": heun}
 
 
 def _walk(denoise, schedule, z_T: Tensor, steps, spacing: str, offset: int, clean_end: bool = True):

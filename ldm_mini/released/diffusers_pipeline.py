@@ -44,7 +44,7 @@ def from_diffusers(folder, dtype: torch.dtype | None = None, tokenizer=None) -> 
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     return LatentDiffusion(
         autoencoder, net, _schedule_of_diffusers(scheduler), conditioner, p_uncond=0.0 if conditioner is None else 0.1,
-        prediction=PREDICTIONS[scheduler.get("prediction_type", "epsilon")],
+        prediction=PREDICTIONS[scheduler.get("prediction_type") or "epsilon"],
         scale_factor=stage.get("scaling_factor", 0.18215),
         image_size=image_size(side, autoencoder.config.downsample_factor)).eval()
 
@@ -72,6 +72,12 @@ def _check_conditions(folder: Path, c, conditioner) -> None:
 
 
 def _schedule_of_diffusers(config: dict) -> NoiseSchedule:
+    # networks of flow matching are told a noise level in another way, and none of them has a class here (SD3, Flux)
+    name, kind = config.get("_class_name", "scheduler"), config.get("prediction_type") or "epsilon"
+    if "flow" in name.lower() or config.get("use_flow_sigmas") or kind not in PREDICTIONS:
+        raise FileError(f"{name} with prediction_type {kind!r}: flow matching and other predictions than "
+                        f"{', '.join(PREDICTIONS)} cannot be read from a folder. A flow of your own networks is "
+                        'LatentDiffusion(..., RectifiedFlow(), prediction="u").')
     require("schedule", config, {"rescale_betas_zero_snr": (False,)})       # no signal at all at its end
     if config.get("trained_betas") is not None:
         return NoiseSchedule(config["trained_betas"])
@@ -92,6 +98,9 @@ def to_diffusers(model: nn.Module, folder) -> Path:
     folder, stage, net = Path(folder), model.autoencoder, model.net
     if stage is None:
         raise ValueError("to_diffusers: diffusers has no LatentDiffusion without a first stage; give its net alone.")
+    if not isinstance(model.schedule, NoiseSchedule) or model.prediction not in PREDICTIONS.values():
+        raise ValueError(f"to_diffusers: a {type(model.schedule).__name__} with prediction {model.prediction!r} fits no"
+                         " pipeline with these networks there; give its net and its first stage alone.")
     kind, text = "transformer" if isinstance(net, DiT) else "unet", isinstance(model.conditioner, ClipText)
     alone = model.conditioner is None and kind == "unet"
     stage_name = "vqvae" if alone or isinstance(stage.bottleneck, VQBottleneck) else "vae"

@@ -188,7 +188,8 @@ CORRECT = {
     ],
     checks.euler_step: [
         euler_, euler_by_ddim,
-        lambda x, eps, t, s, abar: next(euler(lambda x, t: (0, eps), x, library(abar), [t] if s < 0 else [t, s])),
+        lambda x, eps, t, s, abar: next(euler(lambda x, t: (0, eps), x, library(abar), [t] if s < 0 else [t, s],
+                                                view="exploding")),
     ],
     checks.dpm_step: [dpm, dpm_with_r, dpm_by_library],
     checks.batched_guidance: [

@@ -17,7 +17,7 @@ from ldm_mini.diffusion import (
     prediction_target,
     to_x0_eps,
 )
-from ldm_mini.schedule import NoiseSchedule, scaled_linear_betas
+from ldm_mini.schedule import NoiseSchedule, RectifiedFlow, Schedule, scaled_linear_betas
 
 
 @pytest.fixture
@@ -41,12 +41,32 @@ def draw(*shape, seed=0):
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("schedule", [NoiseSchedule(scaled_linear_betas()), RectifiedFlow(1001),
+                                      Schedule(torch.ones(1000), torch.logspace(-1, 1, 1000))], ids=["p", "f", "e"])
 def test_a_perfect_prediction_gives_back_x0_and_eps(prediction, schedule):
     x0, eps, t = draw(5, 2, 3, 3), draw(5, 2, 3, 3, seed=1), torch.tensor([0, 10, 300, 700, 999])
     alpha, sigma = schedule.alpha(t).double(), schedule.sigma(t).double()
     out = prediction_target(prediction, x0, eps, alpha, sigma)
     back = to_x0_eps(prediction, out, alpha * x0 + sigma * eps, alpha, sigma)
     assert_close(back, (x0, eps), atol=1e-5, rtol=1e-5)
+
+
+def test_the_loss_of_a_flow_is_that_of_v_with_other_weights():
+    """One net that speaks u or v of the same line: |u error|^2 = |v error|^2 (cos + sin)^2 (the noise level is equal
+    where tau = sin / (cos + sin))."""
+    flow, x0, eps, t = RectifiedFlow(100), draw(5, 3), draw(5, 3, seed=1), torch.tensor([0, 20, 50, 80, 99])
+    cos, sin = (level(t, 2) / (flow.alphas[t] ** 2 + flow.sigmas[t] ** 2).sqrt()[:, None]
+                for level in (flow.alpha, flow.sigma))
+    x0_hat = x0 + draw(5, 3, seed=2)
+    eps_hat = (cos * x0 + sin * eps - cos * x0_hat) / sin
+    u, v = (((prediction_target(p, x0_hat, eps_hat, cos, sin) - prediction_target(p, x0, eps, cos, sin)) ** 2).sum(1)
+            for p in ("u", "v"))
+    assert_close(u, v * (cos + sin).flatten() ** 2, rtol=1e-4, atol=0)
+
+
+def test_pure_noise_has_no_x0_in_its_eps():
+    with pytest.raises(ValueError, match="pure noise"):
+        make_denoiser(None, RectifiedFlow(10), Cond())
 
 
 def test_v_is_the_velocity_of_the_circle():
@@ -64,7 +84,8 @@ def test_unknown_predictions_are_refused():
 
 
 @pytest.mark.parametrize("prediction, factor", [("eps", lambda snr: snr), ("x0", torch.ones_like),
-                                                ("v", lambda snr: snr + 1)])
+                                                ("v", lambda snr: snr + 1),
+                                                ("u", lambda snr: ((1 + snr.sqrt()) ** 2))])
 def test_each_loss_is_a_weighted_loss_on_x0(prediction, factor, schedule):
     x0, eps, t = draw(6, 1, 4, 4).float(), draw(6, 1, 4, 4, seed=1).float(), torch.tensor([30, 100, 200, 400, 600, 800])
     guess = x0 + 0.1 * draw(6, 1, 4, 4, seed=2).float()

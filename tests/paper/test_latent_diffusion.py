@@ -21,7 +21,7 @@ from ldm_mini.kl import KLBottleneck
 from ldm_mini.latent_diffusion import LatentDiffusion, latent_scale
 from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
 from ldm_mini.samplers import SAMPLERS, ddim
-from ldm_mini.schedule import NoiseSchedule, cosine_betas, linear_betas, scaled_linear_betas
+from ldm_mini.schedule import NoiseSchedule, RectifiedFlow, cosine_betas, linear_betas, scaled_linear_betas
 from ldm_mini.text import TextTransformer
 from ldm_mini.unet import UNet, UNetConfig
 
@@ -356,6 +356,19 @@ def test_a_saved_model_makes_the_same_pictures(tmp_path, kind, shard_bytes):
     assert torch.equal(ldm.sample(**args), again.sample(**args))
     assert (tmp_path / INDEX).exists() == (shard_bytes < 2**20)
     assert json.loads((tmp_path / "config.json").read_text())["card"] == {"data": "noise"}
+
+
+def test_a_rectified_flow_in_latents_trains_samples_and_is_kept(tmp_path):
+    ldm = model(image_size=32, prediction="u")
+    ldm = LatentDiffusion(ldm.autoencoder, ldm.net, RectifiedFlow(100, 2.0), ldm.conditioner, "u", image_size=32)
+    ldm.loss({"image": torch.rand(2, 3, 32, 32) * 2 - 1, "class": [1, 2]}).backward()
+    assert all(p.grad.isfinite().all() for p in ldm.net.parameters() if p.grad is not None)
+    again = LatentDiffusion.from_pretrained(ldm.save_pretrained(tmp_path))
+    assert (again.schedule.num_steps, again.schedule.shift, again.prediction) == (100, 2.0, "u")
+    for sampler in SAMPLERS:
+        args = dict(batch={"class": [1, 2]}, steps=3, seed=0, sampler=sampler)
+        images = ldm.sample(**args)
+        assert images.isfinite().all() and torch.equal(images, again.sample(**args))
 
 
 def test_half_precision_halves_the_file_and_barely_moves_the_picture(tmp_path):

@@ -18,7 +18,7 @@ from ldm_mini.released.conditioners import Labels
 from ldm_mini.released.diffusers_pipeline import from_diffusers, to_diffusers
 from ldm_mini.released.names import COMPVIS_BETAS, DIFFUSERS_BETAS, betas_of
 from ldm_mini.released.sizes import run_info
-from ldm_mini.schedule import NoiseSchedule, cosine_betas, scaled_linear_betas
+from ldm_mini.schedule import NoiseSchedule, RectifiedFlow, cosine_betas, scaled_linear_betas
 from ldm_mini.unet import UNet, UNetConfig
 
 diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
@@ -114,6 +114,18 @@ def test_a_folder_that_could_not_draw_is_refused(tmp_path):
     for path in (tmp_path / "sd" / "unet", index, tmp_path / "nowhere"):
         with pytest.raises(FileError, match="model_index.json does not exist"):
             from_diffusers(path)
+
+
+@pytest.mark.parametrize("config, told", [
+    (dict(_class_name="FlowMatchEulerDiscreteScheduler"), "FlowMatchEulerDiscreteScheduler.*RectifiedFlow"),
+    (dict(_class_name="FlowMatchHeunDiscreteScheduler", shift=3.0), "FlowMatchHeunDiscreteScheduler"),
+    (dict(_class_name="DPMSolverMultistepScheduler", use_flow_sigmas=True), "DPMSolverMultistep.*flow matching"),
+    (dict(prediction_type="flow_prediction"), "'flow_prediction'"), (dict(prediction_type="edm"), "'edm'")])
+def test_flow_matching_is_refused_by_name(config, told, tmp_path):
+    stable_diffusion(tmp_path / "sd")
+    edit(tmp_path / "sd" / "scheduler" / "scheduler_config.json", **config)
+    with pytest.raises(FileError, match=told):
+        from_diffusers(tmp_path / "sd")
 
 
 def test_pictures_need_not_be_square(tmp_path):
@@ -212,6 +224,10 @@ def test_what_is_unknown_is_refused(tmp_path):
     net = UNet(UNetConfig(3, channels=32, channel_mults=(1, 2), attn_levels=(1,), groups=8))
     with pytest.raises(ValueError, match="without a first stage"):
         to_diffusers(LatentDiffusion(None, net, NoiseSchedule(scaled_linear_betas())), tmp_path / "no")
+    config = AutoencoderConfig(downsample_factor=2, latent_channels=3, channels=32, groups=8)
+    stage = Autoencoder(config, KLBottleneck(latent_channels=3))
+    with pytest.raises(ValueError, match="RectifiedFlow with prediction 'u'"):
+        to_diffusers(LatentDiffusion(stage, net, RectifiedFlow(), prediction="u"), tmp_path / "no")
     shipped = LatentDiffusion.from_pretrained("emoji-scenes")   # its first stage begins with patches
     with pytest.raises(ValueError, match="patch_size=1"):
         to_diffusers(shipped, tmp_path / "no")

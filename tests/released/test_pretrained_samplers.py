@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ldm_mini.cond import Cond
-from ldm_mini.diffusion import PREDICTIONS, make_denoiser
+from ldm_mini.diffusion import make_denoiser
 from ldm_mini.samplers import ddim, ddpm, dpm_solver, euler
 from ldm_mini.schedule import NoiseSchedule, linear_betas, scaled_linear_betas
 
@@ -33,7 +33,7 @@ def net(x, t, cond):
 
 
 @pytest.mark.parametrize("betas", BETAS)
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", THEIRS)
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_step_is_that_of_diffusers(name, prediction, betas):
     kind, options, sampler, ours = SCHEDULERS[name]
