@@ -1,0 +1,77 @@
+"""How Sphinx makes the site from the pages that `__main__.py` writes."""
+
+import re
+
+import ldm_mini
+
+project, author, language = "ldm_mini", "ldm_mini contributors", "en"
+copyright = "ldm_mini contributors, MIT"
+version = release = ldm_mini.__version__
+# the last of these brings MathJax with its fonts
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx-mathjax-offline"]
+
+myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
+myst_heading_anchors = 4
+nb_execution_mode = "off"
+nb_ipywidgets_js = {}  # from the web, and without a kernel they do nothing
+nb_merge_streams = True
+suppress_warnings = ["myst.header"]  # README's pages may begin a section with ###
+smartquotes = False
+
+default_role = "code"
+add_module_names = False
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+maximum_signature_line_length = 88
+
+html_theme = "sphinx_book_theme"
+html_title = "ldm_mini: latent diffusion, every part of it"
+html_static_path, html_css_files = ["site.css"], ["site.css"]
+html_copy_source = html_show_sphinx = False
+html_theme_options = {
+    "show_navbar_depth": 1, "use_download_button": False, "use_fullscreen_button": False, "show_toc_level": 2,
+    "pygments_light_style": "a11y-high-contrast-light", "pygments_dark_style": "a11y-high-contrast-dark",
+}
+
+# "name:  what it is" or "name  what it is", with more lines of it further in
+ITEM = re.compile(r"(\S.{,40}?)(?::\s+|\s{2,})(\S.*)")
+
+
+def prose(text):
+    """A docstring's words as reStructuredText: `what stands in backticks` is code, and nothing else is a mark."""
+    parts = re.split(r"`([^`]+)`", text)
+    return "".join(rf"\ ``{part}``\ " if number % 2 else re.sub(r"([\\*_|`])", r"\\\1", part)
+                   for number, part in enumerate(parts))
+
+
+def indent(line):
+    return len(line) - len(line.lstrip())
+
+
+def read_docstring(app, what, name, obj, options, lines):
+    """Docstrings are plain text: paragraphs, `name: what it is` with aligned lines below, and code, further in."""
+    old, new = list(lines), []
+    while old:
+        line = old.pop(0)
+        item = ITEM.fullmatch(line.strip())
+        deeper = bool(old and old[0].strip() and indent(old[0]) > indent(line))
+        aligned = item and (deeper or re.search(r"\S(:| ) {1,}\S", line) and "  " in line.strip())
+        if not line.strip():
+            new.append("")
+        elif aligned:
+            words = [item[2]]
+            while old and old[0].strip() and indent(old[0]) > indent(line):
+                words.append(old.pop(0).strip())
+            new += ["", prose(item[1]), "   " + prose(" ".join(words)), ""]
+        elif indent(line):
+            block = [line]
+            while old and (not old[0].strip() or indent(old[0])):
+                block.append(old.pop(0))
+            new += ["", "::", "", *(f"   {each}" for each in block), ""]
+        else:
+            new.append(prose(line))
+    lines[:] = new
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", read_docstring)
