@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 from ldm_mini.editions import edition_of, read_notebook, source_notebooks, write_notebook  # noqa: E402
 
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#|mailto:)([^)#\s]+)([^)\s]*)\)")
-TREE = re.compile(r"^  ((?:\w+(?:\.py|/)  ?)+) +(.*?)(?:   +(.*))?$")  # files, what they hold, a heading
+TREE = re.compile(r"^  (\w+(?:\.py|/)(?:  \w+\.py)*) +(.*?)(?: {2,}(\S.*))?$")  # files, what they hold, a heading
 NOTE = """\
 :::{note}
 Read here, write in your own copy: `python3 course.py lab` makes it. Hint, outline and solution of an exercise are folded

@@ -1,6 +1,12 @@
 """How Sphinx makes the site from the pages that `__main__.py` writes."""
 
+import json
 import re
+from base64 import b64decode
+from hashlib import sha256
+from pathlib import Path
+
+from docutils import nodes
 
 import ldm_mini
 
@@ -19,7 +25,7 @@ suppress_warnings = ["myst.header"]  # README's pages may begin a section with #
 smartquotes = False
 
 default_role = "code"
-add_module_names = False
+add_module_names, toc_object_entries_show_parents = False, "hide"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 maximum_signature_line_length = 88
@@ -28,7 +34,9 @@ html_theme = "sphinx_book_theme"
 html_title = "ldm_mini: latent diffusion, every part of it"
 html_static_path, html_css_files = ["site.css"], ["site.css"]
 html_copy_source = html_show_sphinx = False
+html_context = {"default_mode": "auto"}
 html_theme_options = {
+    "navbar_persistent": [],
     "show_navbar_depth": 1, "use_download_button": False, "use_fullscreen_button": False, "show_toc_level": 2,
     "pygments_light_style": "a11y-high-contrast-light", "pygments_dark_style": "a11y-high-contrast-dark",
 }
@@ -73,5 +81,18 @@ def read_docstring(app, what, name, obj, options, lines):
     lines[:] = new
 
 
+def describe_figures(app, doctree):
+    """Give each figure of a notebook the alternative text that its output's metadata carries, as nbconvert does."""
+    page = Path(app.env.doc2path(app.env.docname))
+    cells = json.loads(page.read_text(encoding="utf-8"))["cells"] if page.suffix == ".ipynb" else []
+    outputs = [output for cell in cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+    alt = {sha256(b64decode("".join(output["data"]["image/png"]))).hexdigest():  # what MyST-NB calls the file
+           output["metadata"].get("image/png", {}).get("alt", "") for output in outputs}
+    for image in doctree.findall(nodes.image):
+        if Path(image["uri"]).stem in alt:
+            image["alt"] = alt[Path(image["uri"]).stem]
+
+
 def setup(app):
+    app.connect("doctree-read", describe_figures)
     app.connect("autodoc-process-docstring", read_docstring)
