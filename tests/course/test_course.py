@@ -82,7 +82,7 @@ def test_words_are_understood_or_passed_on(words, expected):
 
 
 @pytest.mark.parametrize("words, message", [
-    (["lba"], "no command 'lba'.*lab, edition, test, run, teach, grade, setup"), (["lab", "--torch"], "--torch cpu"),
+    (["lba"], "no command 'lba'.*lab, edition, test, run, teach, grade, site, setup"), (["lab", "--torch"], "--torch cpu"),
     (["edition"], "name of a folder"), (["edition", "a", "b"], "name of a folder")])
 def test_wrong_words_are_explained(words, message):
     with pytest.raises(course.Problem, match=message):

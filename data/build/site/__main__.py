@@ -19,8 +19,8 @@ LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#|mailto:)([^)#\s]+)([^)\s]*)\)
 TREE = re.compile(r"^  (\w+(?:\.py|/)(?:  \w+\.py)*) +(.*?)(?: {2,}(\S.*))?$")  # files, what they hold, a heading
 NOTE = """\
 :::{note}
-Read here, write in your own copy: `python3 course.py lab` makes it. Hint, outline and solution of an exercise are folded
-below its check. Results come from the course's own run.
+Read here, write in your own copy: `python3 course.py lab` makes it. Hint, outline and solution of an exercise are
+folded below its check. Results come from the course's own run.
 :::"""
 WIDGET = "*Here stands something to play with; it needs a running notebook.*"
 SIDEBAR = """
@@ -94,7 +94,7 @@ def notebook_page(name: str, images: set, url: str) -> bytes:
 
 
 def library_pages(readme: str) -> dict:
-    """{page: Markdown}: one for each file of the paper and each folder, and the list of them, from the README's tree."""
+    """{page: Markdown}: one for each file of the root and each folder, and their list, from the README's tree."""
     pages, listed = {}, []
     for line in re.search(r"```\nldm_mini/\n(.*?)```", readme, re.S)[1].splitlines():
         names, what, heading = TREE.match(line).groups()

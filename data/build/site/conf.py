@@ -4,7 +4,9 @@ import json
 import re
 from base64 import b64decode
 from hashlib import sha256
+from itertools import groupby
 from pathlib import Path
+from textwrap import dedent
 
 from docutils import nodes
 
@@ -41,8 +43,7 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light", "pygments_dark_style": "a11y-high-contrast-dark",
 }
 
-# "name:  what it is" or "name  what it is", with more lines of it further in
-ITEM = re.compile(r"(\S.{,40}?)(?::\s+|\s{2,})(\S.*)")
+ITEM = re.compile(r"([\w`][\w`, ./*-]{,40}?)(?::\s+|\s{2,})(\S.*)")  # "name: what it is", "name  what it is"
 
 
 def prose(text):
@@ -52,33 +53,34 @@ def prose(text):
                    for number, part in enumerate(parts))
 
 
-def indent(line):
-    return len(line) - len(line.lstrip())
+def items(lines):
+    """[[name, what it is], ...] if these lines are a list of such, with further words further in; else []."""
+    found = []
+    for line in lines:
+        if item := ITEM.fullmatch(line):
+            found.append([item[1], item[2]])
+        elif found and line.startswith(" "):
+            found[-1][1] += f" {line.strip()}"
+        else:
+            return []
+    return found
+
+
+def paragraph(lines):
+    """A docstring's paragraph as reStructuredText: words, items, or what is further in and no items: code."""
+    found, inside = items(dedent("\n".join(lines)).splitlines()), lines[0].startswith(" ")
+    if found and (inside or any(re.search(r"^ |\S {2,}", line) for line in lines)):
+        return [line for name, words in found for line in ("", prose(name), f"   {prose(words)}", "")]
+    if inside:
+        return ["::", "", *(f"   {line}" for line in lines), ""]
+    parts = groupby(lines, lambda line: line.startswith(" "))
+    return [line for further_in, part in parts
+            for line in ([*paragraph(list(part)), ""] if further_in else [*map(prose, part), ""])]
 
 
 def read_docstring(app, what, name, obj, options, lines):
-    """Docstrings are plain text: paragraphs, `name: what it is` with aligned lines below, and code, further in."""
-    old, new = list(lines), []
-    while old:
-        line = old.pop(0)
-        item = ITEM.fullmatch(line.strip())
-        deeper = bool(old and old[0].strip() and indent(old[0]) > indent(line))
-        aligned = item and (deeper or re.search(r"\S(:| ) {1,}\S", line) and "  " in line.strip())
-        if not line.strip():
-            new.append("")
-        elif aligned:
-            words = [item[2]]
-            while old and old[0].strip() and indent(old[0]) > indent(line):
-                words.append(old.pop(0).strip())
-            new += ["", prose(item[1]), "   " + prose(" ".join(words)), ""]
-        elif indent(line):
-            block = [line]
-            while old and (not old[0].strip() or indent(old[0])):
-                block.append(old.pop(0))
-            new += ["", "::", "", *(f"   {each}" for each in block), ""]
-        else:
-            new.append(prose(line))
-    lines[:] = new
+    paragraphs = [list(part) for written, part in groupby(lines, lambda line: bool(line.strip())) if written]
+    lines[:] = [line for part in paragraphs for line in paragraph(part)]
 
 
 def describe_figures(app, doctree):
