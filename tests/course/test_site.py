@@ -64,7 +64,8 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pages(site):
-    return {path: Page(path) for path in site.rglob("*.html")}
+    paths = [path for path in site.rglob("*.html") if "_static" not in path.parts]  # there: the theme's templates
+    return {path: Page(path) for path in paths}
 
 
 def test_every_notebook_and_every_room_has_a_page(site, pages):

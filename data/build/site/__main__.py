@@ -4,11 +4,11 @@ Pages are made from what the clone holds (README, notebooks in the learner's vie
 goes away again; `conf.py` says how Sphinx turns them into HTML. Nothing is executed, nothing is fetched.
 """
 
-import os
 import re
 import sys
 import tempfile
 from pathlib import Path
+from posixpath import dirname, join, normpath, relpath
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
@@ -39,6 +39,8 @@ import VectorQuantizer`), from a folder by its name (`from ldm_mini.scenes impor
 PAGE = """\
 # {title}
 
+`{module}`
+
 ```{{eval-rst}}
 .. automodule:: {module}
    :members:{more}
@@ -46,10 +48,11 @@ PAGE = """\
 """
 NOTEBOOKS = [path.relative_to(ROOT).as_posix() for path in source_notebooks()]
 ABOUT = [".github/CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "data/ATTRIBUTION.md",
-         *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "data/weights").rglob("*.md"))), "README.zh.md"]
+         *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "data/weights").rglob("*.md")))]
+CHINESE = "README.zh.md"
 # what stands in the clone -> the page that shows it
-PAGES = {**{name: name for name in NOTEBOOKS + ABOUT}, "README.md": "index.md", "notebooks": "index.md#the-course",
-         "ldm_mini": "library/index.md", "data": "data/README.md", ".github/CONTRIBUTING.md": "contributing.md"}
+PAGES = {**{name: name for name in [*NOTEBOOKS, *ABOUT, CHINESE]}, "README.md": "index.md",
+         "notebooks": "index.md#the-course", "ldm_mini": "library/index.md", "data": "data/README.md", ".github/CONTRIBUTING.md": "contributing.md"}
 
 
 def repository() -> str:
@@ -66,13 +69,13 @@ def relinked(text: str, name: str, images: set, url: str = "") -> str:
     """
     def relink(link):
         picture, label, target, anchor = link.groups()
-        target = os.path.relpath((ROOT / name).parent / target, ROOT).replace(os.sep, "/")
-        here = Path(PAGES.get(name, name)).parent
+        target = normpath(join(dirname(name), target))
+        here = dirname(PAGES.get(name, name)) or "."
         if picture:
             images.add(target)
-            return f"![{label}]({os.path.relpath(target, here)})"
+            return f"![{label}]({relpath(target, here)})"
         if target in PAGES:
-            return f"[{label}]({os.path.relpath(PAGES[target], here)}{anchor})"
+            return f"[{label}]({relpath(PAGES[target], here)}{anchor})"
         return f"[{label}]({url}/blob/main/{target}{anchor})" if url else label
 
     return LINK.sub(relink, text)
@@ -104,9 +107,9 @@ def library_pages(readme: str) -> dict:
         for room, kind in re.findall(r"(\w+)(\.py|/)", names):
             page = room.strip("_")
             listed.append(f"- [`{room}`]({page}.md): {what}")
-            module = f"ldm_mini.{room}"
             pages[f"library/{page}.md"] = PAGE.format(
-                title=module, module=module, more="\n   :imported-members:" if kind == "/" else "")
+                title="the command line" if room == "__main__" else room, module=f"ldm_mini.{room}",
+                more="\n   :imported-members:" if kind == "/" else "")
     inside = "\n".join(Path(page).name for page in pages)
     text = LIBRARY + "\n".join(listed)
     return {"library/index.md": f"{text}\n\n```{{toctree}}\n:hidden:\n\n{inside}\n```\n", **pages}
@@ -117,11 +120,12 @@ def write_pages(folder: Path):
     url, images, readme = repository(), set(), (ROOT / "README.md").read_text(encoding="utf-8")
     pages = {name: notebook_page(name, images, url) for name in NOTEBOOKS}
     pages |= {page: text.encode() for page, text in library_pages(readme).items()}
-    for name in ABOUT:
+    for name in [*ABOUT, CHINESE]:
         text = (ROOT / name).read_text(encoding="utf-8")
         text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.S)  # a card's header is for the Hub
         pages[PAGES[name]] = relinked(text, name, images, url).encode()
-    sidebar = {"The course": NOTEBOOKS, "The library": ["library/index.md"], "The project": [PAGES[n] for n in ABOUT]}
+    sidebar = {"The course": NOTEBOOKS, "The library": ["library/index.md"],
+               "The project": [*(PAGES[name] for name in ABOUT), f"中文 <{CHINESE}>"]}
     index = relinked(readme, "README.md", images, url)
     index += "".join(SIDEBAR.format(caption=caption, pages="\n".join(names)) for caption, names in sidebar.items())
     pages["index.md"] = index.encode()

@@ -83,6 +83,12 @@ def read_docstring(app, what, name, obj, options, lines):
     lines[:] = [line for part in paragraphs for line in paragraph(part)]
 
 
+def shorten_signature(app, what, name, obj, options, signature, returned):
+    """The command line's options carry their bounds and their help in their types."""
+    if "Annotated[" in (signature or ""):
+        return "(...)", ""
+
+
 def describe_figures(app, doctree):
     """Give each figure of a notebook the alternative text that its output's metadata carries, as nbconvert does."""
     page = Path(app.env.doc2path(app.env.docname))
@@ -97,4 +103,5 @@ def describe_figures(app, doctree):
 
 def setup(app):
     app.connect("doctree-read", describe_figures)
+    app.connect("autodoc-process-signature", shorten_signature)
     app.connect("autodoc-process-docstring", read_docstring)
