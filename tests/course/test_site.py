@@ -1,6 +1,7 @@
 """The site: all is there, every link leads somewhere, nothing comes from elsewhere, and a browser shows it well."""
 
 import functools
+import hashlib
 import http.server
 import json
 import re
@@ -9,8 +10,9 @@ import subprocess
 import sys
 import threading
 from html.parser import HTMLParser
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -114,6 +116,46 @@ def test_a_notebook_is_the_learners_with_all_help_folded_and_all_figures(source,
     assert len([image for image in page.images if "_images/" in image["src"]]) >= len(figures)
     alts = {output["metadata"].get("image/png", {}).get("alt") for output in figures} - {None}
     assert alts <= {image.get("alt") for image in page.images}
+
+
+def loaded(name):
+    """A file of data/build/site as a module."""
+    spec = spec_from_file_location(f"site_{name.strip('_')}", ROOT / "data/build/site" / f"{name}.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("written, shown", [
+    ("[a](../README.md)", "[a](../index.md)"), ("[a](../data)", "[a](../data/README.md)"),
+    ("[a](../LICENSE)", "a"), ("[a](https://b.c)", "[a](https://b.c)"), ("[a](#there)", "[a](#there)"),
+    ("[a](02_attention.ipynb#there)", "[a](02_attention.ipynb#there)"),
+    ("![a](../data/measurements/hero.png)", "![a](../data/measurements/hero.png)")])
+def test_links_lead_to_pages_or_to_the_repository_once_it_has_an_address(written, shown):
+    relinked, images = loaded("__main__").relinked, set()
+    assert relinked(written, "notebooks/03_vq_vae.ipynb", images) == shown
+    assert images == ({"data/measurements/hero.png"} if written.startswith("!") else set())
+    there = relinked("[a](../LICENSE)", "notebooks/03_vq_vae.ipynb", images, "https://host/us")
+    assert there == "[a](https://host/us/blob/main/LICENSE)"
+
+
+def test_figures_take_the_alternative_text_of_their_output(tmp_path):
+    from docutils import nodes
+    from docutils.utils import new_document
+    output = {"data": {"image/png": "AAAA"}, "metadata": {"image/png": {"alt": "a cat"}}}
+    (tmp_path / "a.ipynb").write_text(json.dumps({"cells": [{"cell_type": "code", "outputs": [output]}]}))
+    document = new_document("a")
+    document += nodes.image(uri=f"_images/{hashlib.sha256(bytes(3)).hexdigest()}.png")
+    app = SimpleNamespace(env=SimpleNamespace(docname="a", doc2path=lambda name: tmp_path / f"{name}.ipynb"))
+    loaded("conf").describe_figures(app, document)
+    assert document[0]["alt"] == "a cat"
+
+
+def test_docstrings_are_words_items_or_code():
+    lines = ["Words *as* `code_`.", "All take", "    a, b  one", "          thing", "    c     two", "", "    x = f(y)"]
+    loaded("conf").read_docstring(None, "", "", None, None, lines)
+    assert [line for line in lines if line] == [
+        r"Words \*as\* \ ``code_``\ .", "All take", "a, b", "   one thing", "c", "   two", "::", "       x = f(y)"]
 
 
 @pytest.fixture(scope="module")

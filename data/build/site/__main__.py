@@ -52,7 +52,8 @@ ABOUT = [".github/CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "data/ATTR
 CHINESE = "README.zh.md"
 # what stands in the clone -> the page that shows it
 PAGES = {**{name: name for name in [*NOTEBOOKS, *ABOUT, CHINESE]}, "README.md": "index.md",
-         "notebooks": "index.md#the-course", "ldm_mini": "library/index.md", "data": "data/README.md", ".github/CONTRIBUTING.md": "contributing.md"}
+         "notebooks": "index.md#the-course", "ldm_mini": "library/index.md", "data": "data/README.md",
+         ".github/CONTRIBUTING.md": "contributing.md"}
 
 
 def repository() -> str:
