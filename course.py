@@ -6,6 +6,7 @@
     python course.py test          run all tests and all notebooks (pytest --nbval, on up to 4 cores: -n 0 is one)
     python course.py run ...       the command line of ldm_mini, e.g. run sample "a red apple" --out grid.png
     python course.py setup         only install
+    python course.py site [OUT]    the course as web pages to read, in _build/site: open index.html there
 
 For teachers:
     python course.py teach OUT     write a course for nbgrader; `teach OUT 03 05` of these notebooks alone
@@ -37,7 +38,7 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 MINE = "my-course"  # the learner's copy; git ignores it
 START, FIRST_NOTEBOOK = f"{MINE}/START.ipynb", "notebooks/00_start_here.ipynb"
-COMMANDS = ("lab", "edition", "test", "run", "teach", "grade", "setup")
+COMMANDS = ("lab", "edition", "test", "run", "teach", "grade", "site", "setup")
 OLDEST, NEWEST = (3, 10), (3, 13)  # the versions of Python that are tested
 DISK_GB = 8  # what a CUDA build of PyTorch takes, and its download
 # PyTorch's threads spin while they wait for each other, and on a busy machine they spin instead of working: drawing
@@ -181,6 +182,13 @@ def ensure_installed(backend=None):
     return python
 
 
+def ensure_sphinx(python):
+    """Install what only the site needs, if it is missing."""
+    found = subprocess.call([str(python), "-c", "import sphinx_book_theme, myst_nb"], stderr=subprocess.DEVNULL) == 0
+    if not found and not pip(python, "--editable", ".[site]", "--constraint", "constraints.txt"):
+        raise Problem("what makes the site could not be installed; the reason is above. It needs Python 3.11 or newer.")
+
+
 def make_my_course(python):
     """Make the learner's copy, or bring it up to date. True if it is there."""
     say(f"your copy of the course, {MINE}:")
@@ -202,6 +210,8 @@ def command_line(command, python, rest):
         return [str(python), "-m", "ldm_mini.editions", "learner", *rest], None
     if command == "test":
         return [str(python), "-m", "pytest", "--nbval", *SIDE_BY_SIDE, *rest], ROOT
+    if command == "site":
+        return [str(python), str(ROOT / "data" / "build" / "site"), *rest], None
     if command in ("teach", "grade"):
         return [str(python), "-m", "ldm_mini.teaching", command, *rest], None
     return [str(python), "-m", "ldm_mini", *rest], None
@@ -232,10 +242,12 @@ def main(arguments):
         if command == "setup":
             say(f"ready: {python}")
             return 0
+        if command == "site":
+            ensure_sphinx(python)
         words, folder = command_line(command, python, rest)
         say({"lab": "starting JupyterLab; stop it with Ctrl-C.", "run": "starting ldm_mini.", "edition": "making it.",
              "test": "running tests and notebooks: several minutes for all of them.",
-             "teach": "writing a course for nbgrader.", "grade": "grading."}[command])
+             "teach": "writing a course for nbgrader.", "grade": "grading.", "site": "writing pages."}[command])
         return start(words, folder)
     except Problem as problem:
         say(str(problem))

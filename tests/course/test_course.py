@@ -28,7 +28,7 @@ def clone(tmp_path, monkeypatch):
             python = course.venv_python()
             python.parent.mkdir(parents=True)
             python.touch()
-        if words[1] == "-c":
+        if words[1:] == ["-c", "import pip"]:
             return 0 if Path(words[0]).exists() else 1
         return int(any(fail in words for fail in fails))
 
@@ -82,7 +82,8 @@ def test_words_are_understood_or_passed_on(words, expected):
 
 
 @pytest.mark.parametrize("words, message", [
-    (["lba"], "no command 'lba'.*lab, edition, test, run, teach, grade, setup"), (["lab", "--torch"], "--torch cpu"),
+    (["lba"], "no command 'lba'.*lab, edition, test, run, teach, grade, site, setup"),
+    (["lab", "--torch"], "--torch cpu"),
     (["edition"], "name of a folder"), (["edition", "a", "b"], "name of a folder")])
 def test_wrong_words_are_explained(words, message):
     with pytest.raises(course.Problem, match=message):
@@ -143,6 +144,25 @@ def test_edition_is_made_where_the_user_stands(clone):
     calls, _ = clone
     course.main(["edition", "there"])
     assert calls[-1] == ([str(course.venv_python()), "-m", "ldm_mini.editions", "learner", "there"], None)
+
+
+def test_site_installs_what_it_needs_once_and_is_made_where_the_user_stands(clone):
+    calls, fails = clone
+    fails.append("import sphinx_book_theme, myst_nb")
+    assert course.main(["site", "there"]) == 7
+    assert [words[-3] for words in having(calls, "--editable")] == [".[course,test]", ".[site]"]
+    words, folder = calls[-1]
+    assert Path(words[1]).parts[-3:] == ("data", "build", "site") and words[2:] == ["there"] and folder is None
+    fails.clear()
+    calls.clear()
+    assert course.main(["site"]) == 7 and having(calls, "--editable") == []
+
+
+def test_site_says_why_it_cannot_be_made(clone, capsys):
+    _, fails = clone
+    fails += ["import sphinx_book_theme, myst_nb", ".[site]"]
+    assert course.main(["site"]) == 1
+    assert "Python 3.11" in capsys.readouterr().out
 
 
 def test_changed_pins_install_again_without_a_new_environment(clone):
