@@ -19,7 +19,7 @@ from ldm_mini.latent_diffusion import LatentDiffusion, latent_scale
 from ldm_mini.measure.metrics import precision_recall
 from ldm_mini.muon import hidden_weights
 from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
-from ldm_mini.samplers import ddim, ddpm, dpm_solver, euler, repaint
+from ldm_mini.samplers import ddim, ddpm, dpm_solver, euler, heun, repaint
 from ldm_mini.schedule import NoiseSchedule, cosine_betas, linear_betas, scaled_linear_betas
 from ldm_mini.tasks import TEXT_GUIDANCE
 from ldm_mini.text import TextTransformer
@@ -36,7 +36,8 @@ DEFAULTS = [
     (diffusion_loss, dict(prediction="eps", t=None, eps=None, generator=None, weight=None, reduce=True)),
     (make_denoiser, dict(null=None, guidance_scale=1.0, prediction="eps", clip_x0=None)),
     (draw_timesteps, dict(generator=None, power=1.0)),
-    *((sampler, dict(WALK, steps=50)) for sampler in (ddpm, euler)),
+    (ddpm, dict(WALK, steps=50)), (euler, dict(WALK, steps=50, view="flow")),
+    (heun, dict(WALK, steps=20, view="flow")),
     (ddim, dict(WALK, steps=50, eta=0.0, clean_end=True)),                      # deterministic
     (dpm_solver, dict(WALK, steps=20, order=2)),                                # "2M"
     (repaint, dict(WALK, steps=50, repeats=1)),
