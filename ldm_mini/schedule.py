@@ -116,7 +116,8 @@ class Schedule(nn.Module):
         "karras": (sigma / alpha)^(1 / rho) falls evenly, from `highest` at most, to the lowest (Karras et al. 2022,
         eq. 5). Both say which ratio sigma / alpha is wanted.
         """
-        levels = self.sigmas.double() / (self.alphas + self.sigmas).double()    # T, ascending, within (0, 1]
+        alphas, sigmas = self.alphas.cpu(), self.sigmas.cpu()   # timesteps are counted there, and MPS has no float64
+        levels = sigmas.double() / (alphas + sigmas).double()   # T, ascending, within (0, 1]
         steps = len(count)
         if spacing == "flow":
             wanted = levels[-1] * (1 - count / steps)

@@ -14,6 +14,7 @@ from ldm_mini.measure import metrics
 from ldm_mini.perceptual import PerceptualLoss
 from ldm_mini.samplers import SAMPLERS
 from ldm_mini.scenes.data import scene_stream
+from ldm_mini.schedule import NoiseSchedule, RectifiedFlow, cosine_betas
 from ldm_mini.train import TrainState, train_autoencoder, train_diffusion
 from ldm_mini.training import build, reading
 from ldm_mini.training.recipes import AUTOENCODERS, DIFFUSIONS, TEXTS
@@ -106,6 +107,14 @@ def test_every_sampler_draws(gpu, second_stage, sampler):
     assert on_gpu(images)
     there = {key: gpu.put(v) if isinstance(v, torch.Tensor) else v for key, v in batch.items()}
     assert torch.equal(draw(there), images)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace", "karras", "flow"])
+@pytest.mark.parametrize("make", [lambda: NoiseSchedule(cosine_betas()), RectifiedFlow])
+def test_timesteps_are_the_same_there(gpu, make, spacing):
+    here = make().timesteps(7, spacing)
+    there = gpu.put(make()).timesteps(7, spacing)
+    assert torch.equal(here, there) and not on_gpu(there)
 
 
 def test_a_transformer_trains_and_draws_pixels(gpu):
