@@ -49,7 +49,7 @@ def ddim(denoise, z_T, schedule, steps=50, generator=None, *, eta=0.0, spacing="
         # 1. "predicted x0" and the direction that points to x_t (eq. 9)
         x0, eps = denoise(x, t)
         # 2. how much of the noise is fresh: eta times the posterior's standard deviation (eq. 16)
-        fresh = eta * schedule.posterior(x0, x, t, s)[1].sqrt()
+        fresh = eta * schedule.posterior(x0, x, t, s)[1].sqrt() if eta > 0 else 0.0
         # 3. the same x0, at the noise level of s (eq. 12)
         x = alpha_s * x0 + (sigma_s**2 - fresh**2).clamp(min=0).sqrt() * eps
         if eta > 0:
