@@ -266,6 +266,7 @@ def test_text_stands_out_from_its_ground(dark, browser):
 
 
 CONTRAST = """() => {
+    document.getAnimations().forEach(each => each instanceof CSSTransition && each.finish());
     const read = text => { const n = text.match(/[\\d.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n; };
     const over = (a, b) => [0, 1, 2].map(i => a[i] * a[3] + b[i] * (1 - a[3])).concat(1);
     const ground = element => {
