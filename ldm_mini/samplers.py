@@ -92,7 +92,7 @@ def euler(denoise, z_T, schedule, steps=50, generator=None, *, view="flow", spac
         # 1. x0 and eps, of which the slope is made
         x0, eps = denoise(x, t)
         # 2. over to the view, one step along its time, and back
-        x = _move(VIEWS[view], x, x0, eps, *_levels(schedule, x, t, s))
+        x = _move(view, x, x0, eps, *_levels(schedule, x, t, s))
         yield x
 
 
@@ -108,12 +108,12 @@ def heun(denoise, z_T, schedule, steps=20, generator=None, *, view="flow", spaci
         levels = _levels(schedule, x, t, s)
         # 1. a step of Euler
         x0, eps = denoise(x, t)
-        there = _move(VIEWS[view], x, x0, eps, *levels)
+        there = _move(view, x, x0, eps, *levels)
         # 2. the slope at its end; at the clean image there is none to ask for
         if s[0] >= 0:
             x0_there, eps_there = denoise(there, s)
             # 3. the step again, with the mean of both
-            there = _move(VIEWS[view], x, (x0 + x0_there) / 2, (eps + eps_there) / 2, *levels)
+            there = _move(view, x, (x0 + x0_there) / 2, (eps + eps_there) / 2, *levels)
         x = there
         yield x
 
@@ -123,8 +123,11 @@ def heun(denoise, z_T, schedule, steps=20, generator=None, *, view="flow", spaci
 VIEWS = {"flow": lambda alpha, sigma: alpha + sigma, "exploding": lambda alpha, sigma: alpha}
 
 
-def _move(scale, x, x0, eps, alpha_t, sigma_t, alpha_s, sigma_s):
+def _move(view, x, x0, eps, alpha_t, sigma_t, alpha_s, sigma_s):
     """From x at t to s, where x0 and eps say how y = x / scale goes: dy = x0 d(alpha/scale) + eps d(sigma/scale)."""
+    if view not in VIEWS:
+        raise ValueError(f"view must be one of {list(VIEWS)}, got {view!r}.")
+    scale = VIEWS[view]
     now, then = scale(alpha_t, sigma_t), scale(alpha_s, sigma_s)
     return then * (x / now + (alpha_s / then - alpha_t / now) * x0 + (sigma_s / then - sigma_t / now) * eps)
 

@@ -4,9 +4,10 @@
 
 from .attention_maps import record_attention
 from .inputs import scenes_for, show_inputs
-from .plotting import LINE_STYLES, PALETTE, draw_boxes, plot_curve, save_grid, show_images, show_semantic, to_uint8
+from .plotting import (LINE_STYLES, PALETTE, draw_boxes, figure_done, plot_curve, save_grid, show_images, show_semantic,
+                       to_uint8)
 
 __all__ = [
-    "LINE_STYLES", "PALETTE", "draw_boxes", "plot_curve", "record_attention", "save_grid", "scenes_for", "show_images",
-    "show_inputs", "show_semantic", "to_uint8",
+    "LINE_STYLES", "PALETTE", "draw_boxes", "figure_done", "plot_curve", "record_attention", "save_grid", "scenes_for",
+    "show_images", "show_inputs", "show_semantic", "to_uint8",
 ]

@@ -1,7 +1,7 @@
 """Pictures of pictures: grids, boxes, semantic maps, curves. Colours are told apart with any kind of colour vision.
 
-The `show_*`, `draw_*` and `plot_*` functions draw into matplotlib axes and return them, so a notebook decides when to
-`plt.show()`.
+The `show_*`, `draw_*` and `plot_*` functions draw into matplotlib axes and return them; `figure_done` ends a cell of a
+notebook: it shows what was drawn, with words for those who cannot see it.
 """
 
 import math
@@ -61,6 +61,26 @@ def save_grid(images, path, columns: int | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(sheet).save(path)
     return path
+
+
+def figure_done(alt: str) -> None:
+    """Show the figure that was drawn last, as `plt.show()` does, and close it.
+
+    alt: what it shows, in one or two sentences: the alternative text that a screen reader speaks. It becomes the
+    picture's `alt` in the saved notebook, in pages made from it, and on the course's site. ValueError for no words.
+    """
+    import matplotlib.pyplot as plt
+
+    if not str(alt).strip():
+        raise ValueError("say in a sentence what the figure shows: a screen reader has nothing else.")
+    figure = plt.gcf()
+    try:
+        from IPython.display import display
+    except ModuleNotFoundError:                 # a script, without the course's packages
+        plt.show()
+    else:
+        display(figure, metadata={"image/png": {"alt": " ".join(alt.split())}})
+    plt.close(figure)
 
 
 def plain(text) -> str:

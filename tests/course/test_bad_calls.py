@@ -155,6 +155,9 @@ CALLS = {
     "several to steer away from": (lambda: of_classes().sample({"class": [1]}, negative=["x"], steps=1), "one caption"),
     **{f"{name} of a network": (lambda s=sampler: list(s(net(), torch.ones(2, 4, 8, 8), SCHEDULE, 2)), "got a UNet")
        for name, sampler in SAMPLERS.items()},
+    **{f"{name} in no such view": (lambda s=SAMPLERS[name]: list(s(lambda x, t: (x, x), torch.ones(2, 4), SCHEDULE, 2,
+                                                                   view="vp")), "view must be one of .*'vp'")
+       for name in ("euler", "heun")},
     **{f"{name} {value}": (lambda name=name, value=value: net(**{name: value}), f"{name} must be at least 1, got")
        for name, value in (("channels", -16), ("head_dim", 0), ("groups", -1), ("transformer_depth", 0),
                            ("num_res_blocks", 0), ("num_heads", 0), ("context_dim", 0))},

@@ -96,9 +96,9 @@ def cell_problems(cell):
         return found
     if re.search(FORBIDDEN, cell.source, re.M):
         found.append("no %%time, %%capture, %matplotlib, ignored warnings or NBVAL comments (use a tag)")
-    if "plt.subplots(" in cell.source and "plt.show()" not in cell.source and "interact" not in cell.source \
-            and "def " not in cell.source:
-        found.append("a figure cell ends with plt.show()")
+    if "plt.subplots(" in cell.source and "interact" not in cell.source and "def " not in cell.source \
+            and not re.search(r"plt\.show\(\)|figure_done\(", cell.source):
+        found.append("a figure cell ends with figure_done(what it shows)")
     if solution_outside_of_a_function(cell.source):
         found.append("a solution stands outside of a function: the student's cell would stop at once")
     for output in cell.get("outputs", []):
@@ -190,7 +190,7 @@ def source(index, old, new):
     (source(1, "print", "%%time\nprint"), "%%time"),
     (lambda nb: nb.cells[1].update(source="### BEGIN SOLUTION\nprint(1 / 8)\n### END SOLUTION"), "outside of a"),
     (source(1, "def f():", "class f:"), "outside of a function"),
-    (source(2, "plt.show()", ""), "plt.show"),
+    (source(2, "plt.show()", ""), "figure_done"),
     (output("stream", name="stderr", text="UserWarning: something"), "stderr"),
     (output("error", ename="ValueError", evalue="no", traceback=[]), "stopped with ValueError"),
     (output("stream", name="stdout", text="saved in /home/me/ldm_mini/a.png"), "folder of the machine"),

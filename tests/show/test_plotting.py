@@ -1,5 +1,7 @@
 """Figures hold what was put in: pixels at their places, boxes where they belong, colours that can be told apart."""
 
+import sys
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -118,3 +120,24 @@ def test_grid_is_torchvisions_without_its_frame(tmp_path, count, columns):
                            value_range=(-1, 1))
     theirs = (grid[:, 2:-2, 2:-2] if count > 1 else grid).permute(1, 2, 0).mul(255).numpy()
     assert sheet.shape == theirs.shape and np.abs(sheet - theirs).max() <= 0.51
+
+
+def test_a_figure_is_shown_with_words_for_those_who_cannot_see_it(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda figure, metadata: shown.append((figure, metadata)))
+    figure, other = plt.figure(), plt.figure()
+    plotting.figure_done("""Loss against steps:
+                            it falls.""")
+    assert shown == [(other, {"image/png": {"alt": "Loss against steps: it falls."}})]
+    assert plt.get_fignums() == [figure.number]
+    with pytest.raises(ValueError, match="say in a sentence"):
+        plotting.figure_done(" ")
+
+
+def test_without_ipython_a_figure_is_shown_as_ever(monkeypatch):
+    shown = []
+    monkeypatch.setitem(sys.modules, "IPython.display", None)
+    monkeypatch.setattr(plt, "show", lambda: shown.append(plt.gcf()))
+    figure = plt.figure()
+    plotting.figure_done("A line.")
+    assert shown == [figure] and not plt.get_fignums()
