@@ -47,7 +47,7 @@ def train(stage: Positional[Literal["autoencoder", "text", "diffusion"]], recipe
           lr: o.Rate | None = None, latents: o.Count | None = None, device: o.Device = "auto",
           compile: Literal["recipe", "on", "off"] = "recipe", workers: o.Workers | None = None,
           threads: o.Threads = None, seed: o.Seed = 0, log_every: o.Count = 20, sample_every: o.Count = 500,
-          save_every: o.Count = 500) -> None:
+          save_every: o.Count = 500, track: str | None = None) -> None:
     """Train one of the two stages, or the text transformer; the run's folder holds everything, while it runs.
 
     Args:
@@ -73,6 +73,7 @@ def train(stage: Positional[Literal["autoencoder", "text", "diffusion"]], recipe
         log_every: steps between lines of log.jsonl.
         sample_every: steps between pictures and validation.
         save_every: steps between checkpoints.
+        track: log to tensorboard, wandb or another tracker of accelerate's, too, if it is installed.
     """
     from .training.launch import train_stage
     from .training.recipes import find_recipe, for_task
@@ -97,7 +98,8 @@ def train(stage: Positional[Literal["autoencoder", "text", "diffusion"]], recipe
     train_stage(stage, chosen, out, autoencoder=autoencoder, start_from=start_from, text=text, resume=resume,
                 minutes=minutes,
                 device=o.ready(device, threads), compile={"recipe": None, "on": True, "off": False}[compile],
-                workers=workers, seed=seed, log_every=log_every, sample_every=sample_every, save_every=save_every)
+                workers=workers, seed=seed, log_every=log_every, sample_every=sample_every, save_every=save_every,
+                track=track)
 
 
 def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | None = None, image: Path | None = None,

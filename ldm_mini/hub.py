@@ -110,6 +110,28 @@ def save(folder, model: nn.Module, half=False, card: dict | None = None, shard_b
     return folder
 
 
+def push(folder, repository: str, private: bool | None = None) -> str:
+    """Publish a saved model as "owner/name" on the Hugging Face Hub, which `find` gets back; returns its address.
+
+    The folder goes as it is, once its files are what was written: a README.md, if there is one, is its card there. You
+    have to be logged in (`hf auth login`). FileError for no model, or a damaged one, and for what the Hub says.
+    """
+    folder = Path(folder)
+    check_sums(folder)
+    if not isinstance(read_json(folder / CONFIG), dict) or not weight_files(folder):
+        raise FileError(f"{folder} holds no saved model.")
+    from huggingface_hub import HfApi  # slow to import, hence only here
+
+    try:
+        hub = HfApi(library_name="ldm_mini")
+        name = hub.create_repo(repository, private=private, exist_ok=True).repo_id
+        hub.upload_folder(repo_id=name, folder_path=folder, allow_patterns=["*.json", "*.safetensors", "*.md", "*.png"])
+    except Exception as error:                                  # offline, no right to write, a bad name: many classes
+        raise FileError(f"{folder} could not be published as {repository!r} ({type(error).__name__}: {error}). Are you "
+                        "logged in (`hf auth login`)?") from error
+    return f"https://huggingface.co/{name}"
+
+
 def load(name_or_folder, kind: str, device=None, **parts) -> nn.Module:
     """A saved model of the class `kind`, in evaluation mode; `find` says what names mean. Raises FileError.
 

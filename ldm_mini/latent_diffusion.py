@@ -6,6 +6,7 @@ import warnings
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
@@ -222,6 +223,14 @@ class LatentDiffusion(nn.Module):
         card: anything JSON that should stay with the weights: data, recipe, hardware, measures.
         """
         return hub.save(folder, self, half, card, shard_bytes)
+
+    def push_to_hub(self, repository: str, half=False, card: dict | None = None, private: bool | None = None) -> str:
+        """Publish it as "owner/name" on the Hugging Face Hub, for `from_pretrained`; returns its address.
+
+        `hub.push` publishes a folder that was saved, with its README.
+        """
+        with TemporaryDirectory() as folder:
+            return hub.push(self.save_pretrained(folder, half, card), repository, private)
 
     @classmethod
     def from_pretrained(cls, name_or_folder, net=None, autoencoder=None, conditioner=None, device=None):

@@ -4,8 +4,17 @@
 
 from .attention_maps import record_attention
 from .inputs import scenes_for, show_inputs
-from .plotting import (LINE_STYLES, PALETTE, draw_boxes, figure_done, plot_curve, save_grid, show_images, show_semantic,
-                       to_uint8)
+from .plotting import (
+    LINE_STYLES,
+    PALETTE,
+    draw_boxes,
+    figure_done,
+    plot_curve,
+    save_grid,
+    show_images,
+    show_semantic,
+    to_uint8,
+)
 
 __all__ = [
     "LINE_STYLES", "PALETTE", "draw_boxes", "figure_done", "plot_curve", "record_attention", "save_grid", "scenes_for",

@@ -18,13 +18,14 @@ from .stages import FirstStageRun, SecondStageRun, TextRun
 
 def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None, start_from: str | None = None,
                 text: str | None = None, resume: bool = False, device: str | None = None, compile: bool | None = None,
-                workers: int | None = None, seed: int = 0, **options) -> bool:
+                workers: int | None = None, seed: int = 0, track=None, **options) -> bool:
     """Train a recipe in the folder `out`; True when it is finished, False when `minutes` were over before.
 
     autoencoder: for stage "diffusion", the first stage: the `model` folder of its run, or a name `hub.find` knows.
     start_from:  a trained diffusion model of the same shape, to be trained further; new conditions may join it.
     text:        for stage "diffusion", a text transformer that can read: the `model` folder of a run of stage "text".
     compile:     None = as the recipe says, on a GPU. workers: None = 0 on a CPU, which they would only slow down.
+    track:       also log to what accelerate knows by this name ("tensorboard", "wandb", ...), or to a GeneralTracker.
     options:     of `runs.follow`: minutes, log_every, sample_every, save_every.
     Raises ValueError before anything is written, if the folder, the recipe or the first stage cannot be used, and
     `runs.Stopped` when it was asked to stop, all saved. Both can be resumed.
@@ -34,7 +35,8 @@ def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None, star
                          "`python -m ldm_mini train autoencoder`.")
     given = {"autoencoder": autoencoder, "start_from": start_from, "text": text}
     given = {name: str(model) for name, model in given.items() if model}
-    out, accelerator = Path(out), _accelerator(device)
+    out = Path(out)
+    accelerator = _accelerator(device, track, out)
     settings = {"stage": stage, "seed": seed, "processes": accelerator.num_processes, **asdict(recipe), **given,
                 "weights": {name: content_hash(model) for name, model in given.items()}}
     with contextlib.ExitStack() as inside:
@@ -60,6 +62,8 @@ def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None, star
         # all is built, nothing was refused: from here on the folder is this run's
         if accelerator.is_main_process:
             runs.open_run(out, settings, checkpoint)
+        if track is not None:
+            accelerator.init_trackers("ldm_mini", {"stage": stage, "recipe": recipe.name, "seed": seed})
         run.begin()
         if (recipe.compile and run.state.device.type == "cuda") if compile is None else compile:
             _compile(run.state.model)
@@ -119,13 +123,20 @@ def load_or_train(train: bool = False, recipe: str = "base", *, stage: str = "di
     return load(out / stage / "model", device=device)
 
 
-def _accelerator(device: str | None):
+def _accelerator(device: str | None, track=None, out=None):
     from accelerate import Accelerator
+    from accelerate.tracking import GeneralTracker, get_available_trackers
+
+    # accelerate passes over what is not there, in silence
+    there = [str(name) for name in get_available_trackers()]
+    if not isinstance(track, GeneralTracker | None) and track not in there:
+        raise ValueError(f"--track {track}: accelerate knows no such tracker, or it is not installed here. Found: "
+                         f"{', '.join(there) or 'none'}.")
 
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")              # TF32
         torch.backends.cudnn.allow_tf32 = True
-    accelerator = Accelerator(cpu=device == "cpu")
+    accelerator = Accelerator(cpu=device == "cpu", log_with=track, project_dir=out)
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise ValueError(f"mixed precision {accelerator.mixed_precision!r} is not supported: use bf16 or no.")
     return accelerator

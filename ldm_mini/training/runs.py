@@ -166,7 +166,9 @@ def follow(logs, state, out, steps: int, images_per_step: int, sample, *, log_ev
                 # before anything of it is kept
                 _refuse_nan(log, out)
                 speed = len(window) * images_per_step / (time.monotonic() - clock)
-                _record({**_means(window), "images_per_s": speed, **(sample() if draw else {})}, out, bar)
+                record = _record({**_means(window), "images_per_s": speed, **(sample() if draw else {})}, out, bar)
+                if state.accelerator is not None:
+                    state.accelerator.log(record, step=log.step)
                 # sampling is no part of the training speed
                 window, clock = [], time.monotonic()
             if main and log.step == first + 20 and not last:
@@ -211,11 +213,12 @@ def _means(window) -> dict:
     return {**{name: sum(v) / len(v) for name, v in values.items()}, "step": window[-1].step}
 
 
-def _record(record: dict, out: Path, bar) -> None:
+def _record(record: dict, out: Path, bar) -> dict:
     record = {name: value if name == "step" else float(f"{value:.6g}") for name, value in record.items()}
     with open(out / "log.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
     bar.set_postfix_str(f"loss {record['loss']:.4f}, {record['images_per_s']:.0f} images/s")
+    return record
 
 
 def _agree(state, stop: bool) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_mini.conditioners import CombinedConditioner, LayoutConditioner, TextConditioner
 from ldm_mini.dit import DiT, DiTConfig
 from ldm_mini.files import SUMS, FileError, load_safetensors, read_json, save_safetensors
-from ldm_mini.hub import CONFIG, INDEX, WEIGHTS, build, describe, find, load, save, weight_files
+from ldm_mini.hub import CONFIG, INDEX, WEIGHTS, build, describe, find, load, push, save, weight_files
 from ldm_mini.kl import KLBottleneck
 from ldm_mini.latent_diffusion import LatentDiffusion
 from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
@@ -174,3 +175,56 @@ def test_weights_that_changed_are_not_loaded(tmp_path):
         load(folder, "VQBottleneck")
     (folder / SUMS).unlink()
     load(folder, "VQBottleneck")
+
+
+class Hub:
+    """Stands for the Hugging Face Hub: what was published, by name."""
+
+    kept: dict = {}
+
+    def __init__(self, library_name):
+        assert library_name == "ldm_mini"
+
+    def create_repo(self, name, private, exist_ok):
+        """A place for a model."""
+        if "/" not in name:
+            raise ValueError("owner/name")
+        return SimpleNamespace(repo_id=name)
+
+    def upload_folder(self, repo_id, folder_path, allow_patterns):
+        """Keep the files that may go."""
+        self.kept[repo_id] = {path.name: path.read_bytes() for path in folder_path.iterdir()
+                              if any(path.match(pattern) for pattern in allow_patterns)}
+
+
+def test_a_published_model_comes_back(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    model = build_diffusion(DIFFUSIONS["micro"], build_autoencoder(AUTOENCODERS["micro"]))
+    assert model.push_to_hub("someone/tiny", half=True) == "https://huggingface.co/someone/tiny"
+
+    def fetched(name, revision, allow_patterns):
+        for file, content in Hub.kept[name].items():
+            (tmp_path / file).write_bytes(content)
+        return tmp_path
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
+    again = LatentDiffusion.from_pretrained("someone/tiny").state_dict()
+    assert all(torch.equal(again[name].half(), v.half()) for name, v in model.state_dict().items())
+
+
+def test_only_whole_models_are_published(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    folder = save(tmp_path / "model", build_autoencoder(AUTOENCODERS["micro"]))
+    (folder / "README.md").write_text("a card")
+    (folder / "notes.txt").write_text("not for others")
+    push(folder, "someone/first-stage")
+    assert {CONFIG, WEIGHTS, "README.md"} == {*Hub.kept["someone/first-stage"]}
+    with pytest.raises(FileError, match="could not be published as 'nameless' .*logged in"):
+        push(folder, "nameless")
+    with pytest.raises(FileError):
+        push(tmp_path, "someone/nothing")
+    content = bytearray((folder / WEIGHTS).read_bytes())
+    content[-1] ^= 1
+    (folder / WEIGHTS).write_bytes(content)
+    with pytest.raises(FileError, match=WEIGHTS):
+        push(folder, "someone/damaged")

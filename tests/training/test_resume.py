@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.tracking import GeneralTracker
 
 from ldm_mini.files import load_safetensors, save_safetensors
 from ldm_mini.train import FirstStageLoss, Log
@@ -282,3 +283,37 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoints(tmp_p
     with pytest.raises(ValueError, match=f"loss became nan by step 8.*{good.name}"):
         runs.follow(logs, poisoned, out, 20, 1, dict, log_every=100, sample_every=100, save_every=8)
     assert runs.latest(out / "checkpoints") == good
+
+
+class Kept(GeneralTracker):
+    """A tracker that keeps what it is told."""
+
+    name, requires_logging_directory = "kept", False
+
+    def __init__(self):
+        super().__init__()
+        self.config, self.records = None, []
+
+    @property
+    def tracker(self):
+        """What accelerate asks for."""
+        return self.records
+
+    def store_init_configuration(self, values):
+        """What is trained."""
+        self.config = values
+
+    def log(self, values, step=None, **options):
+        """A record, and its step."""
+        self.records.append((step, values))
+
+
+def test_a_tracker_hears_what_the_log_holds(tmp_path):
+    recipe, kept = replace(recipe_of("autoencoder"), steps=20, loss=PLAIN), Kept()
+    assert train_stage("autoencoder", recipe, tmp_path / "run", track=kept, **EVERY)
+    log = runs.read_log(tmp_path / "run")
+    assert kept.records == [(record["step"], record) for record in log] and len(log) == 6
+    assert kept.config == {"stage": "autoencoder", "recipe": "micro", "seed": 0}
+    with pytest.raises(ValueError, match="--track nobody: accelerate knows no such tracker"):
+        train_stage("autoencoder", recipe, tmp_path / "other", track="nobody", **EVERY)
+    assert not (tmp_path / "other").exists()
