@@ -33,8 +33,10 @@ def index_mistakes(z: Tensor, codebook: Tensor) -> list:
     best = lambda score: score.argmin(1).view(z.shape[0], *z.shape[2:])
     directions = F.normalize(rows(z), dim=1) @ F.normalize(codebook, dim=1).T
     one_norm = torch.cdist(rows(z), codebook, p=1).argmin(1).view(z.shape[0], *z.shape[2:])
+    turned = lambda z: z.permute(0, 3, 2, 1).reshape(-1, z.shape[1])
     return [
         (nearest(z, codebook, lambda z: z.reshape(-1, z.shape[1])), FLAT),
+        (nearest(z, codebook, turned), "height and width have changed places: permute(0, 2, 3, 1), not (0, 3, 2, 1)."),
         (nearest(z, codebook, pick=torch.argmax), "these are the codes *farthest* away: take the argmin."),
         (best(-products), "|e|^2 is missing. The codes differ in length, so the largest dot product is not the "
                           "nearest code."),

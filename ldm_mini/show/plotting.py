@@ -92,7 +92,8 @@ def show_images(images, titles=None, columns: int | None = None, size: float = 1
                 row_labels=None):
     """Images (B, C, H, W) in [-1, 1], a title below each, a label left of each row -> matplotlib Figure.
 
-    titles: one per image, or one per column, which then stand under the last row; wrapped at `title_width` letters.
+    titles: one per image, or one per column, which then stand under the last row; wrapped at `title_width`
+            letters, or where the picture ends.
     """
     import matplotlib.pyplot as plt
 
@@ -104,7 +105,8 @@ def show_images(images, titles=None, columns: int | None = None, size: float = 1
     if titles is not None and len(titles) != len(pixels):
         raise ValueError(f"show_images: {len(titles)} titles for {len(pixels)} images; give one each, "
                          "or one per column.")
-    texts = ["\n".join(textwrap.wrap(plain(title), title_width)) for title in titles or ()]
+    width = min(title_width, int(15 * size))                                # letters of 9 points that stand below one
+    texts = ["\n".join(textwrap.wrap(plain(title), max(width, 1))) for title in titles or ()]
     lines = sum(max(text.count("\n") + bool(text) for text in texts[i:i + columns])
                 for i in range(0, len(texts), columns))
     figure, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained",
@@ -114,9 +116,9 @@ def show_images(images, titles=None, columns: int | None = None, size: float = 1
     for i, (axis, image) in enumerate(zip(axes.flat, pixels)):
         _show(axis, image)
         if texts:
-            axis.text(0.5, -0.04, texts[i], transform=axis.transAxes, ha="center", va="top", fontsize=7)
+            axis.text(0.5, -0.04, texts[i], transform=axis.transAxes, ha="center", va="top", fontsize=9)
     for axis, label in zip(axes[:, 0], row_labels, strict=True) if row_labels is not None else ():
-        axis.text(-0.06, 0.5, plain(label), transform=axis.transAxes, ha="right", va="center", fontsize=8)
+        axis.text(-0.06, 0.5, plain(label), transform=axis.transAxes, ha="right", va="center", fontsize=9)
     return figure
 
 
@@ -193,7 +195,7 @@ def plot_curve(records, key: str = "loss", band=None, x: str = "step", smooth: i
     if log:
         ax.set_yscale("log")
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(frameon=False, fontsize=9)
     return ax
 
 

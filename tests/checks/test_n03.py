@@ -232,6 +232,7 @@ CORRECT = {
 MUTANTS = {
     checks.nearest_code: [
         *spoiled(nearest, (dict(vectors=lambda z: z.reshape(-1, z.shape[1])), "mixed pixels"),
+                 (dict(vectors=lambda z: z.permute(0, 3, 2, 1).reshape(-1, z.shape[1])), "changed places"),
                  (dict(pick=torch.argmax), "farthest"), (dict(score=lambda v, e: -v @ e.T), r"\|e\|\^2 is missing"),
                  (dict(score=lambda v, e: -2 * v @ e.T), r"\|e\|\^2 is missing"),
                  (dict(score=lambda v, e: (e**2).sum(1) - v @ e.T), "a factor"),

@@ -194,7 +194,25 @@ def per_t_in_one_call(denoise, schedule, x0, eps, times):
     return (denoise(schedule.add_noise(x0, both, t), t)[1] - both).square().view(K, -1).mean(1)
 
 
+def back(couplings, z, order=-1, undo=lambda b, s, t: (b - t) / s.exp(), places=(0, 1), asked=1, last=None):
+    """The flow's way back with one thing changed."""
+    for coupling in couplings[::order][:last]:
+        a, b = z[:, asked], z[:, 1 - asked]
+        z = torch.stack([a, undo(b, *coupling(a))], 1)[:, places]
+    return z
+
+
+def back_in_columns(couplings, z):
+    """With slices that stay (B, 1), and exp(-scale)."""
+    became, a = z[:, :1], z[:, 1:]
+    for coupling in list(couplings)[::-1]:
+        scale, shift = coupling(a[:, 0])
+        became, a = a, (became - shift[:, None]) * torch.exp(-scale)[:, None]
+    return torch.cat([became, a], 1)
+
+
 CORRECT = {
+    checks.flow_back: [back, back_in_columns],
     checks.noising_walk: [walk, walk_at_once, lambda x, b, g: walk(x, b, g).clone().contiguous()],
     checks.ddpm_sampling: [sample, sample_yields, sample_stacked],
     checks.grid_bayes: [bayes, bayes_by_trapezoids],
@@ -209,6 +227,17 @@ CORRECT = {
 }
 
 MUTANTS = {
+    checks.flow_back: [
+        *spoiled(back, (dict(order=1), "the last one comes first"), (dict(asked=0), "changed places"),
+                 (dict(undo=lambda b, s, t: b / s.exp() - t), "the last thing first"),
+                 (dict(undo=lambda b, s, t: b * s.exp() + t), "goes forward"),
+                 (dict(undo=lambda b, s, t: (b - t) * s.exp()), "divide by exp"),
+                 (dict(undo=lambda b, s, t: (b - t) / s), "never 0"),
+                 (dict(undo=lambda b, s, t: (b + t) / s.exp()), "subtract it"),
+                 (dict(places=(1, 0)), "wrong order|off by"), (dict(last=1), "only one"), (dict(last=3), "off by")),
+        (lambda c, z: back(c, z).double(), "dtype"), (lambda c, z: back(c, z.detach()), "no gradient"),
+        (lambda c, z: z, "off by up to"), (lambda c, z: 1.01 * back(c, z), "off by up to"),
+    ],
     checks.noising_walk: [
         *spoiled(walk, (dict(keep=lambda b: 1), "does not shrink"), (dict(keep=lambda b: 1 - b), "the \\*root\\* of 1"),
                  (dict(add=lambda b: b), "the \\*root\\* of beta"), (dict(add=lambda b: 0), "no noise"),
