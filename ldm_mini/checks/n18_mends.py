@@ -86,8 +86,9 @@ def mended_through_u(function):
 
 def mended_drop_labels(function):
     """`function(labels, null, p)`: (B,) int64 -> each with probability p `null`, like labels."""
+    draw = fresh()
     for count, null, p in ((6000, 5, 0.3), (4000, 8, 0.15)):
-        labels = torch.arange(count) % null
+        labels = (100 * draw(count)).long() % null
         with own_randomness():
             got = attempt(function, labels, null, p, name="mended_drop_labels")  # and that tells of in place
         if not isinstance(got, torch.Tensor) or got.shape != labels.shape or got.dtype != torch.int64:

@@ -39,7 +39,8 @@ IMPORT_NAMES = {"pil": "pillow", "yaml": "pyyaml", "ipython": "ipykernel", "nbfo
                 "nbclient": "jupyterlab"}
 TOOLS = {"jupyterlab", "nbval", "ipykernel", "ipywidgets", "pytest-timeout", "pytest-xdist", "ruff",
          "hatchling"}  # start or plug in
-LOOKED_FOR = {"lpips"}  # by find_spec: its file of weights is read, it is never imported
+LOOKED_FOR = {"lpips",  # by find_spec: its file of weights is read, it is never imported
+              "ipykernel"}  # IPython shows a figure where a notebook runs; elsewhere matplotlib does
 
 
 def pins(name, python=None):
