@@ -15,7 +15,7 @@ from ldm_mini.teaching.statements import needed, used
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("[01]*.ipynb"))
 # what is drawn for these is in layers of torch that they made, or in functions that they are given: not seen here
-UNSEEN = {"05": {"patch_critic"}, "07": {"sees"}, 
+UNSEEN = {"05": {"patch_critic"}, "07": {"sees"},
           "18": {"stopwatch", "test_condition", "test_drop_labels", "test_load_heads", "test_vq_loss"}}
 
 
