@@ -1,11 +1,10 @@
 """Notebook 18, the bug clinic: how a learner's *test* is tested. It must pass for healthy code, however that is
 written, and fail for sick code, each time."""
 
-import torch
 from torch import Tensor
 
 from .checking import CheckFailed, passed, still_a_stub
-from .properties import generator
+from .properties import own_randomness
 
 TRIES = 3  # a test may draw random numbers: what it says must not depend on them
 
@@ -17,13 +16,13 @@ def examine(test, name: str, healthy: dict, sick: dict, line: str):
     A test fails by `assert`, by any other error, or by returning False. line: what is said if all is well.
     """
     for what, patient in healthy.items():
-        for _, said in _tries(test, patient, name):
+        for said in _tries(test, patient, name):
             if said:
                 raise CheckFailed(f"{name} fails for healthy code, {what}. It said: {said}. Whoever cries wolf is not "
                                   "heard: ask only for what must be so in every right version.")
     missed = {}
     for what, (patient, hint) in sick.items():
-        seen = [bool(said) for _, said in _tries(test, patient, name)]
+        seen = [bool(said) for said in _tries(test, patient, name)]
         if not all(seen):
             missed[what] = (any(seen), hint)
     if len(missed) == len(sick) and not any(sometimes for sometimes, _ in missed.values()):
@@ -35,11 +34,11 @@ def examine(test, name: str, healthy: dict, sick: dict, line: str):
 
 
 def _tries(test, patient: tuple, name: str):
-    """Pairs (number of the try, what the test complained of, "" if of nothing)."""
+    """What the test complains of in each of the tries, "" if of nothing."""
     for number in range(TRIES):
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(generator(20 + number).initial_seed() % 2**63)
-            yield number, _complaint(test, patient, name)
+        with own_randomness(20 + number):
+            said = _complaint(test, patient, name)
+        yield said
 
 
 def _complaint(test, patient: tuple, name: str) -> str:

@@ -92,7 +92,7 @@ def test_load_heads(test):
     }, "what was in the file is in the module")
 
 
-def _stages(draw, up, down, twin=None):
+def _stages(draw, up, down):
     """An encoder and a decoder that are exact inverses, with latents of deviation 4, scaled by `up` and by `down`."""
     turn = torch.linalg.qr(draw(3, 3))[0]
     encode = lambda x: up * 4 * torch.einsum("oc,bchw->bohw", turn, x)

@@ -35,11 +35,11 @@ def fresh_whole():
 
 
 @contextmanager
-def own_randomness():
+def own_randomness(stream: int = 2):
     """Within, torch's global random numbers are fresh ones; afterwards they go on as if nothing had been drawn."""
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would also seed what is on a GPU, and take a hundred times as long
-        torch.default_generator.manual_seed(generator(2).initial_seed() % 2**63)
+        torch.default_generator.manual_seed(generator(stream).initial_seed() % 2**63)
         yield
 
 
