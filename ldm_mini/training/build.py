@@ -188,6 +188,11 @@ def begin_as_words(target, new: list[Conditioner], scenes) -> None:
         from_words(words[0], new, scenes)
 
 
+def all_but_words(target) -> list[Conditioner]:
+    """The parts of a LatentDiffusion's conditioner that read no captions."""
+    return [part for part in _parts(target.conditioner) if not isinstance(part, TextConditioner)]
+
+
 def give_text(transformer: TextTransformer, target) -> None:
     """Give a LatentDiffusion's text transformer the weights of one that can read. Raises ValueError if it has another
     shape, or if there is none."""

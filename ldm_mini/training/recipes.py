@@ -155,23 +155,18 @@ TINY_AUTOENCODER = AutoencoderRecipe(
 TINY_L1_AUTOENCODER = replace(TINY_AUTOENCODER, name="tiny_l1",
                               loss=replace(TINY_AUTOENCODER.loss, perceptual_weight=0.0, disc_weight=0.0))
 
-# What ships: 128 pixels in 8 x 8 tokens. The encoder folds patches of 8 and halves once; the decoder paints each pixel.
+# For the front door: 128 pixels in 8 x 8 tokens. The encoder folds patches of 8 and halves once; the decoder paints
+# each pixel.
 # python -m ldm_mini train autoencoder --recipe small
-# Then its second leg, which reads finer: python -m ldm_mini train autoencoder --recipe small_fine \
-#     --start-from runs/autoencoder-small/model
 SMALL_SCENES = SceneConfig(size=128, styles=("fluent_flat",), p_casual=0.3)
 SMALL_AUTOENCODER = AutoencoderRecipe(
     name="small", scenes=SMALL_SCENES,
     model=AutoencoderConfig(downsample_factor=16, latent_channels=12, channels=96, channel_mults=(1, 2),
-                            num_res_blocks=1, groups=1, patch_size=8,
+                            num_res_blocks=2, groups=1, patch_size=8,
                             decoder_channels=(24, 24, 48, 96, 192), decoder_blocks=(0, 1, 1, 2, 2)),
-    codebook_size=None, kl_weight=1.25e-2,      # a weight that means something: the decoder forgives noisy latents
-    steps=2_800, batch_size=16, lr=2e-3, muon_lr=5e-3, warmup=80, betas=(0.9, 0.99),
-    loss=FirstStageLoss(mse_weight=1.0, perceptual_start=1_700, disc_weight=0.0), bf16=True)
-
-SMALL_FINE_AUTOENCODER = replace(
-    SMALL_AUTOENCODER, name="small_fine", model=replace(SMALL_AUTOENCODER.model, num_res_blocks=2), kl_weight=3e-3,
-    steps=1_800, lr=1.5e-3, muon_lr=4e-3, loss=replace(SMALL_AUTOENCODER.loss, perceptual_start=500))
+    codebook_size=None, kl_weight=3e-3,         # a weight that means something: the decoder forgives noisy latents
+    steps=2_400, batch_size=16, lr=2e-3, muon_lr=5e-3, warmup=80, betas=(0.9, 0.99),
+    loss=FirstStageLoss(mse_weight=1.0, perceptual_start=1_440, disc_weight=0.0), bf16=True)
 
 # The first leg of `python -m ldm_mini speedrun`: simple scenes at 64 pixels, f = 8.
 SPEEDRUN_AUTOENCODER = replace(
@@ -179,7 +174,7 @@ SPEEDRUN_AUTOENCODER = replace(
     model=AutoencoderConfig(downsample_factor=8, latent_channels=8, channels=96, channel_mults=(1, 2),
                             num_res_blocks=1, groups=1, patch_size=4,
                             decoder_channels=(48, 48, 96, 192), decoder_blocks=(0, 1, 2, 2)),
-    steps=1_200, warmup=40, loss=replace(SMALL_AUTOENCODER.loss, perceptual_start=750))
+    kl_weight=1.25e-2, steps=1_200, warmup=40, loss=replace(SMALL_AUTOENCODER.loss, perceptual_start=750))
 
 # For one H200: the same design, wider. Not yet run on a GPU; two steps on a CPU. `data/build/train_on_gpu.py` fits the
 # steps into given minutes.
@@ -199,7 +194,7 @@ MICRO_AUTOENCODER = AutoencoderRecipe(
     loss=FirstStageLoss(perceptual_start=10, disc_start=12), disc_channels=4, disc_layers=1)
 
 AUTOENCODERS = {r.name: r for r in (TINY_AUTOENCODER, TINY_L1_AUTOENCODER, SMALL_AUTOENCODER,
-                                    SMALL_FINE_AUTOENCODER, SPEEDRUN_AUTOENCODER, BASE_AUTOENCODER, MICRO_AUTOENCODER)}
+                                    SPEEDRUN_AUTOENCODER, BASE_AUTOENCODER, MICRO_AUTOENCODER)}
 
 # For a CPU, on the latents of the tiny autoencoder.
 # python -m ldm_mini train diffusion --recipe tiny --autoencoder runs/autoencoder-tiny/model
@@ -223,27 +218,23 @@ TINY_ALL_DIFFUSION = replace(for_task(TINY_DIFFUSION, "all"), name="tiny_all", s
 TINY_LAYOUTS_DIFFUSION = replace(TINY_ALL_DIFFUSION, name="tiny_layouts", alone="layout", t_power=4.0, steps=4_000,
                                  decay="constant", ema_decay=0.99)
 
-# What will ship: 64 tokens of 128 pixels, words by cross attention alone, a text transformer that can read already.
-# Words first, for they are the hardest; then, from there, all conditions:
+# For the front door: 64 tokens of 128 pixels, words by cross attention alone, a text transformer that can read
+# already, and all conditions from the first step, classes and layouts begun as words.
 # python -m ldm_mini train text --recipe small
-# python -m ldm_mini train diffusion --recipe small_words --autoencoder runs/autoencoder-small_fine/model \
+# python -m ldm_mini train diffusion --recipe small --autoencoder runs/autoencoder-small/model \
 #     --text runs/text-small/model
-# python -m ldm_mini train diffusion --recipe small --autoencoder runs/autoencoder-small_fine/model \
-#     --start-from runs/diffusion-small_words/model
 # and, when the time is up, a last leg whose rate falls to zero:
-# python -m ldm_mini train diffusion --recipe small_fine --autoencoder runs/autoencoder-small_fine/model \
+# python -m ldm_mini train diffusion --recipe small_fine --autoencoder runs/autoencoder-small/model \
 #     --start-from runs/diffusion-small/model
 SMALL_DIFFUSION = DiffusionRecipe(
     name="small", scenes=SMALL_SCENES, easy=replace(TINY_SCENES, size=128, p_casual=0.3),
     channels=128, channel_mults=(1, 1), attn_levels=(0, 1), groups=8,
-    parts=PARTS, p_drop_each=0.5, p_single=0.8, text_practice=8.0,
+    parts=PARTS, p_drop_each=0.5, p_single=0.8, text_practice=10.0,
     text_width=192, text_layers=2, text_heads=6, text_lr=0.2, vector=False, t_power=1.6, posterior=False,
-    latents=48_000, steps=60_000, batch_size=32, lr=2e-3, muon_lr=5e-3, warmup=100, decay="constant", ema_decay=0.998,
+    latents=40_000, steps=20_000, batch_size=32, lr=2e-3, muon_lr=5e-3, warmup=100, decay="constant", ema_decay=0.998,
     bf16=True)
 
-SMALL_WORDS_DIFFUSION = replace(SMALL_DIFFUSION, name="small_words", parts=("text",), p_drop_each=0.0, p_single=0.0)
-
-SMALL_FINE_DIFFUSION = replace(SMALL_DIFFUSION, name="small_fine", steps=1_500, decay="cosine")
+SMALL_FINE_DIFFUSION = replace(SMALL_DIFFUSION, name="small_fine", steps=2_000, decay="cosine")
 
 SPEEDRUN_DIFFUSION = replace(SMALL_DIFFUSION, name="speedrun", scenes=TINY_SCENES, easy=None, parts=("text",),
                              latents=36_000, steps=2_600, warmup=60, decay="cosine")
@@ -260,7 +251,7 @@ MICRO_DIFFUSION = DiffusionRecipe(
     latents=32, steps=40, batch_size=4, warmup=5, sample_captions=("an apple", "a red star"))
 
 DIFFUSIONS = {r.name: r for r in (TINY_DIFFUSION, TINY_ALL_DIFFUSION, TINY_LAYOUTS_DIFFUSION, SMALL_DIFFUSION,
-                                  SMALL_WORDS_DIFFUSION, SMALL_FINE_DIFFUSION, SPEEDRUN_DIFFUSION, BASE_DIFFUSION,
+                                  SMALL_FINE_DIFFUSION, SPEEDRUN_DIFFUSION, BASE_DIFFUSION,
                                   MICRO_DIFFUSION)}
 
 # python -m ldm_mini train text --recipe small

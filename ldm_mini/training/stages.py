@@ -154,6 +154,7 @@ class SecondStageRun(Run):
             new = build.start_from(LatentDiffusion.from_pretrained(self.start_from), self.model)
         if self.text is not None and self.checkpoint is None:
             build.give_text(hub.load(self.text, "TextTransformer"), self.model)
+            new = build.all_but_words(self.model) if self.start_from is None else new
         # when all is usable, and with the words that will be trained
         build.begin_as_words(self.model, new, self.recipe.scenes)
         _channels_last(self.model.net)

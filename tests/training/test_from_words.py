@@ -4,13 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch.testing import assert_close
 
+from ldm_mini import hub
 from ldm_mini.scenes.scene import random_scene
 from ldm_mini.scenes.vocabulary import NOUNS, UNIT
+from ldm_mini.text import TextTransformer
 from ldm_mini.training import build
-from ldm_mini.training.from_words import described, layouts_from_words
+from ldm_mini.training.from_words import described, layouts_from_words, word_tokens
 from ldm_mini.training.recipes import AUTOENCODERS, DIFFUSIONS
+from ldm_mini.training.stages import SecondStageRun
 
 WORDS = replace(DIFFUSIONS["micro"], parts=("text",), text_width=32)
 ALL = replace(WORDS, parts=("text", "class", "layout"))
@@ -52,6 +56,22 @@ def test_a_class_is_its_word_and_no_class_is_silent():
         place = words.tokenizer.encode(caption).tokens.index(NOUNS[noun])
         assert_close(classes.encode({"class": torch.tensor([noun])}).context[0, 0], words([caption])[0][0, place])
     assert_close(classes.null({"class": torch.tensor([3])}).context[0, 0], words([""])[0][0, 1])
+
+
+def test_beside_a_text_transformer_that_can_read_all_else_begins_as_words(tmp_path):
+    """`--text` alone is enough; without it, and where captions are not read yet, classes begin at random."""
+    recipe = replace(ALL, parts=("text", "class"))
+    reader = TextTransformer(32, recipe.text_layers, recipe.text_heads, recipe.max_length)
+    first, text = hub.save(tmp_path / "first", model(recipe).autoencoder), hub.save(tmp_path / "text", reader)
+    accelerator = Accelerator(cpu=True)
+    for given in (None, text):
+        run = SecondStageRun(recipe, tmp_path / "run", accelerator, 0, 0, None, first, None, given, False)
+        words, classes = run.model.conditioner.parts
+        begun = classes.encode({"class": torch.arange(64)}).context[:, 0]
+        assert torch.allclose(begun, word_tokens(words.text_transformer.eval())) == (given is not None)
+        same = [torch.equal(a, b) for a, b in zip(words.text_transformer.state_dict().values(),
+                                                  reader.state_dict().values())]
+        assert all(same) == (given is not None)
 
 
 def test_layouts_say_what_captions_say():

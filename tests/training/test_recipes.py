@@ -73,7 +73,7 @@ def test_every_caption_fits_the_text_transformer(name):
 
 def test_sizes_are_what_the_recipes_say():
     """A CPU's nets stay small; the latents of both stages fit together."""
-    for name, most, most_net, latent in (("tiny", 2.5, 10, (4, 16, 16)), ("small", 7, 8, (12, 8, 8)),
+    for name, most, most_net, latent in (("tiny", 2.5, 10, (4, 16, 16)), ("small", 7.5, 8, (12, 8, 8)),
                                          ("base", 20, 80, (16, 8, 8))):
         first = build_autoencoder(AUTOENCODERS[name])
         ldm = build_diffusion(DIFFUSIONS[name], first)
@@ -103,7 +103,7 @@ def test_kl_first_stage():
 
 
 def test_unknown_names_are_answered_with_names():
-    with pytest.raises(ValueError, match="tiny, tiny_l1, small, small_fine, speedrun, base"):
+    with pytest.raises(ValueError, match="tiny, tiny_l1, small, speedrun, base"):
         find_recipe("autoencoder", "huge")
     with pytest.raises(ValueError, match="autoencoder, text, diffusion"):
         find_recipe("vae", "tiny")
