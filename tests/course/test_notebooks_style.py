@@ -37,6 +37,19 @@ WITHOUT_A_NOTEBOOK = {"__init__.py", "__main__.py", "options.py", "extras.py",
                       "files.py", "hub.py",  # what the paper's files stand on
                       "muon.py", "dit.py"}  # until 09 tells of it, and until notebook 15 is written
 FORBIDDEN = r"^%%(time|capture)|%matplotlib|^\s*#.*NBVAL_|warnings\.(simplefilter|filterwarnings)"
+COLUMNS = 88  # of code, so that a laptop's window shows whole lines
+NOT_YET_READABLE = (  # figures without words, or longer lines: a name goes when its notebook has neither
+    "08_samplers",
+    "09_latent_diffusion",
+    "10_meaning_as_condition",
+    "11_pictures_as_condition",
+    "12_layouts_and_all_at_once",
+    "13_does_attention_know_where",
+    "17_the_real_thing",
+    "A1_a_palette",
+    "A2_eight_evaluations",
+    "A3_first_stage_on_a_budget",
+)
 MACHINE = r"/(?:home|root|Users|tmp|work)/[\w.]+|[A-Z]:\\\\?Users"
 
 
@@ -101,7 +114,11 @@ def cell_problems(cell):
         found.append("a figure cell ends with figure_done(what it shows)")
     if solution_outside_of_a_function(cell.source):
         found.append("a solution stands outside of a function: the student's cell would stop at once")
+    found += [f"a line of code has {len(line)} columns, more than {COLUMNS}"
+              for line in cell.source.splitlines() if len(line) > COLUMNS]
     for output in cell.get("outputs", []):
+        if "image/png" in output.get("data", {}) and not output.metadata.get("image/png", {}).get("alt", "").strip():
+            found.append("a figure has no alternative text: show it with figure_done(what it shows)")
         if output.get("name") == "stderr":
             found.append("something was written to stderr")
         if output.output_type == "error" and not tags & {"raises-exception", "nbval-raises-exception"}:
@@ -123,7 +140,8 @@ def test_notebook(path):
     assert path.stat().st_size <= MAX_BYTES, "too big: fewer or smaller pictures"
     nb = nbformat.read(path, as_version=4)
     nbformat.validate(nb)
-    assert problems(nb) == []
+    later = r"columns, more than|no alternative text" if path.stem in NOT_YET_READABLE else r"\Z."
+    assert [problem for problem in problems(nb) if not re.search(later, problem)] == []
 
 
 def test_the_course_is_complete_and_in_order():
@@ -153,12 +171,14 @@ def good_notebook():
               "- **Run:** 40 s on 2 CPU cores, 10 s on a GPU\n- **Paper:** 3.1\n"
               "- **In the package:** `ldm_mini/quantizer.py`")
     stream = new.new_output("stream", name="stdout", text="0.125\n")
-    picture = new.new_output("display_data", data={"text/plain": "<Figure size 300x200 with 1 Axes>"})
+    picture = new.new_output("display_data", metadata={"image/png": {"alt": "An empty frame."}},
+                             data={"image/png": "AAAA", "text/plain": "<Figure size 300x200 with 1 Axes>"})
     return new.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}}, cells=[
         new.new_markdown_cell(header),
         new.new_code_cell("def f():\n    ### BEGIN SOLUTION\n    return 1 / 8\n    ### END SOLUTION\nprint(f())",
                           execution_count=1, outputs=[stream]),
-        new.new_code_cell("fig, ax = plt.subplots()\nplt.show()", execution_count=2, outputs=[picture],
+        new.new_code_cell("fig, ax = plt.subplots()\nfigure_done('An empty frame.')",
+                          execution_count=2, outputs=[picture],
                           metadata={"tags": ["nbval-ignore-output"]})])
 
 
@@ -190,7 +210,10 @@ def source(index, old, new):
     (source(1, "print", "%%time\nprint"), "%%time"),
     (lambda nb: nb.cells[1].update(source="### BEGIN SOLUTION\nprint(1 / 8)\n### END SOLUTION"), "outside of a"),
     (source(1, "def f():", "class f:"), "outside of a function"),
-    (source(2, "plt.show()", ""), "figure_done"),
+    (source(2, "figure_done", "print"), "figure_done"),
+    (lambda nb: nb.cells[2].outputs[0].update(metadata={}), "no alternative text"),
+    (lambda nb: nb.cells[2].outputs[0].metadata["image/png"].update(alt=" "), "no alternative text"),
+    (source(1, "print(f())", "print(f(" + 79 * " " + "))"), "89 columns"),
     (output("stream", name="stderr", text="UserWarning: something"), "stderr"),
     (output("error", ename="ValueError", evalue="no", traceback=[]), "stopped with ValueError"),
     (output("stream", name="stdout", text="saved in /home/me/ldm_mini/a.png"), "folder of the machine"),
