@@ -103,7 +103,7 @@ def test_kl_first_stage():
 
 
 def test_unknown_names_are_answered_with_names():
-    with pytest.raises(ValueError, match="tiny, tiny_l1, small, speedrun, base"):
+    with pytest.raises(ValueError, match="tiny, tiny_l1, small, small_fine, speedrun, base"):
         find_recipe("autoencoder", "huge")
     with pytest.raises(ValueError, match="autoencoder, text, diffusion"):
         find_recipe("vae", "tiny")
