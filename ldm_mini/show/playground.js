@@ -14,7 +14,8 @@ const HELP = {
 };
 
 const within = (value, low, high) => Math.min(Math.max(value, low), high);
-const percent = (value) => `${Math.round(100 * value)}%`;
+const percent = (value) => `${Math.round(100 * value)}%`;      // to be read
+const share = (value) => `${(100 * value).toFixed(3)}%`;        // for the style
 
 // make("label", { className: "x" }, "text", child, ...): an element
 function make(tag, properties = {}, ...children) {
@@ -29,17 +30,14 @@ function make(tag, properties = {}, ...children) {
 
 function render({ model, el }) {
   const heard = [];           // what to stop listening to in the end
-  const on = (names, show) => {
-    for (const name of names) { model.on(`change:${name}`, show); heard.push([`change:${name}`, show]); }
-    show();
-  };
+  const on = (name, show) => { model.on(`change:${name}`, show); heard.push([`change:${name}`, show]); show(); };
   const tell = (values) => { for (const name in values) model.set(name, values[name]); model.save_changes(); };
   const reads = (key) => model.get("reads").includes(key);
   const tools = [...(reads("labels") ? ["box"] : []), ...(reads("mask") ? ["brush", "eraser"] : [])];
   const state = { tool: tools[0], boxes: [], hole: new Uint8Array(), cursor: [0.5, 0.5], drag: null, brush: 6 };
   const size = model.get("size");
 
-  // ---------------------------------------------------------------------------------------------------- the canvas
+  // -------------------------------------------------------------------------------------------------------- the canvas
 
   const canvas = make("canvas", { width: SIDE, height: SIDE });
   const cursor = make("div", { className: "ldm-cursor" });
@@ -64,8 +62,7 @@ function render({ model, el }) {
       box.dataset.index = i;
       box.dataset.color = i % 3;
       box.firstChild.textContent = noun;
-      Object.assign(box.style, { left: share(x0), top: share(y0), width: share(x1 - x0),
-        height: share(y1 - y0) });
+      Object.assign(box.style, { left: share(x0), top: share(y0), width: share(x1 - x0), height: share(y1 - y0) });
       box.setAttribute("aria-label", `box ${i + 1} of ${state.boxes.length}: ${noun}, from the left ${percent(x0)}, `
         + `from the top ${percent(y0)}, width ${percent(x1 - x0)}, height ${percent(y1 - y0)}`);
     });
@@ -80,7 +77,7 @@ function render({ model, el }) {
       height: wide });
   }
 
-  // ---------------------------------------------------------------------------------------- boxes: [noun, [x0, y0, x1, y1]]
+  // ----------------------------------------------------------------------------------- boxes: [noun, [x0, y0, x1, y1]]
 
   const keepBoxes = () => tell({ boxes: structuredClone(state.boxes) });
   const roomForBox = () => {
@@ -106,8 +103,7 @@ function render({ model, el }) {
 
   function addBox([x, y]) {
     if (!roomForBox()) return;
-    const half = 0.15;
-    state.boxes.push([noun.value, moved([0, 0, 2 * half, 2 * half], x - half, y - half)]);
+    state.boxes.push([noun.value, moved([0, 0, 0.3, 0.3], x - 0.15, y - 0.15)]);
     showBoxes();
     keepBoxes();
     stage.lastChild.focus();
@@ -120,7 +116,7 @@ function render({ model, el }) {
     stage.focus();
   }
 
-  // ------------------------------------------------------------------------------------------- the hole: size * size bytes
+  // --------------------------------------------------------------------------------------- the hole: size * size bytes
 
   const keepHole = () => tell({ hole: new DataView(state.hole.slice().buffer) });
 
@@ -137,7 +133,7 @@ function render({ model, el }) {
     for (let k = 1; k <= steps; k++) dab([0, 1].map((a) => from[a] + ((to[a] - from[a]) * k) / steps));
   }
 
-  // ----------------------------------------------------------------------------------------- mouse, pen, finger; then keys
+  // ------------------------------------------------------------------------------------- mouse, pen, finger; then keys
 
   function place(event) {
     const { left, top, width, height } = stage.getBoundingClientRect();
@@ -172,7 +168,8 @@ function render({ model, el }) {
       stroke(drag.from, at);
       drag.from = at;
     } else if (drag.fresh) {
-      const low = [0, 1].map((a) => Math.min(at[a], drag.from[a])), high = [0, 1].map((a) => Math.max(at[a], drag.from[a]));
+      const low = at.map((value, a) => Math.min(value, drag.from[a]));
+      const high = at.map((value, a) => Math.max(value, drag.from[a]));
       const large = high[0] - low[0] >= LEAST && high[1] - low[1] >= LEAST;
       state.boxes.splice(drag.index, 1, ...(large ? [[noun.value, [...low, ...high]]] : []));
       showBoxes();
@@ -234,7 +231,7 @@ function render({ model, el }) {
       tell({ [name]: read(input) });
       input[property] = model.get(name);
     });
-    on([name], () => {
+    on(name, () => {
       if (input[property] !== String(model.get(name))) input[property] = model.get(name);
       shown.textContent = model.get(name);
     });
@@ -284,21 +281,21 @@ function render({ model, el }) {
         button("Clear", "clear")),
       message));
 
-  // ------------------------------------------------------------------------------------------- what Python says is shown
+  // ----------------------------------------------------------------------------------------- what Python says is shown
 
-  on(["picture"], async () => {
+  on("picture", async () => {
     picture = await createImageBitmap(new Blob([model.get("picture")], { type: "image/png" }));
     showCanvas();
   });
-  on(["boxes"], () => { state.boxes = structuredClone(model.get("boxes")); showBoxes(); });
-  on(["hole"], () => {
+  on("boxes", () => { state.boxes = structuredClone(model.get("boxes")); showBoxes(); });
+  on("hole", () => {
     const { buffer, byteOffset, byteLength } = model.get("hole");
     state.hole = new Uint8Array(buffer.slice(byteOffset, byteOffset + byteLength));
     showCanvas();
   });
-  on(["remarks"], () => { remarks.textContent = model.get("remarks").join("\n"); });
-  on(["message"], () => { message.textContent = model.get("message"); });
-  on(["busy"], () => {
+  on("remarks", () => { remarks.textContent = model.get("remarks").join("\n"); });
+  on("message", () => { message.textContent = model.get("message"); });
+  on("busy", () => {
     draw.textContent = model.get("busy") ? "drawing ..." : "Draw";
     draw.setAttribute("aria-disabled", model.get("busy"));
   });
@@ -306,16 +303,13 @@ function render({ model, el }) {
   return () => heard.forEach(([name, show]) => model.off(name, show));
 }
 
-const share = (value) => `${(100 * value).toFixed(3)}%`;
-
 function newBox() {
-  const handle = (corner) => make("span", { className: `ldm-handle ldm-${corner.join("")}` });
   const handles = [[0, 1], [0, 3], [2, 3]].map((corner) => {
-    const made = handle(corner);
+    const made = make("span", { className: `ldm-handle ldm-${corner.join("")}` });
     made.dataset.corner = JSON.stringify(corner);
     return made;
   });
-  const cross = make("button", { type: "button", className: "ldm-delete", tabIndex: -1, title: "delete this box" }, "×");
+  const cross = make("button", { type: "button", className: "ldm-delete", tabIndex: -1, title: "delete it" }, "×");
   return make("div", { className: "ldm-box", tabIndex: 0, role: "group" }, make("b"), ...handles, cross);
 }
 

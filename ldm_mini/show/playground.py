@@ -28,7 +28,7 @@ from .plotting import PALETTE, to_uint8
 
 with extra("course"):
     import anywidget
-    from traitlets import Bool, CBytes, Float, Int, List, TraitError, Unicode, observe, validate
+    from traitlets import Bool, CBytes, Enum, Float, Int, List, TraitError, Unicode, observe, validate
 
 ZOOM = 6                                                         # screen pixels per pixel of 64
 OUTLINES = (PALETTE[5], PALETTE[6], PALETTE[3])                  # playground.css has the same
@@ -54,7 +54,7 @@ class Playground(anywidget.AnyWidget):
     boxes = List().tag(sync=True)                                # [[noun, [x0, y0, x1, y1]], ...], in [0, 1], y down
     hole = CBytes().tag(sync=True)                               # size * size bytes, row by row; 1 = to be painted
     caption = Unicode().tag(sync=True)
-    kind = Unicode().tag(sync=True)                              # the class: a noun, or "" for none
+    kind = Enum(("", *NOUNS), "").tag(sync=True)                 # the class: a noun, or "" for none
     guidance = Float(3.0, min=1, max=8).tag(sync=True)
     steps = Int(20, min=4, max=50).tag(sync=True)
     seed = Int(0, min=0, max=SEEDS).tag(sync=True)
@@ -174,12 +174,6 @@ class Playground(anywidget.AnyWidget):
     def _check_hole(self, proposal) -> bytes:
         if len(proposal["value"]) != self.size ** 2:
             raise TraitError(f"a hole has {self.size} x {self.size} bytes, got {len(proposal['value'])}.")
-        return proposal["value"]
-
-    @validate("kind")
-    def _check_kind(self, proposal) -> str:
-        if proposal["value"] not in ("", *NOUN_INDEX):
-            raise TraitError(f"a class is a noun or nothing, got {proposal['value']!r}.")
         return proposal["value"]
 
     @observe("caption")
