@@ -1,6 +1,7 @@
 """What is optional, and what to install for it. `pip install ldm_mini` brings what drawing and training need.
 
-    course    what notebooks need: JupyterLab, ipywidgets, transformers, lpips with torchvision, diffusers, nbval
+    course    what notebooks need: JupyterLab, ipywidgets, anywidget, transformers, lpips with torchvision, diffusers,
+              nbval
     language  MiniLM, and transformers to read it with
     teach     nbgrader
     test      what the tests compare with

@@ -1,5 +1,5 @@
 """Pictures of pictures: grids, boxes, maps, curves (plotting), a task's inputs (inputs), where words act
-(attention_maps), and a page to play with (playground, imported by its own name for it needs ipywidgets).
+(attention_maps), and a page to play with (playground, imported by its own name for it needs anywidget).
 """
 
 from .attention_maps import record_attention

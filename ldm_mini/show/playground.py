@@ -1,22 +1,24 @@
-"""A page to play with a model in JupyterLab: mark boxes and holes on a picture, write a caption, sample, and go on.
+"""A page to play with a model: drag boxes of things, paint a hole, write a caption, draw, and go on from there.
 
-    from ldm_mini.playground import Playground
+    from ldm_mini.show.playground import Playground
     page = Playground(model)
-    page.widget                                                  # as the last line of a cell, it is shown
+    page                                                         # as the last line of a cell, it is shown
 
-Two clicks on the canvas are two opposite corners of a rectangle. All is made of ipywidgets' own parts: the canvas is a
-16 x 16 grid of buttons one sees through, with the picture as the background behind them.
+An anywidget: the class below is the page's state and all of its logic. `playground.js` beside it shows the state in a
+browser and changes it by mouse, touch or keys. Where none runs, as on a web page, the canvas is shown as a picture.
 """
 
 import base64
-import html
 import io
 import time
 import warnings
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from ..extras import extra
 from ..scenes.data import EmojiScenes
@@ -25,205 +27,244 @@ from ..scenes.vocabulary import NOUN_INDEX, NOUNS
 from .plotting import PALETTE, to_uint8
 
 with extra("course"):
-    import ipywidgets as widgets
+    import anywidget
+    from traitlets import Bool, CBytes, Enum, Float, Int, List, TraitError, Unicode, observe, validate
 
-CELLS, ZOOM = 16, 6                                              # cells per side; screen pixels per pixel of 64
-BOX, HOLE = "a thing", "a hole"
-OUTLINES = (PALETTE[5], PALETTE[6], PALETTE[3])
+ZOOM = 6                                                         # screen pixels per pixel of 64
+OUTLINES = (PALETTE[5], PALETTE[6], PALETTE[3])                  # playground.css has the same
+GREY, SEEDS = 0.6, 10**6                                         # of an empty canvas; the last seed
+ACTS = ("draw", "real_scene", "undo", "clear")                   # what the page's buttons call
 
 
-class Playground:
-    """The page's state and widgets; everything a person does can be done from Python too, as the tests do.
+class Playground(anywidget.AnyWidget):
+    """The page. Everything that a person does on it can be done from Python too, and the page shows it.
 
-    model: a LatentDiffusion. nouns: what the menu offers. scenes: where "a scene" takes its pictures from.
+    model: a LatentDiffusion. nouns: what the menus offer. scenes: where "a real scene" takes its pictures from.
+    start: traits to begin with, such as boxes=[("house", (0.1, 0.2, 0.6, 0.8))], caption="a house in the snow".
     """
 
-    def __init__(self, model, scenes: SceneConfig = SceneConfig(), nouns=None):
+    _esm = Path(__file__).with_name("playground.js")
+    _css = Path(__file__).with_name("playground.css")
+    # what the page offers
+    nouns = List().tag(sync=True)
+    reads = List().tag(sync=True)                                # the conditions that the model reads
+    most = Int().tag(sync=True)                                  # boxes in a layout
+    size = Int().tag(sync=True)                                  # pixels per side
+    # what a person asks for
+    boxes = List().tag(sync=True)                                # [[noun, [x0, y0, x1, y1]], ...], in [0, 1], y down
+    hole = CBytes().tag(sync=True)                               # size * size bytes, row by row; 1 = to be painted
+    caption = Unicode().tag(sync=True)
+    kind = Enum(("", *NOUNS), "").tag(sync=True)                 # the class: a noun, or "" for none
+    guidance = Float(3.0, min=1, max=8).tag(sync=True)
+    steps = Int(20, min=4, max=50).tag(sync=True)
+    seed = Int(0, min=0, max=SEEDS).tag(sync=True)
+    another = Bool(True).tag(sync=True)                          # seed after each picture
+    # what it answers
+    picture = CBytes().tag(sync=True)                            # the canvas' picture, a PNG
+    remarks = List().tag(sync=True)                              # on words that the model does not know
+    message = Unicode().tag(sync=True)
+    busy = Bool(False).tag(sync=True)
+
+    def __init__(self, model, scenes: SceneConfig = SceneConfig(), nouns=None, **start):
         self.model, self.scenes, self.next_scene = model, replace(scenes, split="val"), 0
         self.parts = [] if model.conditioner is None else list(model.conditioner.parts)
-        self.keys = {key for part in self.parts for key in part.keys}
-        self.size = 64 if model.image_size is None else model.image_size[0]
-        self.picture = torch.full((1, 3, self.size, self.size), 0.6)     # what the canvas shows
-        self.boxes, self.hole = [], torch.zeros(CELLS, CELLS, dtype=torch.bool)
-        self.corner, self.undo = None, []
-        self._build(sorted(nouns or scenes.nouns or NOUNS))
-        self._show("Click two opposite corners of a box, write what you like, and press Sample.")
-
-    # ------------------------------------------------------------------------------------------------------- what it is
-
-    def _build(self, nouns) -> None:
-        wide, words = widgets.Layout(width="330px"), {"description_width": "84px"}
-
-        def button(text, act, style="", tip=""):
-            made = widgets.Button(description=text, button_style=style, tooltip=tip or text,
-                                  layout=widgets.Layout(width="105px"))
-            made.on_click(lambda _: act())
-            return made
-
-        self.style = widgets.HTML()                              # the canvas' background, and how its cells look
-        cell = widgets.Layout(width="auto", height="auto", margin="0", padding="0")
-        self.cells = [widgets.Button(layout=cell, tooltip=f"row {i // CELLS + 1}, column {i % CELLS + 1}")
-                      for i in range(CELLS * CELLS)]
-        for i, one in enumerate(self.cells):
-            one.on_click(lambda _, i=i: self.click(i // CELLS, i % CELLS))
-        side, part = f"{64 * ZOOM}px", f"repeat({CELLS}, {64 * ZOOM // CELLS}px)"
-        self.canvas = widgets.GridBox(self.cells, layout=widgets.Layout(
-            width=side, height=side, grid_template_columns=part, grid_template_rows=part, grid_gap="0",
-            overflow="hidden", flex="0 0 auto"))
-        self.canvas.add_class(f"ldm-canvas-{id(self)}")
-        modes = [mode for mode, key in ((BOX, "labels"), (HOLE, "mask")) if key in self.keys]
-        self.mode = widgets.ToggleButtons(options=modes, description="mark", style={
-            **words, "button_width": "110px"}, layout=wide)
-        self.noun = widgets.Dropdown(options=nouns, description="the thing", layout=wide, style=words)
-        self.caption = widgets.Text(placeholder="a red apple at night", description="caption", layout=wide, style=words,
-                                    continuous_update=False)
-        self.guidance = widgets.FloatSlider(3.0, min=1, max=8, step=0.5, description="guidance", layout=wide,
-                                            style=words)
-        self.steps = widgets.IntSlider(20, min=4, max=50, description="steps", layout=wide, style=words)
-        self.seed = widgets.BoundedIntText(0, min=0, max=10 ** 6, description="seed", layout=wide, style=words)
-        self.again = widgets.Checkbox(True, description="another seed after each picture", layout=wide, style=words)
-        self.sample_button = button("Sample", self.sample, "primary", "draw a picture from what you asked for")
-        self.scene_button = button("A real scene", self.real_scene, tip="put a scene of the data on the canvas")
-        self.undo_button = button("Undo", self.go_back, tip="the canvas as it was")
-        self.clear_button = button("Clear", self.clear, "warning", "no boxes, no hole, no picture")
-        self.message = widgets.HTML(layout=wide)
-        rows = [self.mode, self.noun, self.caption, self.guidance, self.steps, self.seed, self.again,
-                widgets.HBox([self.sample_button, self.scene_button]),
-                widgets.HBox([self.undo_button, self.clear_button]), self.message]
-        rows = [row for row in rows if self._useful(row)]
-        controls = widgets.VBox(rows, layout=widgets.Layout(margin="0 0 0 14px"))
-        self.widget = widgets.HBox([widgets.VBox([self.style, self.canvas]), controls])
-
-    def _useful(self, row) -> bool:
-        """Leave out what the model cannot be told."""
-        needs = {self.caption: "caption", self.noun: "labels"}
-        return needs.get(row) in (None, *self.keys)
+        size = 64 if model.image_size is None else model.image_size[0]
+        self.pixels = torch.full((1, 3, size, size), GREY)       # what the canvas shows, in [-1, 1]
+        self.past, self.in_step = [], True                       # for undo; the start is no step
+        super().__init__(
+            nouns=sorted(nouns or scenes.nouns or NOUNS), size=size, hole=bytes(size ** 2), picture=png(self.pixels),
+            reads=sorted({key for part in self.parts for key in part.keys}),
+            most=max((getattr(part, "max_objects", 0) for part in self.parts), default=0),
+            message="Say what you want, and press Draw.", **start)
+        self.in_step = False
+        self.on_msg(lambda _, content, buffers: self.act(content.get("act")))
 
     # ---------------------------------------------------------------------------------------------------- what it does
 
-    def click(self, row: int, column: int) -> None:
-        """The first click marks a corner, the second completes a box or a hole."""
-        if not self.mode.options:
-            return self._show("This model reads neither boxes nor holes.")
-        if self.corner is None:
-            self.corner = (row, column)
-            return self._show("Now the opposite corner.")
-        (top, bottom), (left, right) = (sorted(pair) for pair in zip(self.corner, (row, column)))
-        self.corner = None
-        self._remember()
-        if self.mode.value == HOLE:
-            self.hole[top:bottom + 1, left:right + 1] = True
-            return self._show("A hole: Sample fills it, and keeps all around it.")
-        if len(self.boxes) == self._most:
-            self.undo.pop()
-            return self._show(f"This model knows layouts of up to {self._most} things: Undo or Clear first.")
-        box = (left / CELLS, top / CELLS, (right + 1) / CELLS, (bottom + 1) / CELLS)
-        self.boxes = [*self.boxes, (self.noun.value, box)]
-        self._show(f"Here is to be: {self.noun.value}.")
+    def act(self, name: str) -> None:
+        """What a button of the page does: one of ACTS."""
+        if name in ACTS:
+            getattr(self, name)()
 
-    def batch(self) -> dict:
-        """What the model is told: only what the page says. Nothing at all is the empty caption."""
-        told = {}
-        if self.caption.value.strip() and "caption" in self.keys:
-            told["caption"] = [self.caption.value.strip()]
-        if self.boxes:
-            told["labels"] = torch.tensor([[NOUN_INDEX[noun] for noun, _ in self.boxes]])
-            told["boxes"] = torch.tensor([[box for _, box in self.boxes]])
-        if self.hole.any():
-            mask = self.hole.float()[None, None]
-            told |= {"image": self.picture, "mask": mask.repeat_interleave(self.size // CELLS, 2).repeat_interleave(
-                self.size // CELLS, 3)}
-        return told or {"caption": [""]}
-
-    def sample(self) -> None:
+    def draw(self) -> None:
         """Draw a picture, which then is the canvas; its hole is closed, the boxes stay."""
-        told, began = self.batch(), time.perf_counter()
-        self.sample_button.disabled, self.sample_button.description = True, "drawing ..."
+        told, said, seed, began = self.batch(), self._said(), self.seed, time.perf_counter()
+        self.busy, self.message = True, "Drawing ..."
         try:
-            with warnings.catch_warnings(record=True) as heard:  # such as a word that it does not know
-                drawn = self.model.sample(told, steps=self.steps.value, guidance_scale=self.guidance.value,
-                                          seed=self.seed.value).cpu()
-        except ValueError as error:                              # such as a size that the model does not know
-            return self._show(f"The model says: {error}")
+            with warnings.catch_warnings(record=True) as heard:  # such as a condition without effect
+                drawn = self.model.sample(told, steps=self.steps, guidance_scale=self.guidance, seed=seed).cpu()
+        except (ValueError, RuntimeError) as error:              # such as a size that the model does not know
+            self.message = f"The model says: {error}"
+            return
         finally:
-            self.sample_button.disabled, self.sample_button.description = False, "Sample"
-        self._remember()
-        self.picture, self.hole, self.corner = drawn, torch.zeros_like(self.hole), None
-        seed, seconds = self.seed.value, time.perf_counter() - began
-        if self.again.value:
-            self.seed.value += 1
-        self._show(f"Drawn from {self._said(told)}, with seed {seed}, in {seconds:.1f} s.",
-                   *(str(warning.message) for warning in heard))
+            self.busy = False
+        with self._step():
+            self._show(drawn)
+        if self.another:
+            self.seed = (seed + 1) % (SEEDS + 1)
+        lines = [f"Drawn from {said}, with seed {seed}, in {time.perf_counter() - began:.1f} s."]
+        lines += [str(warning.message) for warning in heard if str(warning.message) not in self.remarks]
+        self.message = "\n".join(lines)
 
     def real_scene(self) -> None:
         """A scene that no training saw, to make holes in."""
-        self._remember()
         self.next_scene += 1
-        scene = EmojiScenes(self.scenes, length=1, start=self.next_scene)[0]
-        self.picture, self.boxes, self.corner = scene["image"][None], [], None
-        self.hole = torch.zeros_like(self.hole)
-        self._show("A real scene: make a hole, and let the model fill it.")
+        with self._step():
+            self._show(EmojiScenes(self.scenes, length=1, start=self.next_scene)[0]["image"][None], [])
+        self.message = "A real scene: paint a hole in it, and let the model fill it."
 
     def clear(self) -> None:
         """An empty canvas and an empty wish."""
-        self._remember()
-        self.picture, self.boxes, self.corner = torch.full_like(self.picture, 0.6), [], None
-        self.hole, self.caption.value = torch.zeros_like(self.hole), ""
-        self._show("Cleared.")
+        with self._step():
+            self._show(torch.full_like(self.pixels, GREY), [])
+        self.caption = self.kind = ""
+        self.message = "Cleared."
 
-    def go_back(self) -> None:
-        """Undo the last change of the canvas."""
-        if self.corner is None and self.undo:
-            self.picture, self.boxes, self.hole = self.undo.pop()
-        self.corner = None
-        self._show("Undone.")
+    def undo(self) -> None:
+        """The canvas as it was before its last change."""
+        if not self.past:
+            self.message = "There is nothing to undo."
+            return
+        self.in_step = True
+        self._show(*self.past.pop())
+        self.in_step, self.message = False, "Undone."
 
-    def _remember(self) -> None:
-        self.undo = [*self.undo[-49:], (self.picture, list(self.boxes), self.hole.clone())]
+    def batch(self) -> dict:
+        """What the model is told: only what the page says; where that is nothing, that there is no wish."""
+        nothing = {"class": torch.tensor([-1])} if self.reads == ["class"] else {"caption": [""]}
+        return self._wish() or nothing
+
+    def _wish(self) -> dict:
+        told = {}
+        if self.caption.strip() and "caption" in self.reads:
+            told["caption"] = [self.caption.strip()]
+        if self.kind and "class" in self.reads:
+            told["class"] = torch.tensor([NOUN_INDEX[self.kind]])
+        if self.boxes:
+            told["labels"] = torch.tensor([[NOUN_INDEX[noun] for noun, _ in self.boxes]])
+            told["boxes"] = torch.tensor([[box for _, box in self.boxes]])
+        if self.mask.any():
+            told |= {"image": self.pixels, "mask": self.mask.float()[None, None]}
+        return told
 
     @property
-    def _most(self) -> int:
-        """How many things a layout may have."""
-        return max((getattr(part, "max_objects", 0) for part in self.parts), default=0)
+    def mask(self) -> Tensor:
+        """The hole (size, size) bool; may be set."""
+        return torch.tensor(list(self.hole), dtype=torch.bool).reshape(self.size, self.size)
 
-    def _said(self, told: dict) -> str:
-        """The wish in words."""
-        if told.get("caption") == [""]:
-            return "no wish at all"
-        parts = [name for name, key in (("the caption", "caption"), (f"the boxes ({len(self.boxes)})", "labels"),
-                                        ("what is around the hole", "mask")) if key in told]
-        return " and ".join(parts)
+    @mask.setter
+    def mask(self, hole: Tensor) -> None:
+        self.hole = hole.to(torch.uint8).numpy().tobytes()
+
+    # ---------------------------------------------------------------------------------- what a person may ask, answered
+
+    @validate("boxes")
+    def _check_boxes(self, proposal) -> list:
+        boxes = [[noun, [float(v) for v in box]] for noun, box in proposal["value"]]
+        if len(boxes) > self.most:
+            raise TraitError(f"this model knows layouts of up to {self.most} things; got {len(boxes)}.")
+        for noun, box in boxes:
+            inside = len(box) == 4 and 0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1
+            if noun not in NOUN_INDEX or not inside:
+                raise TraitError("a box is a noun and x0, y0, x1, y1 with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1; "
+                                 f"got {noun!r} and {box}.")
+        return boxes
+
+    @validate("hole")
+    def _check_hole(self, proposal) -> bytes:
+        if len(proposal["value"]) != self.size ** 2:
+            raise TraitError(f"a hole has {self.size} x {self.size} bytes, got {len(proposal['value'])}.")
+        return proposal["value"]
+
+    @observe("caption")
+    def _remark(self, change) -> None:
+        """Unknown words are told while one writes."""
+        told = {"caption": [self.caption.strip()]}
+        self.remarks = [remark for part in self.parts if "caption" in part.keys and hasattr(part, "remarks")
+                        and self.caption.strip() for remark in part.remarks(told)]
+
+    @observe("boxes", "hole")
+    def _changed(self, change) -> None:
+        """A change by hand can be undone."""
+        if self.in_step:
+            return
+        was = {"boxes": self.boxes, "hole": self.hole, change["name"]: change["old"]}
+        self._remember((self.pixels, was["boxes"], was["hole"]))
+        now, old = self.boxes, was["boxes"]
+        self.message = ("The hole is what Draw fills; all around it is kept." if change["name"] == "hole" else
+                        f"Here is to be: {now[-1][0]}." if len(now) > len(old) else
+                        "A box was deleted." if len(now) < len(old) else "A box was changed.")
 
     # ---------------------------------------------------------------------------------------------------- what it shows
 
     def canvas_image(self) -> Image.Image:
-        """The picture, enlarged, with boxes, hole and the first corner drawn over it."""
+        """The picture, enlarged, with boxes and hole drawn over it."""
         side = 64 * ZOOM
-        image = Image.fromarray(to_uint8(self.picture)[0]).resize((side, side), Image.Resampling.BICUBIC)
-        pen, cell = ImageDraw.Draw(image, "RGBA"), side // CELLS
-        for row, column in self.hole.nonzero().tolist():
-            x, y = column * cell, row * cell
-            pen.rectangle((x, y, x + cell - 1, y + cell - 1), fill=(0, 0, 0, 215))
-            pen.line((x, y + cell, x + cell, y), fill=(255, 255, 255, 110))
+        image = Image.fromarray(to_uint8(self.pixels)[0]).resize((side, side), Image.Resampling.BICUBIC)
+        hole = Image.fromarray(self.mask.numpy()).resize((side, side))
+        image.paste(_hatched(side), mask=hole)
+        pen = ImageDraw.Draw(image)
         for i, (noun, box) in enumerate(self.boxes):
-            corners = [round(v * side) for v in box]
-            pen.rectangle([c - (k > 1) for k, c in enumerate(corners)], outline="white", width=4)
-            pen.rectangle([c - (k > 1) for k, c in enumerate(corners)], outline=OUTLINES[i % 3], width=2)
-            width = pen.textlength(noun)
-            pen.rectangle((corners[0], corners[1], corners[0] + width + 8, corners[1] + 14), fill=OUTLINES[i % 3])
-            pen.text((corners[0] + 4, corners[1] + 1), noun, fill="white")
-        if self.corner is not None:
-            y, x = (v * cell for v in self.corner)
-            pen.rectangle((x, y, x + cell - 1, y + cell - 1), fill=(255, 255, 255, 170), outline="black", width=2)
+            x0, y0, x1, y1 = (round(v * side) for v in box)
+            pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline="white", width=4)
+            pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=OUTLINES[i % 3], width=2)
+            pen.rectangle((x0, y0, x0 + pen.textlength(noun) + 8, y0 + 14), fill="black")
+            pen.text((x0 + 4, y0 + 1), noun, fill="white")
         return image
 
-    def _show(self, *lines: str) -> None:
-        file, name = io.BytesIO(), f".ldm-canvas-{id(self)}"
-        self.canvas_image().save(file, format="PNG")
-        data = base64.b64encode(file.getvalue()).decode()
-        self.style.value = (
-            f"<style>{name} {{background: url(data:image/png;base64,{data}) 0 0 / {64 * ZOOM}px no-repeat;}}"
-            f"{name} button {{background: transparent; border: 0.5px solid rgba(255,255,255,.13); box-shadow: none;"
-            "min-width: 0; cursor: crosshair;} "
-            f"{name} button:hover {{background: rgba(255,255,255,.45);}}</style>")
-        self.message.value = f"<p style='line-height: 1.3'>{'<br>'.join(map(html.escape, lines))}</p>"
+    def described(self) -> str:
+        """The canvas in words, for who does not see it."""
+        boxes = [f"a box for {noun} from ({x0:.2f}, {y0:.2f}) to ({x1:.2f}, {y1:.2f})"
+                 for noun, (x0, y0, x1, y1) in self.boxes]
+        hole = [f"a hole over {self.mask.float().mean():.0%} of the picture"] if self.mask.any() else []
+        return "The page's canvas" + (" with " + ", ".join(boxes + hole) if boxes + hole else ", empty") + "."
+
+    def _repr_mimebundle_(self, **options):
+        """The page; and for who has no widgets: its canvas, and words."""
+        data, metadata = super()._repr_mimebundle_(**options)
+        image = base64.b64encode(png(self.canvas_image())).decode()
+        data |= {"image/png": image, "text/plain": f"{self.described()} To play, run this cell in JupyterLab."}
+        return data, {**metadata, "image/png": {"alt": self.described()}}
+
+    def _said(self) -> str:
+        """The wish in words."""
+        names = {"caption": "the caption", "class": "the class", "labels": f"the boxes ({len(self.boxes)})",
+                 "mask": "what is around the hole"}
+        return " and ".join(words for key, words in names.items() if key in self._wish()) or "no wish at all"
+
+    # -------------------------------------------------------------------------------------------------------- its steps
+
+    def _show(self, pixels: Tensor, boxes=None, hole=None) -> None:
+        """Another picture; other boxes, if given; a hole, if given, else none."""
+        self.pixels, self.picture = pixels, png(pixels)
+        self.boxes = self.boxes if boxes is None else boxes
+        self.hole = hole or bytes(self.size ** 2)
+
+    @contextmanager
+    def _step(self):
+        """Whatever changes inside is one step for undo."""
+        self._remember((self.pixels, self.boxes, self.hole))
+        self.in_step = True
+        try:
+            yield
+        finally:
+            self.in_step = False
+
+    def _remember(self, was) -> None:
+        self.past = [*self.past[-49:], was]
+
+
+def png(picture) -> bytes:
+    """A PIL picture, or one of a batch (1,3,H,W) in [-1,1], as a PNG file's content."""
+    image, file = picture if isinstance(picture, Image.Image) else Image.fromarray(to_uint8(picture)[0]), io.BytesIO()
+    image.save(file, format="PNG")
+    return file.getvalue()
+
+
+def _hatched(side: int) -> Image.Image:
+    """What a hole looks like: black with grey lines."""
+    image = Image.new("RGB", (side, side))
+    pen = ImageDraw.Draw(image)
+    for start in range(0, 2 * side, 12):
+        pen.line((start, 0, start - side, side), fill=(120, 120, 120))
+    return image

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from test_packaging import PROJECT
 
-REFUSED = ("ipykernel", "ipywidgets", "jupyterlab", "lpips", "nbval", "torchvision", "transformers")  # some of them
+REFUSED = ("anywidget", "ipykernel", "jupyterlab", "lpips", "nbval", "torchvision", "transformers")  # some of them
 CODE = '''
 import contextlib, importlib, io, json, pkgutil, sys
 refused = set(json.loads(sys.argv[1]))
@@ -119,7 +119,7 @@ def test_every_module_imports_or_says_what_to_install(alone):
     modules = {".".join(part for part in names if part != "__init__") for names in parts if "_data" not in names}
     assert set(alone["told"]) == modules - {"ldm_mini"}
     assert {name: said for name, said in alone["told"].items() if said} == {
-        "ldm_mini.show.playground": 'ipywidgets is not installed: pip install "ldm_mini[course]"'}
+        "ldm_mini.show.playground": 'anywidget is not installed: pip install "ldm_mini[course]"'}
     assert alone["seen"] == []
 
 

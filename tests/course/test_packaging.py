@@ -36,7 +36,7 @@ COURSE, TEST = EXTRAS["course"], EXTRAS["test"]
 ALL = {**RUN, **COURSE, **TEST}  # what course.py installs
 CONDA_NAMES = {"pytorch": "torch"}  # where conda's name differs from pip's
 IMPORT_NAMES = {"pil": "pillow", "yaml": "pyyaml", "ipython": "ipykernel", "nbformat": "nbval",
-                "nbclient": "jupyterlab"}
+                "nbclient": "jupyterlab", "traitlets": "anywidget"}
 TOOLS = {"jupyterlab", "nbval", "ipykernel", "ipywidgets", "pytest-timeout", "pytest-xdist", "ruff",
          "hatchling"}  # start or plug in
 LOOKED_FOR = {"lpips",  # by find_spec: its file of weights is read, it is never imported
@@ -225,7 +225,8 @@ def test_wheel_carries_the_data_and_nothing_else(wheel):
     for digest, name in checksum_lines():
         assert sha256((wheel / "ldm_mini" / "_data" / name).read_bytes()).hexdigest() == digest, name
     assert sorted(path.name for path in wheel.iterdir()) == ["ldm_mini", f"ldm_mini-{ldm_mini.__version__}.dist-info"]
-    sources, packed = ({p.relative_to(top) for p in top.rglob("*.py") if "_data" not in p.parts}
+    kinds = (".py", ".js", ".css", ".md")
+    sources, packed = ({p.relative_to(top) for p in top.rglob("*") if p.suffix in kinds and "_data" not in p.parts}
                        for top in (ROOT / "ldm_mini", wheel / "ldm_mini"))
     assert sources == packed
     assert not (wheel / "ldm_mini" / "_data" / "build").exists()

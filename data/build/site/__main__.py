@@ -90,8 +90,9 @@ def notebook_page(name: str, images: set, url: str) -> bytes:
         if cell["cell_type"] == "markdown":
             cell["source"] = relinked(cell["source"], name, images, url)
         for output in cell.get("outputs", []):
-            if output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None):
-                output["data"] = {"text/markdown": WIDGET}
+            data = output.get("data", {})
+            if data.pop("application/vnd.jupyter.widget-view+json", None) and "image/png" not in data:
+                output["data"] = {"text/markdown": WIDGET}  # one that brings no picture of itself
     title, _, rest = cells[0]["source"].partition("\n")
     cells[0] = {**cells[0], "source": f"{title}\n\n{NOTE}\n{rest}"}
     return write_notebook({**edition, "cells": cells})
