@@ -3,7 +3,7 @@
 Latents (4, 8, 8) of scenes of 32 pixels with one thing, by the shipped first stage; the network is told the noun. All
 networks of a seed see the same latents in the same order, at the same noise levels, with the same noise; each is
 judged on the same held-out scenes, at steps that are further and further apart. Also: patches of 1, 2 and 4 in one
-transformer, and one without positions. One rate of learning serves them all. About 4 CPU-minutes on one thread for
+transformer, and one without positions. One rate of learning serves them all. About 3 CPU-minutes on one thread for
 three seeds; every finished run goes to `scaling.json` at once, and a second start goes on where the first one stopped.
 """
 
