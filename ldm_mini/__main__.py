@@ -27,6 +27,7 @@ Pictures from the shipped model, no training, no network:
 Train your own, in two stages (Ctrl-C stops cleanly; the same line with --resume goes on, bit by bit):
   python -m ldm_mini train autoencoder --recipe tiny --out runs/autoencoder
   python -m ldm_mini train diffusion   --recipe tiny --out runs/diffusion --autoencoder runs/autoencoder/model
+  python -m ldm_mini train diffusion   --net dit ...               a Diffusion Transformer in place of the U-Net
   python -m ldm_mini train text        --recipe small              first of recipes `small` and `base`: words to read
   accelerate launch -m ldm_mini train ...          the same on several GPUs or machines
 
@@ -42,6 +43,7 @@ Every command explains its options with --help. Names of recipes: ldm_mini/train
 
 def train(stage: Positional[Literal["autoencoder", "text", "diffusion"]], recipe: str = "tiny",
           out: o.Out | None = None, task: o.TaskName | Literal["all"] | None = None, language: bool = False,
+          net: Literal["unet", "dit"] | None = None,
           autoencoder: str | None = None, start_from: str | None = None, text: str | None = None, resume: bool = False,
           minutes: o.Minutes | None = None, steps: o.Count | None = None, batch_size: o.Batch | None = None,
           lr: o.Rate | None = None, latents: o.Count | None = None, device: o.Device = "auto",
@@ -57,6 +59,7 @@ def train(stage: Positional[Literal["autoencoder", "text", "diffusion"]], recipe
         task: for diffusion: the condition to learn, or all of them in one model; the recipe's own unless given.
         language: for diffusion: captions through a frozen language model with a small trained transformer on top, in
             place of the text transformer from scratch. Needs pip install "ldm_mini[language]".
+        net: for diffusion: the network, a U-Net or a Diffusion Transformer; the recipe's own, a U-Net, unless given.
         autoencoder: for diffusion: the trained first stage, for example runs/autoencoder-tiny/model.
         start_from: a trained model of the same shape to train further: diffusion on other scenes or with conditions
             that are new to it, a first stage with more residual blocks.
@@ -78,7 +81,7 @@ def train(stage: Positional[Literal["autoencoder", "text", "diffusion"]], recipe
     from .training.launch import train_stage
     from .training.recipes import find_recipe, for_task
 
-    for name, value in {"task": task, "language": language, "latents": latents, "text": text,
+    for name, value in {"task": task, "language": language, "net": net, "latents": latents, "text": text,
                         "autoencoder": autoencoder}.items():
         if value and stage != "diffusion":
             raise ValueError(f"--{name} is for diffusion; one first stage serves all tasks, with captions or without.")
@@ -91,9 +94,9 @@ def train(stage: Positional[Literal["autoencoder", "text", "diffusion"]], recipe
         if "text" not in chosen.parts:
             raise ValueError("--language is for captions; this recipe or task has none.")
         chosen = replace(chosen, parts=tuple("language" if part == "text" else part for part in chosen.parts))
-    given = {"steps": steps, "batch_size": batch_size, "lr": lr, "latents": latents}
+    given = {"net": net, "steps": steps, "batch_size": batch_size, "lr": lr, "latents": latents}
     chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
-    out = out or Path("runs") / "-".join(filter(None, (stage, recipe, task)))
+    out = out or Path("runs") / "-".join(filter(None, (stage, recipe, task, net)))
     o.Folder().check("--out", out)
     train_stage(stage, chosen, out, autoencoder=autoencoder, start_from=start_from, text=text, resume=resume,
                 minutes=minutes,

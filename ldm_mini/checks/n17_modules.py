@@ -10,7 +10,7 @@ from .checking import CheckFailed, attempt, compare, passed
 from .properties import fresh, generator, learn, own_randomness, same_dtype, same_gradient
 
 
-def _wake(make, name):
+def wake(make, name):
     """An instance with random weights everywhere, so that every parameter takes part."""
     with own_randomness():
         net = attempt(make, name=name)
@@ -21,7 +21,7 @@ def _wake(make, name):
     return net
 
 
-def _hold(net, inputs, reference, mistakes, what, shapes=None):
+def hold(net, inputs, reference, mistakes, what, shapes=None):
     """The class's forward against `reference(net, *inputs, how=)`, and what it teaches every weight."""
     got = attempt(net, *inputs, name=what)
     right = reference(net, *inputs)
@@ -84,8 +84,8 @@ def _attended(q, k, v, heads, how=""):
 def time_embedding(cls):
     """`cls(width)` with linear_1 and linear_2: `forward(t)`, t (B,) -> (B, 4 * width), as diffusers' default."""
     for width in (16, 6):
-        net = _wake(lambda: cls(width), "TimeEmbedding")  # noqa: B023
-        _hold(net, (torch.tensor([0, 3, 500, 998]),), _time, TIME_MISTAKES, "TimeEmbedding.forward")
+        net = wake(lambda: cls(width), "TimeEmbedding")  # noqa: B023
+        hold(net, (torch.tensor([0, 3, 500, 998]),), _time, TIME_MISTAKES, "TimeEmbedding.forward")
     passed("TimeEmbedding: cosines, sines, and two layers")
 
 
@@ -119,8 +119,8 @@ def image_attention(cls):
     """`cls(channels, heads)` with group_norm, to_q, to_k, to_v, to_out[0]: `forward(x)`, (B,C,h,w) -> (B,C,h,w)."""
     draw = fresh()
     for channels, heads, shape in ((16, 2, (3, 5)), (32, 4, (4, 4))):
-        net, x = _wake(lambda: cls(channels, heads), "ImageAttention"), draw(2, channels, *shape)  # noqa: B023
-        _hold(net, (x,), _image, IMAGE_MISTAKES, "ImageAttention.forward", shapes={
+        net, x = wake(lambda: cls(channels, heads), "ImageAttention"), draw(2, channels, *shape)  # noqa: B023
+        hold(net, (x,), _image, IMAGE_MISTAKES, "ImageAttention.forward", shapes={
             (2, shape[0] * shape[1], channels): "tokens; make them a picture again: (B,C,h,w)."})
     passed("ImageAttention: pixels as tokens, and back")
 
@@ -154,10 +154,10 @@ def _image(net, x, how=""):
 
 def small_unet(cls):
     """`cls(channels, w)` with the notebook's parts: `forward(x, t)`, (B,C,h,w) and (B,) -> (B,C,h,w)."""
-    net, draw = _wake(lambda: cls(3, 16), "SmallUNet"), fresh()
+    net, draw = wake(lambda: cls(3, 16), "SmallUNet"), fresh()
     for size, (h, w) in ((2, (4, 6)), (3, (2, 2))):
         t = torch.randint(1000, (size,), generator=generator())
-        _hold(net, (draw(size, 3, h, w), t), _small, SMALL_MISTAKES, "SmallUNet.forward")
+        hold(net, (draw(size, 3, h, w), t), _small, SMALL_MISTAKES, "SmallUNet.forward")
     passed("SmallUNet: down, the middle, and up with the newest skip first")
 
 

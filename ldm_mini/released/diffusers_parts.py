@@ -169,8 +169,9 @@ def dit_config_from_diffusers(config: dict, own_embeddings: bool = False) -> DiT
 def dit_config_to_diffusers(config: DiTConfig) -> dict:
     """Keyword arguments of the DiTTransformer2DModel that computes what DiT(config) does."""
     c = config
-    if c.num_classes is None or not c.time_code_to_the_end:
-        raise ValueError(f"to_diffusers: DiTTransformer2DModel has num_classes and time_code_to_the_end=True; got {c}.")
+    if c.num_classes is None or not c.time_code_to_the_end or c.context_dim is not None or not c.positions:
+        raise ValueError("to_diffusers: DiTTransformer2DModel has num_classes, positions, time_code_to_the_end=True "
+                         f"and no context; got {c}.")
     return dict(num_attention_heads=c.num_heads, attention_head_dim=c.width // c.num_heads,
                 in_channels=c.in_channels + c.concat_channels, out_channels=c.out_channels or c.in_channels,
                 num_layers=c.depth, sample_size=c.input_size, patch_size=c.patch_size,

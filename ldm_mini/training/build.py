@@ -9,6 +9,7 @@ from ..blocks import ResBlock, zeroed
 from ..concat_conditioners import InpaintConditioner, LowResConditioner, SemanticConditioner
 from ..cond import Conditioner
 from ..conditioners import ClassConditioner, CombinedConditioner, LayoutConditioner, TextConditioner
+from ..dit import DiT, DiTConfig
 from ..kl import KLBottleneck, standardize_latents
 from ..latent_diffusion import LatentDiffusion
 from ..quantizer import VectorQuantizer, VQBottleneck
@@ -38,15 +39,24 @@ def build_autoencoder(recipe) -> Autoencoder:
 
 
 def build_diffusion(recipe, autoencoder: Autoencoder, scale_factor: float = 1.0) -> LatentDiffusion:
-    """The second stage of a DiffusionRecipe on a trained first stage, with fresh weights."""
+    """The second stage of a DiffusionRecipe on a trained first stage, with fresh weights.
+
+    Raises ValueError for a net that is neither "unet" nor "dit", and for parts of a conditioner that do not exist.
+    """
     r, conditioner = recipe, build_conditioner(recipe, autoencoder.config)
     # pictures are joined to the latent; all else comes as tokens, and maybe a vector, both of the text's width
     joined = [getattr(part, "concat_channels", 0) for part in _parts(conditioner)]
     width = r.text_width if 0 in joined else None
-    vector = width if r.vector else None
-    net = UNet(UNetConfig(autoencoder.config.latent_channels, channels=r.channels, channel_mults=r.channel_mults,
-                          num_res_blocks=r.num_res_blocks, attn_levels=r.attn_levels, head_dim=r.head_dim,
-                          groups=r.groups, context_dim=width, vector_dim=vector, concat_channels=sum(joined)))
+    inputs = {"in_channels": autoencoder.config.latent_channels, "context_dim": width,
+              "vector_dim": width if r.vector else None, "concat_channels": sum(joined)}
+    if r.net == "unet":
+        net = UNet(UNetConfig(**inputs, channels=r.channels, channel_mults=r.channel_mults, groups=r.groups,
+                              num_res_blocks=r.num_res_blocks, attn_levels=r.attn_levels, head_dim=r.head_dim))
+    elif r.net == "dit":
+        side = r.scenes.size // autoencoder.config.downsample_factor
+        net = DiT(DiTConfig(**inputs, **vars(r.dit), input_size=side))
+    else:
+        raise ValueError(f'the recipe: net is "unet" or "dit", got {r.net!r}.')
     return LatentDiffusion(autoencoder, net, NoiseSchedule(BETAS[r.schedule]()), conditioner, prediction=r.prediction,
                            p_uncond=r.p_uncond, scale_factor=scale_factor, image_size=r.scenes.size)
 
@@ -145,7 +155,11 @@ def start_from(source, target) -> list[Conditioner]:
     """
     if not _alike(source.autoencoder, target.autoencoder):
         raise ValueError("--start-from: that model has another first stage: give its own with --autoencoder.")
-    stem, channels = "down.0.0.weight", target.net.config.in_channels
+    kinds = [type(ldm.net).__name__ for ldm in (source, target)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"--start-from: that model's network is a {kinds[0]}, the recipe's a {kinds[1]}: see --net.")
+    channels = target.net.config.in_channels
+    stem = "patchify.weight" if isinstance(target.net, DiT) else "down.0.0.weight"
     weights, new = source.net.state_dict(), target.net.state_dict()[stem]
     old = weights.get(stem, new)
     try:

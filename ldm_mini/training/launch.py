@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 import time
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -50,7 +50,8 @@ def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None, star
                             accelerator.mixed_precision == "bf16" or recipe.bf16 and bf16_pays(accelerator.device))
         # the first process looks what is there, the others find it
         with accelerator.main_process_first():
-            checkpoint = (runs.find_checkpoint(out, settings, resume) if accelerator.is_main_process else
+            checkpoint = (runs.find_checkpoint(out, settings, resume, defaults(recipe))
+                          if accelerator.is_main_process else
                           runs.latest(out / "checkpoints") if resume else None)
         if workers is None:
             workers = 0 if accelerator.device.type == "cpu" else min(12, max(1, (os.cpu_count() or 2) - 2))
@@ -71,6 +72,12 @@ def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None, star
     if asked.number is not None and not finished:
         raise runs.Stopped(asked.number)
     return finished
+
+
+def defaults(recipe) -> dict:
+    """What nobody says of such a recipe: all of its settings that have a default."""
+    given = {field.name: field.default for field in fields(recipe) if field.default is not MISSING}
+    return {name: value for name, value in asdict(replace(recipe, **given)).items() if name in given}
 
 
 def _finish(run, settings: dict, asked, options: dict) -> bool:

@@ -41,11 +41,24 @@ class AutoencoderRecipe:
 
 
 @dataclass(frozen=True)
+class DiTSizes:
+    """A Diffusion Transformer in the place of a recipe's U-Net. The defaults take as many FLOPs as `small`'s."""
+
+    width: int = 192
+    depth: int = 6
+    num_heads: int = 6
+    patch_size: int = 1                         # of 8 x 8 latents every pixel is a token: 64 of them
+    context: str = "cross"                      # or "tokens": DiTConfig
+
+
+@dataclass(frozen=True)
 class DiffusionRecipe:
     """The second stage: LDM sec. 3.2, 3.3, with a text transformer and class tokens unless `parts` says otherwise."""
 
     name: str
     scenes: SceneConfig
+    net: str = "unet"                           # or "dit", of the sizes that `dit` says
+    dit: DiTSizes = DiTSizes()
     channels: int = 64                          # of the U-Net; its inputs are the first stage's latents
     channel_mults: tuple[int, ...] = (1, 2, 2)
     num_res_blocks: int = 1
@@ -200,13 +213,14 @@ MICRO_AUTOENCODER = AutoencoderRecipe(
 AUTOENCODERS = {r.name: r for r in (TINY_AUTOENCODER, TINY_L1_AUTOENCODER, SMALL_AUTOENCODER,
                                     SMALL_FINE_AUTOENCODER, SPEEDRUN_AUTOENCODER, BASE_AUTOENCODER, MICRO_AUTOENCODER)}
 
+# Every recipe also trains a Diffusion Transformer: add `--net dit`.
 # For a CPU, on the latents of the tiny autoencoder.
 # python -m ldm_mini train diffusion --recipe tiny --autoencoder runs/autoencoder-tiny/model
 # Expect 0.34 s per step on one thread of a shared two-core CPU: about an hour. The shipped weights were made with less,
 # in several legs: data/weights/emoji-scenes/README.md.
 TINY_DIFFUSION = DiffusionRecipe(
     name="tiny", scenes=CENTRED_SCENES,
-    channels=64, channel_mults=(1, 2, 2),
+    channels=64, channel_mults=(1, 2, 2), dit=DiTSizes(depth=8, patch_size=2),
     steps=10_000, batch_size=16)                 # so far from convergence, many small steps beat few large ones
 
 # All conditions in one network: words, class, layout, small pictures, semantic maps, holes, and their combinations.
@@ -246,13 +260,15 @@ SPEEDRUN_DIFFUSION = replace(SMALL_DIFFUSION, name="speedrun", scenes=TINY_SCENE
 # For one H200: the same design, wider, and all four styles. Not yet run on a GPU; two steps on a CPU.
 BASE_DIFFUSION = replace(
     SMALL_DIFFUSION, name="base", scenes=BASE_SCENES, easy=None, channels=256, num_res_blocks=2, groups=16,
+    dit=DiTSizes(width=384, depth=10),
     text_width=384, text_layers=3, text_heads=6, latents=120_000, steps=20_000, batch_size=256, lr=1e-3,
     muon_lr=3e-3, warmup=500, decay="cosine", ema_decay=0.9995, compile=True)
 
 MICRO_DIFFUSION = DiffusionRecipe(
     name="micro", scenes=MICRO_SCENES, lr=1.5e-3,
     channels=16, channel_mults=(1, 2), attn_levels=(1,), head_dim=16, text_width=16, text_layers=1, text_heads=2,
-    latents=32, steps=40, batch_size=4, warmup=5, sample_captions=("an apple", "a red star"))
+    dit=DiTSizes(width=16, depth=1, num_heads=2, patch_size=2), latents=32, steps=40, batch_size=4, warmup=5,
+    sample_captions=("an apple", "a red star"))
 
 DIFFUSIONS = {r.name: r for r in (TINY_DIFFUSION, TINY_ALL_DIFFUSION, TINY_LAYOUTS_DIFFUSION, SMALL_DIFFUSION,
                                   SMALL_FINE_DIFFUSION, SPEEDRUN_DIFFUSION, BASE_DIFFUSION,

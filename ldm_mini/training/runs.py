@@ -73,20 +73,20 @@ def owned(out):
                 folder.rmdir()
 
 
-def find_checkpoint(out, recipe: dict, resume: bool = False) -> Path | None:
+def find_checkpoint(out, recipe: dict, resume: bool = False, defaults: dict | None = None) -> Path | None:
     """The checkpoint to continue from, None for a new run. Writes nothing.
 
     A run that ended before its first checkpoint has nothing to lose and begins anew. One that is resumed has to have
     the same recipe: models it goes on from are compared by content ("weights"), their paths are for show; and only its
-    "steps" may be more than they were.
+    "steps" may be more than they were. What a recipe could not say yet when it was written is as `defaults` have it.
     Raises ValueError if `out` holds a run and resume is False, if there is nothing to resume, or if the recipe changed.
     """
-    out, recipe = Path(out), json.loads(json.dumps(recipe))                                 # tuples are lists in JSON
+    out, recipe, defaults = Path(out), *json.loads(json.dumps([recipe, defaults or {}]))     # tuples are lists in JSON
     checkpoint = latest(out / "checkpoints", tell=print if resume else None)
     if resume:
         if checkpoint is None:
             raise ValueError(f"there is no run to resume in {out}, or it has no checkpoint: start it without --resume.")
-        saved = read_json(out / "recipe.json")
+        saved = {**defaults, **read_json(out / "recipe.json")}
         longer = recipe["steps"] > saved.get("steps", math.inf)
         passed = {"steps"} if longer else set()
         # a run of a time when only paths were written down is told by them

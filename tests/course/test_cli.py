@@ -151,6 +151,25 @@ def test_resume_by_the_command_line(trained, capsys):
     assert "Finished at step 6 of 6" in capsys.readouterr().out and before == checkpoints()
 
 
+def test_a_transformer_in_the_unets_place_trains_goes_on_draws_and_is_measured(trained, tmp_path, capsys):
+    out = tmp_path / "dit"
+    argv = ["train", "diffusion", "--recipe", "micro", "--net", "dit", "--out", str(out), "--autoencoder",
+            str(trained / "ae" / "model"), *QUICK]
+    assert main([*argv, "--minutes", "0"]) == 0 and "Stopped at step 1 of 6" in capsys.readouterr().out
+    assert main([*argv, "--resume"]) == 0 and "Finished at step 6 of 6" in capsys.readouterr().out
+    model = str(out / "model")
+    net = LatentDiffusion.from_pretrained(model).net
+    assert type(net).__name__ == "DiT" and net.config.input_size == 8 and net.config.context_dim == 16
+    assert main(["sample", "a red star", "--model", model, "--num", "1", "--steps", "2", "--device", "cpu", "--out",
+                 str(tmp_path / "grid.png")]) == 0
+    assert main(["evaluate", "--model", model, "--num", "8", "--steps", "1", "--device", "cpu"]) == 0
+    assert main(["info", model]) == 0 and "DiTBlock" in capsys.readouterr().out
+    # a U-Net's weights do not fit it, nor another command
+    argv[argv.index(str(out))] = str(tmp_path / "none")
+    assert "is a UNet, the recipe's a DiT" in fails(capsys, *argv, "--start-from", trained / "ldm" / "model")
+    assert "--net is for diffusion" in fails(capsys, "train", "autoencoder", "--net", "dit")
+
+
 def test_load_or_train(tmp_path, monkeypatch):
     """The same call loads what is shipped, trains both stages, or continues and then loads what it trained."""
     for table in (recipes.AUTOENCODERS, recipes.DIFFUSIONS):

@@ -56,8 +56,9 @@ DEFAULTS = [
                       num_heads=None, head_dim=32, context_dim=None, transformer_depth=1, vector_dim=None,
                       concat_channels=0, groups=32, scale_shift=False, resblock_updown=False, dropout=0.0)),
     (DiTConfig, dict(in_channels=4, out_channels=None, patch_size=2, width=384, depth=12, num_heads=6, input_size=32,
-                     num_classes=None, vector_dim=None, concat_channels=0, mlp_norm_eps=1e-6,
-                     time_code_to_the_end=False, own_embeddings=False)),        # DiT-S/2
+                     num_classes=None, vector_dim=None, context_dim=None, context="cross", positions=True,
+                     concat_channels=0, mlp_norm_eps=1e-6, time_code_to_the_end=False,
+                     own_embeddings=False)),                                    # DiT-S/2
     (TextTransformer, dict(width=256, layers=4, heads=4, max_length=24, tokenizer=None, known=None, vocabulary=None)),
     (AutoencoderConfig, dict(in_channels=3, downsample_factor=4, latent_channels=3, channels=128, channel_mults=None,
                              num_res_blocks=2, attn_levels=(), mid_attn=True, groups=32, patch_size=1, dropout=0.0,

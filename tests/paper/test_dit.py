@@ -12,15 +12,26 @@ from random_nets import all_heard, awake, learns
 from torch import nn
 from torch.testing import assert_close
 
+from ldm_mini import hub
 from ldm_mini.cond import Cond
 from ldm_mini.diffusion import diffusion_loss, make_denoiser
-from ldm_mini.dit import DiT, DiTConfig, position_code
+from ldm_mini.dit import DiT, DiTBlock, DiTConfig, position_code
 from ldm_mini.samplers import ddim
 from ldm_mini.schedule import NoiseSchedule, scaled_linear_betas
+from ldm_mini.show.attention_maps import record_attention
 
 TINY = DiTConfig(in_channels=3, width=32, depth=2, num_heads=4, input_size=8, num_classes=5)
 T = torch.tensor([0, 999])
 CLASSES = Cond(vector=torch.tensor([2, 5]))
+FULL = replace(TINY, num_classes=None, vector_dim=7, context_dim=24, concat_channels=2)
+WAYS = pytest.mark.parametrize("way", ["cross", "tokens"])
+
+
+def full_cond(batch=2) -> Cond:
+    """Five words, of which the first sample may read three."""
+    mask = torch.ones(batch, 5, dtype=torch.bool)
+    mask[0, 3:] = False
+    return Cond(torch.randn(batch, 2, 8, 8), torch.randn(batch, 5, 24), mask, torch.randn(batch, 7))
 
 
 @pytest.mark.parametrize("depth, width, heads, millions", [(12, 384, 6, 33), (12, 768, 12, 130), (24, 1024, 16, 458),
@@ -31,6 +42,85 @@ def test_published_sizes(depth, width, heads, millions):
         net = DiT(DiTConfig(width=width, depth=depth, num_heads=heads, num_classes=1000, out_channels=8))
     count = sum(p.numel() for p in net.parameters()) + 256 * width
     assert abs(count / 1e6 - millions) < 1 and (millions != 675 or count == 675_129_632)
+
+
+@WAYS
+def test_masked_words_are_as_if_they_were_not_there(way):
+    """The oracle of both ways to read a context: what the mask hides, cut out."""
+    net, x, cond = awake(DiT(replace(FULL, context=way))).eval(), torch.randn(2, 3, 8, 8), full_cond()
+    out = net(x, T, cond)
+    assert_close(net(x[:1], T[:1], replace(cond[:1], context=cond.context[:1, :3], mask=None)), out[:1])
+    assert_close(net(x[1:], T[1:], replace(cond[1:], mask=None)), out[1:])      # samples do not mix
+    garbage = cond.context.clone()
+    garbage[~cond.mask] = 1e3
+    assert_close(net(x, T, replace(cond, context=garbage)), out)
+    assert not torch.allclose(net(x, T, replace(cond, mask=None))[0], out[0], atol=1e-4)
+    for part in ("concat", "context", "vector"):
+        assert not torch.allclose(net(x, T, replace(cond, **{part: getattr(cond, part) + 1})), out, atol=1e-4)
+    order = torch.tensor([2, 0, 1, 4, 3])                                       # a context is a set
+    assert_close(net(x, T, replace(cond, context=cond.context[:, order], mask=cond.mask[:, order])), out)
+    nothing = replace(cond, mask=torch.zeros(2, 5, dtype=torch.bool))
+    assert net(x, T, nothing).isfinite().all()
+
+
+def test_fresh_cross_attention_says_nothing():
+    """Whatever the words, it is the network without: a trained one can be given a context later."""
+    with_words, x, cond = DiT(FULL), torch.randn(2, 3, 8, 8), full_cond()
+    without = awake(DiT(replace(FULL, context_dim=None)))
+    assert not with_words.load_state_dict(without.state_dict(), strict=False).unexpected_keys
+    assert_close(with_words(x, T, cond), without(x, T, replace(cond, context=None, mask=None)), atol=0, rtol=0)
+
+
+@WAYS
+@pytest.mark.parametrize("positions", [False, True])
+def test_without_positions_it_takes_patches_in_any_order(positions, way):
+    """A permutation of the patches comes back as the same permutation, to float64's last digits; with, it does not."""
+    c = replace(FULL, context=way, positions=positions)
+    net, x, cond = awake(DiT(c)).double(), torch.randn(2, 3, 8, 8).double(), full_cond().to(torch.float64)
+    order = torch.randperm(16)
+
+    def shuffled(pictures):
+        patches = rearrange(pictures, "b c (i p) (j q) -> b (i j) c p q", p=2, q=2)[:, order]
+        return rearrange(patches, "b (i j) c p q -> b c (i p) (j q)", i=4)
+
+    there = net(shuffled(x), T, replace(cond, concat=shuffled(cond.concat)))
+    error = (there - shuffled(net(x, T, cond))).abs().max()
+    assert error > 1e-3 if positions else error < 1e-12
+
+
+def test_a_block_begins_as_the_identity_and_its_gate_decides():
+    block, x, condition = DiTBlock(16, 2, context_dim=12), torch.randn(2, 9, 16), torch.randn(2, 16)
+    words = torch.randn(2, 3, 12)
+    assert_close(block(x, condition, words), x, atol=0, rtol=0)
+    # shift and scale alone move nothing: the gate is shut
+    nn.init.normal_(block.modulation.bias[:32])
+    assert_close(block(x, condition, words), x, atol=0, rtol=0)
+    block.modulation.bias.data[32:48] = 1.0
+    assert not torch.allclose(block(x, condition, words), x, atol=1e-3)
+
+
+@WAYS
+def test_fresh_with_all_conditions_it_returns_zero_and_then_learns_everywhere(way):
+    net, x, cond = DiT(replace(FULL, context=way)), torch.randn(2, 3, 8, 8), full_cond()
+    assert net(x, T, cond).abs().max() == 0
+    assert all_heard(net, awake(net)(x, T, cond).square().mean())
+    assert learns(DiT(replace(FULL, context=way)), 40, full_cond(4))
+
+
+@WAYS
+def test_it_is_described_and_built_again(way):
+    net = DiT(replace(FULL, context=way, positions=False))
+    again = hub.build(hub.describe(net))
+    assert again.config == net.config
+    again.load_state_dict(net.state_dict())
+
+
+def test_attention_to_words_is_recorded():
+    net, x = awake(DiT(FULL)), torch.randn(2, 3, 8, 8)
+    with record_attention(net) as maps:
+        net(x, T, full_cond())
+    assert list(maps) == ["blocks.0.cross_attn", "blocks.1.cross_attn"]
+    assert all(m[0].shape == (2, 4, 16, 5) and m[0][0, ..., 3:].max() == 0 for m in maps.values())
 
 
 def test_fresh_net_returns_zero_and_after_the_first_steps_every_weight_learns():
@@ -92,9 +182,12 @@ def test_inputs_that_do_not_fit_are_explained(change, message):
         DiT(TINY)(call["x"], T, call["cond"])
 
 
-def test_heads_that_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match="width of 32 cannot be split into heads with num_heads = 5"):
-        DiT(replace(TINY, num_heads=5))
+@pytest.mark.parametrize("change, message", [
+    ({"num_heads": 5}, "width of 32 cannot be split into heads with num_heads = 5"), ({"depth": 0}, "depth"),
+    ({"context": "adaLN"}, '"cross" or "tokens"'), ({"width": 30, "num_heads": 3}, "multiple of 4")])
+def test_what_cannot_be_built_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        DiT(replace(TINY, **change))
 
 
 def test_it_learns():

@@ -291,8 +291,9 @@ def test_our_dits_open_there_and_come_back(own, tmp_path):
     with torch.no_grad():
         assert_close(theirs(x, T, classes).sample, ours(x, T, Cond(vector=classes)), **CLOSE)
     assert replace(unet_from_diffusers(tmp_path).config, out_channels=None) == config
-    with pytest.raises(ValueError, match="num_classes"):
-        save_diffusers(DiT(replace(config, num_classes=None)), tmp_path)
+    for change in ({"num_classes": None}, {"context_dim": 8}, {"positions": False}):
+        with pytest.raises(ValueError, match="num_classes, positions"):
+            save_diffusers(DiT(replace(config, **change)), tmp_path)
     with pytest.raises(ValueError, match="no class"):
         save_diffusers(nn.Linear(1, 1), tmp_path)
 

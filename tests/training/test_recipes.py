@@ -37,11 +37,12 @@ def test_autoencoder_recipe_trains_two_steps(name):
     assert not idle, f"parameters that two steps did not move: {idle}"
 
 
-@pytest.mark.parametrize("name", DIFFUSIONS)
-def test_diffusion_recipe_trains_two_steps_and_samples(name):
-    recipe = DIFFUSIONS[name]
+@pytest.mark.parametrize("name, net", [*((name, "unet") for name in DIFFUSIONS), ("small", "dit"), ("micro", "dit")])
+def test_diffusion_recipe_trains_two_steps_and_samples(name, net):
     # its true width is built below; here the network only has to have the same parts
-    recipe = replace(recipe, channels=min(recipe.channels, 64), text_width=min(recipe.text_width, 96))
+    recipe = DIFFUSIONS[name]
+    recipe = replace(recipe, net=net, channels=min(recipe.channels, 64), text_width=min(recipe.text_width, 96),
+                     dit=replace(recipe.dit, depth=1))
     torch.manual_seed(0)
     ldm = build_diffusion(recipe, build_autoencoder(AUTOENCODERS["micro"]), scale_factor=2.0)
     state = TrainState(ldm, recipe.lr, ema_decay=recipe.ema_decay)
@@ -62,6 +63,21 @@ def test_the_layout_leg_shows_layouts_and_fits_the_model_of_all_conditions():
     assert for_task(DIFFUSIONS["tiny_layouts"], "text").alone is None
 
 
+def test_a_transformer_takes_new_conditions_as_a_unet_does():
+    """What is joined to the latent and new has no say; tokens that are absent are masked."""
+    first = build_autoencoder(AUTOENCODERS["micro"])
+    words = replace(DIFFUSIONS["micro"], net="dit", vector=False)
+    source, target = build_diffusion(words, first), build_diffusion(for_task(words, "all"), first)
+    awake = {name: torch.randn_like(value) * 0.1 for name, value in source.net.state_dict().items()}
+    source.net.load_state_dict(awake)
+    assert len(start_from(source, target)) == 4
+    batch = next(iter(scene_stream(words.scenes, 2, 0, 0, 0, 1, seed=1)))
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([10, 700])
+    words = {"caption": batch["caption"], "image": batch["image"]}
+    before, after = (m.eval().net(x, t, m.conditioner.encode(words)) for m in (source, target))
+    assert_close(after, before, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", DIFFUSIONS)
 def test_every_caption_fits_the_text_transformer(name):
     recipe, tokenizer = DIFFUSIONS[name], load_tokenizer()
@@ -78,6 +94,9 @@ def test_sizes_are_what_the_recipes_say():
         first = build_autoencoder(AUTOENCODERS[name])
         ldm = build_diffusion(DIFFUSIONS[name], first)
         assert millions(first) < most and millions(ldm.net) < most_net
+        tokens = build_diffusion(replace(DIFFUSIONS[name], net="dit"), first).net
+        assert 0.7 < millions(tokens) / millions(ldm.net) < 1.3
+        assert tokens.config.input_size // tokens.config.patch_size == 8
         assert ldm.latent_shape(DIFFUSIONS[name].scenes.size) == latent
         assert set(DIFFUSIONS[name].scenes.nouns or NOUNS) <= set(AUTOENCODERS[name].scenes.nouns or NOUNS)
 
@@ -108,6 +127,8 @@ def test_unknown_names_are_answered_with_names():
     with pytest.raises(ValueError, match="autoencoder, text, diffusion"):
         find_recipe("vae", "tiny")
     assert find_recipe("diffusion", "base") is DIFFUSIONS["base"]
+    with pytest.raises(ValueError, match='"unet" or "dit", got "?\'mamba'):
+        build_diffusion(replace(DIFFUSIONS["micro"], net="mamba"), build_autoencoder(AUTOENCODERS["micro"]))
     with pytest.raises(ValueError, match=r"no parts \['txt'\].*text, language, class"):
         build_diffusion(replace(DIFFUSIONS["micro"], parts=("txt",)), build_autoencoder(AUTOENCODERS["micro"]))
 

@@ -273,6 +273,17 @@ def test_a_run_without_checkpoint_begins_anew(tmp_path):
     assert runs.read_log(out) == []
 
 
+def test_a_run_of_a_time_without_some_setting_goes_on_if_that_is_at_its_default(tmp_path):
+    out, recipe = tmp_path / "run", recipe_of("text")
+    assert not train_stage("text", recipe, out, minutes=0.0, **EVERY)
+    saved = json.loads((out / "recipe.json").read_text())
+    assert saved.pop("grad_clip") == 1.0
+    (out / "recipe.json").write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match=r"grad_clip was 1\.0 and is 2\.0"):
+        train_stage("text", replace(recipe, grad_clip=2.0), out, resume=True, **EVERY)
+    assert train_stage("text", recipe, out, resume=True, **EVERY)
+
+
 def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoints(tmp_path):
     out, recipe = tmp_path / "run", replace(recipe_of("autoencoder"), steps=20, loss=PLAIN)
     assert not train_stage("autoencoder", recipe, out, minutes=0.0, **EVERY)
