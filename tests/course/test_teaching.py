@@ -369,7 +369,8 @@ def test_the_course_for_nbgrader(tmp_path):
         text = (tmp_path / "release" / path.stem / path.name).read_text(encoding="utf-8")
         assert "SOLUTION" not in text and "HIDDEN" not in text and "NotImplementedError" in text
     plan = (tmp_path / "PLAN.md").read_text(encoding="utf-8")
-    assert "| 2 | 03 · VQ-VAE: pictures written in a few hundred words | 45 min |" in plan
+    assert "| 2 | 03 · VQ-VAE: pictures written in a few hundred words | 55 min |" in plan
+    assert "| 12: 105 min, and an open one of 40 min |" in plan
     with pytest.raises(FileError, match="there is no notebook '99'"):
         teach(tmp_path, ["99"])
 
