@@ -14,7 +14,7 @@ from torch import Tensor
 from .checking import CheckFailed, attempt, passed
 from .properties import SEED
 
-EVALUATIONS, PICTURES, GUIDANCE = 8, 6, 3.0
+EVALUATIONS, PICTURES, GUIDANCE = 8, 4, 3.0
 MANY = 25  # steps of the solution that all are held against: a tenth as far off as eight of DDIM
 RULE = (2.0, 1.01, 0.9)  # how far off, as a part of DDIM's distance, earns 1, 2, 3 points
 
