@@ -1,5 +1,7 @@
 """The judge of assignment A2: which sampler makes the best of eight evaluations of the shipped model?
 
+What a sampler is for: from some noise the flow leads to one picture, which many small steps find. How near does it come
+to that in eight? Measured picture by picture beside DDIM from the same noise, this is no matter of luck.
 It returns the points that were earned, so that a table of grades, ours or nbgrader's, can hold a part of them.
 """
 
@@ -7,13 +9,14 @@ import os
 from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .checking import CheckFailed, attempt, passed
 from .properties import SEED
 
-EVALUATIONS, PICTURES, GUIDANCE = 8, 12, 3.0
-RULE = (0.5, 0.9, 1.02)  # the parts of DDIM's score that earn 1, 2, 3 points
+EVALUATIONS, PICTURES, GUIDANCE = 8, 4, 3.0
+MANY = 25  # steps of the solution that all are held against: a tenth as far off as eight of DDIM
+RULE = (2.0, 1.01, 0.9)  # how far off, as a part of DDIM's distance, earns 1, 2, 3 points
 
 
 @lru_cache(maxsize=1)
@@ -37,66 +40,100 @@ def request(count: int, seed: int) -> tuple:
     return nouns, captions, torch.randn(count, *model.latent_shape(model.image_size), generator=source)
 
 
-def draw_in_eight(sampler, count: int = PICTURES, seed: int = 0) -> tuple[Tensor, Tensor, list[str]]:
-    """What a sampler draws with 8 evaluations: pictures (B,3,H,W), the recogniser's certainty (B,), captions.
+def _walk(sampler, count: int, seed: int, steps: int) -> tuple[Tensor, int]:
+    """Where a sampler ends (B,C,h,w), and how much arithmetic that took, whoever did it with whatever network."""
+    from torch.utils.flop_counter import FlopCounterMode
 
-    sampler: `sampler(denoise, z_T, schedule, steps=8, generator=...)`, a generator as in `ldm_mini.samplers`. A
-    certainty is the recogniser's probability, from 0 to 1, that the thing asked for is somewhere in the picture.
-    Raises CheckFailed for more than 8 evaluations of a network of this kind, whoever holds it.
-    """
-    from ..scenes import NOUN_INDEX
-
-    model, recogniser = _shipped()
-    nouns, captions, z_T = request(count, seed)
+    model, _ = _shipped()
+    _, captions, z_T = request(count, seed)
     denoise = model.denoiser({"caption": captions}, guidance_scale=GUIDANCE)
-    seen = 0
-
-    def counted(module, inputs):
-        nonlocal seen
-        if type(module) is type(recogniser):
-            raise CheckFailed("the recogniser is the judge: a sampler may not ask it.")
-        seen += len(inputs[0]) if type(module) is type(model.net) else 0
 
     def last():
         z = None
-        for z in sampler(denoise, z_T.clone(), model.schedule, steps=EVALUATIONS,
+        for z in sampler(denoise, z_T.clone(), model.schedule, steps=steps,
                          generator=torch.Generator().manual_seed(seed)):
             pass
         return z
 
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        z = attempt(last, name="the sampler")
+    if not isinstance(z, Tensor) or z.shape != z_T.shape or not z.isfinite().all():
+        raise CheckFailed("the last thing that the sampler yields should be finished latents, finite and of z_T's "
+                          "shape.")
+    return z, counter.get_total_flops()
+
+
+@lru_cache(maxsize=8)
+def _ddim(count: int, seed: int) -> tuple[Tensor, int]:
+    from ..samplers import ddim
+
+    return _walk(ddim, count, seed, EVALUATIONS)
+
+
+@lru_cache(maxsize=8)
+def _solution(count: int, seed: int) -> Tensor:
+    """Where the flow leads, by many steps."""
+    from ..samplers import dpm_solver
+
+    return _walk(lambda *given, **options: dpm_solver(*given, spacing="flow", **options), count, seed, MANY)[0]
+
+
+def _in_eight(sampler, count: int, seed: int) -> Tensor:
+    """Where a sampler ends (B,C,h,w). Raises CheckFailed for more than 8 evaluations, by the arithmetic of DDIM's 8."""
+    z, flops = _walk(sampler, count, seed, EVALUATIONS)
+    made = EVALUATIONS * flops / _ddim(count, seed)[1]
+    if made > EVALUATIONS + 0.1:  # a sampler's own arithmetic is next to nothing
+        raise CheckFailed(f"as much arithmetic as {made:.3g} evaluations of the network; {EVALUATIONS} are allowed.")
+    return z
+
+
+def distances(sampler, count: int = PICTURES, seed: int = 0) -> Tensor:
+    """How far a sampler ends from the many-step solution from the same noise: for each picture, DDIM's distance is 1.
+
+    sampler: `sampler(denoise, z_T, schedule, steps=8, generator=...)`, a generator as in `ldm_mini.samplers`.
+    Returns (B,) ratios of root mean square distances of latents. Raises CheckFailed for more than 8 evaluations.
+    """
+    goal = _solution(count, seed)
+    mine, theirs = ((z - goal).square().mean((1, 2, 3)).sqrt()
+                    for z in (_in_eight(sampler, count, seed), _ddim(count, seed)[0]))
+    return mine / theirs.clamp(min=1e-6)
+
+
+def draw_in_eight(sampler, count: int = PICTURES, seed: int = 0) -> tuple[Tensor, Tensor, list[str]]:
+    """What a sampler draws with 8 evaluations: pictures (B,3,H,W), the recogniser's certainty (B,), captions.
+
+    A certainty is the recogniser's probability, from 0 to 1, that the thing asked for is somewhere in the picture.
+    """
+    from ..scenes import NOUN_INDEX
+
+    model, recogniser = _shipped()
+    nouns, captions, _ = request(count, seed)
     with torch.no_grad():
-        hook = nn.modules.module.register_module_forward_pre_hook(counted)
-        try:
-            z = attempt(last, name="the sampler")
-        finally:
-            hook.remove()
-        # a guided evaluation asks the network twice: with the caption and without
-        if seen > EVALUATIONS * 2 * count:
-            raise CheckFailed(f"{seen / 2 / count:.3g} evaluations of the network; {EVALUATIONS} are allowed.")
-        if not isinstance(z, Tensor) or z.shape != z_T.shape or not z.isfinite().all():
-            raise CheckFailed("the last thing that the sampler yields should be finished latents, finite and of z_T's "
-                              "shape.")
-        images = model.decode(z).clamp(-1, 1)
+        images = model.decode(_in_eight(sampler, count, seed)).clamp(-1, 1)
         sure = recogniser(recogniser.resized(images))["heat"].sigmoid().amax((2, 3))
     return images, sure[torch.arange(count), [NOUN_INDEX[noun] for noun in nouns]], captions
 
 
-@lru_cache(maxsize=4)
-def _certainty_of_ddim(count: int, seed: int) -> float:
-    """What all are held against; the same at every call, so it is drawn once."""
-    from ..samplers import ddim
-
-    return draw_in_eight(ddim, count, seed)[1].mean().item()
+def mean_and_error(ratios: Tensor) -> tuple[float, float]:
+    """The geometric mean of ratios (B,), and the standard error of its logarithm: of what is judged in pairs."""
+    logs = ratios.clamp(min=1e-6).log()
+    return logs.mean().exp().item(), (logs.std() / len(logs) ** 0.5).item()
 
 
 def eight_evaluations(sampler) -> int:
-    """Points of a sampler, from its mean certainty beside DDIM's in 8 steps, same captions and noise: see RULE."""
+    """Points of a sampler: how far it ends from the many-step solution, beside DDIM in 8 steps. See RULE.
+
+    3 points need more than two standard errors over the pictures, too: then it is the sampler and not these pictures.
+    """
     seed = int(os.environ.get(SEED) or 0)  # a learner compares runs: the same pictures each time
-    mine = draw_in_eight(sampler, PICTURES, seed)[1].mean().item()
-    theirs = _certainty_of_ddim(PICTURES, seed)
-    points = sum(mine >= part * theirs for part in RULE)
+    ratio, error = mean_and_error(distances(sampler, PICTURES, seed))
+    points = sum(ratio <= part for part in RULE)
+    if points == len(RULE) and ratio > torch.tensor(-2 * error).exp():
+        points -= 1
     if not points:
-        raise CheckFailed(f"a certainty of {mine:.2f}; DDIM in {EVALUATIONS} steps has {theirs:.2f}, and one point "
-                          "needs half of it. Look at the pictures: are they noise, grey, or unfinished?")
-    passed(f"{getattr(sampler, '__name__', 'the sampler')}: {points} of {len(RULE)} points")
+        raise CheckFailed(f"it ends {ratio:.1f} times as far from where the flow leads as DDIM in {EVALUATIONS} steps; "
+                          f"one point needs {RULE[0]:.0f} times at most. Look at the pictures: are they noise, grey, "
+                          "unfinished? Fresh noise leads elsewhere.")
+    passed(f"{getattr(sampler, '__name__', 'the sampler')}: {ratio:.2f} of DDIM's distance, {points} of {len(RULE)} "
+           "points")
     return points

@@ -23,7 +23,7 @@ WELCOME = """\
 
 **Exercises** opens a notebook to write in; **with solutions** is the same one to read and to run. Take them in order.
 
-| notebook | | | exercises | minutes |
+| notebook | | | exercises | minutes for them |
 |:---|:---|:---|---:|---:|
 {rows}
 

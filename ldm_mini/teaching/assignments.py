@@ -42,7 +42,8 @@ PLAN = """\
 # A plan of weeks
 
 One notebook a week, in this order; what a notebook needs is in its header. Times are those stated in the notebooks:
-reading, running on 2 CPU cores, and the exercises' own.
+reading, running, and the exercises' own. Reading is counted for 150 words, or 20 lines of code, a minute, and half a
+minute a figure.
 
 | week | notebook | read | run | exercises | points |
 |---|---|---|---|---|---|
@@ -95,10 +96,10 @@ def _write_assignment(out: Path, path: Path, week: int) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / path.name, write_notebook(made))
     first = notebook["cells"][0]["source"]
-    stated = dict(re.findall(r"\*\*(Read|Run):\*\* *([^\n]*)", first))
+    stated = dict(re.findall(r"\*\*(Read|Exercises|Run):\*\* *([^\n]*)", first))
     title = re.match(r"# *([^\n]*)", first)
     worth = sum(points(task) for task in tasks if task.check)
-    minutes = f"{len(tasks)}: {sum(task.minutes for task in tasks)} min"
+    minutes = f"{len(tasks)}: {stated.get('Exercises', '')}"
     week = week if path.stem[0].isdigit() else "any"
     columns = week, title[1] if title else path.stem, stated.get("Read", ""), stated.get("Run", ""), minutes, worth
     return f"| {' | '.join(map(str, columns))} |"

@@ -14,17 +14,17 @@ import types
 from copy import deepcopy
 
 IMPORTS = {"abc", "collections", "contextlib", "copy", "dataclasses", "einops", "functools", "itertools", "ldm_mini",
-           "math", "numpy", "random", "time", "torch", "torchvision", "typing", "warnings"}
+           "math", "numpy", "random", "statistics", "time", "torch", "torchvision", "typing", "warnings"}
 DUNDERS = {"__all__", "__call__", "__contains__", "__doc__", "__enter__", "__exit__", "__getitem__", "__init__",
            "__iter__", "__len__", "__name__", "__next__", "__post_init__", "__repr__", "__setitem__"}
 # Ways out of computing: to the interpreter, to files and processes, to what torch lets one replace for everybody, to
-# what evaluates a text (of an annotation, say) or finds an attribute by a text.
+# what evaluates a text (of an annotation, say) or finds an attribute by a text, to weights that were shipped.
 REFUSED = set("""
     Formatter ForwardRef Path attrgetter backend_registration builtins checking checks collect_env compile copyreg
     cpp_extension ctypes ctypeslib distributed editions f2py f_back f_builtins f_code f_globals f_locals from_file
-    frombuffer fromfile fx gc generate_methods_for_privateuse1_backend get_ipython get_type_hints gi_code gi_frame
-    globals hub importlib input inspect io jit library load load_library loadtxt locals make_dataclass memmap
-    methodcaller multiprocessing open ops os overrides package pathlib pickle pty read_array
+    from_pretrained frombuffer fromfile fx gc generate_methods_for_privateuse1_backend get_ipython get_type_hints
+    gi_code gi_frame globals hub importlib input inspect io jit library load load_library loadtxt locals make_dataclass
+    memmap methodcaller multiprocessing open ops os overrides package pathlib pickle pty read_array
     register_module_backward_hook
     register_module_buffer_registration_hook register_module_forward_hook register_module_forward_pre_hook
     register_module_full_backward_hook register_module_full_backward_pre_hook register_module_module_registration_hook

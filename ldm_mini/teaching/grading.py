@@ -17,7 +17,7 @@ import torch._dynamo  # the first optimizer would import it, in each process ane
 
 from ..editions.source import FOLDER, source_notebooks
 from ..files import FileError, writable_folder, write_file
-from .judging import WALL_S, Task, Verdict, judge, tasks_of
+from .judging import WALL_S, Task, Verdict, judge, read_ahead, tasks_of
 from .sandbox import Died, leave_privileges, run_apart
 from .submissions import read_bytes
 
@@ -52,6 +52,8 @@ def grade(submissions, out, sources=FOLDER, say=print, seeds=SEEDS) -> list[tupl
     torch.set_num_threads(1)  # a process with threads is not forked
     einops.rearrange(torch.zeros(1), "a -> a")  # the first call tells torch's compiler of it: 2 s, in each process anew
     tasks = {name: tasks_of(path) for name, path in assignments.items()}
+    for path in assignments.values():
+        read_ahead(path)
     rows, why = [], []
     gc.freeze()  # what is here stays as it is: forked processes share it
     try:

@@ -21,7 +21,7 @@ from ..checks.properties import SEED
 from ..editions import source
 from .gate import Refused, gated, given_builtins
 from .sandbox import Died, limit, run_apart
-from .statements import DEFINITIONS, IMPORTS, Statement, bound, needed, parse, statements, used
+from .statements import DEFINITIONS, IMPORTS, Statement, needed, parse, statements, used
 from .submissions import Code, code_cells
 
 COURSE, SUBMISSION = "course", "submission"  # names of modules
@@ -88,15 +88,16 @@ def judge(content: bytes, tasks: list[Task], seeds) -> list[dict]:
     names, untouched = {task.name for task in tasks}, _shared()
     planned = [(task, _plans(task, cells, given, names - {task.name})) for task in tasks]
     try:
-        passed = _apart(lambda: _passed(planned, untouched, seeds))
+        passed = _apart(lambda: _passed(planned, untouched, seeds), untouched)
     except Died:
         passed = {}
     return [asdict(Verdict(task.name, passed[task.id], task.points, "") if task.id in passed else
                    _judge_alone(task, plans, untouched, seeds)) for task, plans in planned]
 
 
-def _apart(work):
-    return run_apart(work, WALL_S, prepare=lambda: limit(CPU_S, MEMORY))
+def _apart(work, untouched: list):
+    held = frozenset(_functions(part for part, *_ in untouched))
+    return run_apart(work, WALL_S, prepare=lambda: limit(CPU_S, MEMORY, held))
 
 
 def _passed(planned: list, untouched: list, seeds) -> dict:
@@ -121,7 +122,7 @@ def _judge_alone(task: Task, plans: list, untouched: list, seeds) -> Verdict:
     notes = []
     for number, plan in enumerate(plans):
         try:
-            result = _apart(lambda: work(plan))
+            result = _apart(lambda: work(plan), untouched)
         except Died as died:
             result = {"points": 0, "note": str(died)}
         if result["points"]:
@@ -134,30 +135,41 @@ def _judge_alone(task: Task, plans: list, untouched: list, seeds) -> Verdict:
 def find_exercise(task: Task, cells: list[Code]) -> int | None:
     """Which cell is the exercise: among those that define its name, one that is written, with its id, the last."""
     defining = [(number, cell) for number, cell in enumerate(cells)
-                if any(task.name in bound(node) for node in parse(cell.source).body if not isinstance(node, IMPORTS))]
+                if any(task.name in s.binds for s in statements([cell.source]) if not isinstance(s.node, IMPORTS))]
     ranked = sorted(defining, key=lambda pair: ("raise NotImplementedError" not in pair[1].source,
                                                 pair[1].id == task.id, pair[0]))
     return ranked[-1][0] if ranked else None
 
 
+def read_ahead(path):
+    """Parse and test what learners are handed out of a notebook of the course: most of it comes back as it was."""
+    cells = source.read_notebook(path)["cells"]
+    _given([source.without_solution(cell["source"]) for cell in cells if cell["cell_type"] == "code"])
+
+
 def _given(codes) -> list[Statement]:
     """What a submission may lend its exercises: imports, definitions and plain constants that pass the gate."""
-    found = []
-    for statement in statements(codes):
-        calls = any(isinstance(part, ast.Call) for part in ast.walk(statement.node))
-        if isinstance(statement.node, (*IMPORTS, *DEFINITIONS)) or not calls:
-            try:
-                _ready(statement.node)
-                found.append(statement)
-            except Refused:
-                pass
-    return found
+    return [statement for statement in statements(codes) if _may_lend(statement.node)]
+
+
+@lru_cache(maxsize=10_000)
+def _may_lend(node: ast.stmt) -> bool:
+    if not isinstance(node, (*IMPORTS, *DEFINITIONS)) and any(isinstance(part, ast.Call) for part in ast.walk(node)):
+        return False
+    try:
+        _ready(node)
+        return True
+    except Refused:
+        return False
 
 
 @lru_cache(maxsize=10_000)
 def _ready(node: ast.stmt) -> ast.stmt:
     """A submitted statement that passed the gate. Raises Refused."""
-    return gated(node)
+    try:
+        return gated(node)
+    except RecursionError:
+        raise Refused(f"line {node.lineno} is nested too deeply to be read") from None
 
 
 def _plans(task: Task, cells: list[Code], given: list[Statement], others: set) -> list[tuple]:
@@ -209,8 +221,8 @@ def _run(task: Task, course: list[Statement], theirs: list[Statement], own: list
 def _as_it_was(untouched: list) -> bool:
     """Is everything shared still what it was? Imports may have added to it."""
     return all(len(names) <= len(now := vars(part)) and _same(names, now) and _same(values, now.values())
-               and all(_same(before, _made_of(function)) for function, before in functions)
-               for part, names, values, functions in untouched)
+               and all(_same(before, _kept(*holders)) for before, holders in kept)
+               for part, names, values, kept in untouched)
 
 
 def _same(before, now) -> bool:
@@ -221,17 +233,22 @@ def _same(before, now) -> bool:
 def _shared() -> list[tuple]:
     """What code that is judged must leave as it is: the names of torch, of Python and of the checks.
 
-    A list of (module or class, names, values, [(function, what it is made of)]).
+    A list of (module or class, names, values, [(what a function among the values keeps, what it keeps that in)]).
     """
     parts = [module for name, module in sys.modules.items() if name.startswith("ldm_mini.")]
     parts += [builtins, torch, torch.Tensor, torch.nn, torch.nn.functional, checks]
     parts += {kind for part in parts for kind in vars(part).values() if isinstance(kind, type)
               and kind.__module__.startswith(("ldm_mini.", "torch.nn."))}
-    return [(part, [*vars(part)], values := [*vars(part).values()],
-             [(value, _made_of(value)) for value in values if isinstance(value, FunctionType)]) for part in parts]
+    holders = {function: (function.__kwdefaults__ or {}, function.__closure__ or ()) for function in _functions(parts)}
+    return [(part, [*vars(part)], [*vars(part).values()],
+             [(_kept(*holders[function]), holders[function]) for function in _functions([part])
+              if any(holders[function])]) for part in parts]
 
 
-def _made_of(function: FunctionType) -> list:
-    cells = function.__closure__ or ()
-    return [function.__code__, function.__defaults__, *(function.__kwdefaults__ or {}).values(),
-            *(cell.cell_contents for cell in cells if cell != CellType())]
+def _functions(parts) -> list[FunctionType]:
+    return [value for part in parts for value in vars(part).values() if isinstance(value, FunctionType)]
+
+
+def _kept(keywords: dict, cells: tuple) -> list:
+    """What can change in a function that keeps its code and its defaults, which `limit` sees to."""
+    return [*keywords.values(), *(cell.cell_contents for cell in cells if cell != CellType())]

@@ -32,7 +32,7 @@ def statements(codes) -> list[Statement]:
     return found
 
 
-@lru_cache(maxsize=1000)
+@lru_cache(maxsize=10_000)
 def parse(code: str) -> ast.Module:
     """A cell of code, without what IPython reads (%, !, ?); empty if it does not parse."""
     lines = ["pass" if line.startswith(("%", "!", "?")) else line for line in code.splitlines()]
@@ -42,6 +42,7 @@ def parse(code: str) -> ast.Module:
         return ast.Module([], [])
 
 
+@lru_cache(maxsize=10_000)
 def bound(node: ast.stmt) -> frozenset:
     """The names that an import, a definition or an assignment binds."""
     if isinstance(node, DEFINITIONS):

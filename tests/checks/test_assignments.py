@@ -13,7 +13,7 @@ from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_mini.checks import a2_sampler, a3_first_stage
 from ldm_mini.cond import Cond, Conditioner, batch_size
 from ldm_mini.kl import KLBottleneck
-from ldm_mini.samplers import ddim, dpm_solver
+from ldm_mini.samplers import ddim, ddpm, dpm_solver, euler, heun
 from ldm_mini.train import TrainState, train_autoencoder
 
 
@@ -149,7 +149,7 @@ test_right_solutions_pass, test_wrong_ones_fail_with_a_hint, test_the_stub_is_na
 
 @pytest.fixture
 def small(monkeypatch):
-    """Challenges of little work: two pictures; one second."""
+    """Challenges of little work: two pictures; half a second."""
     monkeypatch.setattr(a2_sampler, "PICTURES", 2)
     monkeypatch.setattr(a3_first_stage, "SECONDS", 0.5)
 
@@ -159,18 +159,21 @@ def twice(denoise, z_T, schedule, steps, generator):
 
 
 def by_another_copy(denoise, z_T, schedule, steps, generator):
+    """A network of another class, asked by a denoiser of its own."""
     from ldm_mini.latent_diffusion import LatentDiffusion
 
     model = LatentDiffusion.from_pretrained("emoji-scenes")
+    model.net.__class__ = type("Mine", (type(model.net),), {})
     more = model.denoiser({"caption": ["a dog"] * len(z_T)}, 3.0)
     more(z_T, torch.full((len(z_T),), 500))
     yield from ddim(denoise, z_T, schedule, steps)
 
 
-def by_the_judge(denoise, z_T, schedule, steps, generator):
-    from ldm_mini.measure import Recogniser
-
-    Recogniser.load()(torch.zeros(1, 3, 64, 64))
+def keeps_the_denoiser(denoise, z_T, schedule, steps, generator, kept=[]):
+    """At the second call it goes on with the first one's network too."""
+    kept.append(denoise)
+    for ask in kept[:-1]:
+        ask(z_T, torch.full((len(z_T),), 500))
     yield from ddim(denoise, z_T, schedule, steps)
 
 
@@ -179,8 +182,8 @@ def gives(value):
 
 
 @pytest.mark.parametrize("sampler, hint", [
-    (twice, "16 evaluations"), (by_another_copy, "9 evaluations"), (by_the_judge, "may not ask"),
-    (gives(lambda z: z), "needs half"),
+    (twice, "16 evaluations"), (by_another_copy, "9 evaluations"),
+    (gives(lambda z: z), "times as far"), (ddpm, "times as far"),
     (gives(lambda z: z * torch.nan), "finite"), (gives(lambda z: z[:1]), "z_T's shape"),
     (gives(lambda z: None), "shape"), (lambda *inputs, **options: None, "raised TypeError")])
 def test_a_sampler_that_breaks_the_rules_has_no_points(small, sampler, hint):
@@ -188,11 +191,58 @@ def test_a_sampler_that_breaks_the_rules_has_no_points(small, sampler, hint):
         checks.eight_evaluations(sampler)
 
 
-def test_a_samplers_points_follow_the_rule(small, monkeypatch):
-    assert checks.eight_evaluations(ddim) == 2  # as good as itself
-    assert checks.eight_evaluations(dpm_solver) in (1, 2, 3)
-    monkeypatch.setattr(a2_sampler, "RULE", (0.5, 0.6, 1.0))
-    assert checks.eight_evaluations(ddim) == 3
+def test_a_sampler_may_keep_nothing_that_evaluates(small):
+    checks.eight_evaluations(keeps_the_denoiser)
+    with pytest.raises(checks.CheckFailed, match="9 evaluations"):
+        checks.eight_evaluations(keeps_the_denoiser)
+
+
+def spaced(sampler, spacing="flow"):
+    return lambda denoise, z_T, schedule, steps, generator: sampler(denoise, z_T, schedule, steps, spacing=spacing)
+
+
+def predict_and_correct(denoise, z_T, schedule, steps, generator):
+    """As UniPC: each evaluation mends the step that led to it, and leads the next one."""
+    def step(x, t, s, x0):
+        (a_t, b_t), (a_s, b_s) = ((schedule.alpha(u, 4), schedule.sigma(u, 4)) for u in (t, s))
+        return b_s / b_t * x + (a_s - a_t * b_s / b_t) * x0
+
+    times = [torch.full((len(z_T),), t) for t in [*schedule.timesteps(steps, "flow").tolist(), -1]]
+    x, before = z_T, None
+    for t, s in zip(times, times[1:]):
+        x0 = denoise(x, t)[0]
+        if before is not None:
+            x_before, t_before, x0_before = before
+            x = step(x_before, t_before, t, (x0_before + x0) / 2)
+        before = x, t, x0
+        x = step(x, t, s, x0)
+        yield x
+
+
+def jittered(denoise, z_T, schedule, steps, generator):
+    """DDIM with timesteps moved by chance: luck."""
+    times = schedule.timesteps(steps, "trailing")
+    moved = times[1:] + torch.randint(-9, 10, (steps - 1,), generator=generator)
+    yield from ddim(denoise, z_T, schedule, [int(times[0]), *moved.tolist()])
+
+
+def two_evaluations_a_step(denoise, z_T, schedule, steps, generator):
+    yield from heun(denoise, z_T, schedule, steps // 2, spacing="flow")
+
+
+@pytest.mark.parametrize("sampler, points", [
+    (ddim, 2), (euler, 2),  # as far as itself, by another way
+    (jittered, (1, 2)), (two_evaluations_a_step, (1, 2)), (spaced(ddim, "leading"), 1),
+    (spaced(dpm_solver), 3), (spaced(ddim), 3), (predict_and_correct, 3)])
+def test_a_better_solver_earns_more_and_luck_does_not(sampler, points):
+    assert checks.eight_evaluations(sampler) in (points if isinstance(points, tuple) else (points,))
+
+
+def test_three_points_need_to_be_sure(monkeypatch):
+    ratios = {"sure": torch.tensor([0.5, 0.6, 0.7]), "not": torch.tensor([0.1, 1.2, 1.3])}
+    for name, points in (("sure", 3), ("not", 2)):
+        monkeypatch.setattr(a2_sampler, "distances", lambda *given: ratios[name])
+        assert checks.eight_evaluations(ddim) == points
 
 
 def training(model, batches, seconds, factor=0.9):

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 import course
+from ldm_mini.editions.source import exercises, without_solution
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted(path for path in (ROOT / "notebooks").glob("*.ipynb") if not path.name.startswith("."))
@@ -28,7 +29,8 @@ HEADER = {  # what the first cell must say: how to recognise it
     "a title like '# 03 · Vector quantisation'": r"\A# [A\d]\d · \S",
     "**You build:** what": r"\*\*You build:?\*\*:? +\S",
     "**Before this:** notebooks or knowledge needed": r"\*\*Before this:?\*\*:? +\S",
-    "**Read:** minutes": r"\*\*Read:?\*\*:? +.*\d+ min",
+    "**Read:** minutes": r"\*\*Read:?\*\*:? +\d+ min\n",
+    "**Exercises:** minutes, and an open one's": r"\*\*Exercises:\*\* \d+ min, and an open one of \d+ min\n",
     "**Run:** time on 2 CPU cores and on a GPU": r"\*\*Run:?\*\*:? +(?=.*\d+ (s|min))(?=.*CPU)(?=.*GPU)",
     "**Paper:** sections": r"\*\*Paper:?\*\*:? +\S",
     "**In the package:** the files that hold it, finished": r"\*\*In the package:?\*\*:? .*`ldm_mini/\S+`",
@@ -131,6 +133,36 @@ def test_notebook(path):
     assert problems(nb) == []
 
 
+def minutes_of(path):
+    """What a notebook asks for, by one rule for all: minutes to read, of its exercises, and of its open one.
+
+    Reading: 150 words of text a minute (a formula or a name in code is one), 20 lines of code that are not the
+    learner's, and half a minute for a figure. Exercises: what their titles say. The open one: what its title says, or,
+    where there is a budget of computing and of lines, that and a minute for a line.
+    """
+    nb, tasks = nbformat.read(path, as_version=4), exercises(path)
+    text = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
+    code = [cell for cell in nb.cells if cell.cell_type == "code"]
+    lines = [line for cell in code for line in without_solution(cell.source).splitlines() if line.strip("# ")]
+    figures = sum("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
+    words = re.findall(r"\w+", re.sub(r"\$[^$]*\$|`[^`]*`", "x", text))
+    title, task = re.search(r"^### Open([^\n]*)(.*)", text, re.M | re.S).groups()
+    own = re.search(r"(\d+) min(?!utes of computing)", title)
+    budget = [re.search(rf"(\d+) {word}", title + task) for word in ("minutes of (?:computing|running)", "lines")]
+    opened = int(own[1]) if own else sum(int(part[1]) for part in budget)
+    read = len(words) / 150 + len(lines) / 20 + figures / 2
+    return tuple(5 * round(minutes / 5) for minutes in (read, sum(task.minutes for task in tasks), opened))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS + ASSIGNMENTS, ids=lambda path: path.stem)
+def test_a_header_says_how_long_it_takes(path):
+    header = nbformat.read(path, as_version=4).cells[0].source
+    stated = [int(re.search(rf"\*\*{word}.*?(\d+) min$", header, re.M)[1]) for word in ("Read:", "Exercises:")]
+    stated.insert(1, int(re.search(r"\*\*Exercises:\*\* (\d+) min", header)[1]))
+    read, *rest = minutes_of(path)
+    assert stated[1:] == rest and abs(stated[0] - read) <= 5  # texts are mended often
+
+
 def test_the_course_is_complete_and_in_order():
     """One notebook per number, from 00 and 01 on; JupyterLab opens the first one, and the README lists them all."""
     names = [path.name for path in NOTEBOOKS]
@@ -155,6 +187,7 @@ def test_the_map_of_notebooks_and_files_reads_both_ways():
 def good_notebook():
     new = nbformat.v4
     header = ("# 03 · Test\n\n- **You build:** a quantiser\n- **Before this:** 02\n- **Read:** 20 min\n"
+              "- **Exercises:** 30 min, and an open one of 40 min\n"
               "- **Run:** 40 s on 2 CPU cores, 10 s on a GPU\n- **Paper:** 3.1\n"
               "- **In the package:** `ldm_mini/quantizer.py`")
     stream = new.new_output("stream", name="stdout", text="0.125\n")
@@ -186,6 +219,7 @@ def source(index, old, new):
     (source(0, "**You build:**", "You build"), "You build"),
     (source(0, "Before this", "Before"), "Before this"),
     (source(0, "20 min", "a while"), r"\*\*Read:\*\*"),
+    (source(0, "one of 40 min", "one"), "Exercises"),
     (source(0, "GPU", "card"), r"\*\*Run:\*\*"),
     (source(0, "CPU cores", "cores"), r"\*\*Run:\*\*"),
     (source(0, "**Paper:** 3.1", ""), "Paper"),

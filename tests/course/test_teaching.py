@@ -102,6 +102,13 @@ ATTACKS = {  # what alpha_over does instead of its work
         def fake(*a, **k): n.compare = real
         n.compare = fake
         return s""",
+    "changes the check's code": f"{PATCH}\nn.compare.__code__ = (lambda *a, **k: None).__code__\nreturn s",
+    "changes the check's defaults": f"{PATCH}\nn.compare.__defaults__ = ((), None, 1e9, 1e9)\nreturn s",
+    "patches what a check keeps": """
+        from ldm_mini import checks
+        for cell in checks.alpha_over.__closure__:
+            cell.cell_contents = lambda *a, **k: None
+        return s""",
     "patches torch": "import torch\nt = torch\nt.allclose = lambda *a, **k: True\nreturn s",
     "patches by a computed name": "import torch\nsetattr(torch, 'all' + 'close', lambda *a, **k: True)\nreturn s",
     "returns what equals all": """
@@ -194,6 +201,17 @@ def test_a_patch_gains_nothing_in_a_later_exercise(tmp_path, monkeypatch):
     wrong = f"def {second}(*inputs):\n    return inputs[0]"
     found = scores(hand_in(tmp_path, notebook(answers={**body, second: wrong})))
     assert found[first] == found[second] == 0 and found[third] == FULL[third]
+
+
+def test_what_nests_too_deeply_costs_one_exercise(tmp_path):
+    deep = "def alpha_over(s, a, c):\n    return s" + " + 1" * 2000
+    assert scores(hand_in(tmp_path, notebook(answers={"alpha_over": deep}))) == {**FULL, "alpha_over": 0}
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("[0-9]*.ipynb")), ids=lambda path: path.stem)
+def test_the_courses_solutions_earn_all_points(tmp_path, path):
+    tasks = judging.tasks_of(path)
+    assert scores(hand_in(tmp_path, notebook(path)), tasks) == {task.name: task.points for task in tasks}
 
 
 def test_a_check_may_give_a_part_of_the_points(tmp_path, monkeypatch):
@@ -369,7 +387,8 @@ def test_the_course_for_nbgrader(tmp_path):
         text = (tmp_path / "release" / path.stem / path.name).read_text(encoding="utf-8")
         assert "SOLUTION" not in text and "HIDDEN" not in text and "NotImplementedError" in text
     plan = (tmp_path / "PLAN.md").read_text(encoding="utf-8")
-    assert "| 2 | 03 · VQ-VAE: pictures written in a few hundred words | 45 min |" in plan
+    assert "| 2 | 03 · VQ-VAE: pictures written in a few hundred words | 55 min |" in plan
+    assert "| 12: 105 min, and an open one of 40 min |" in plan
     with pytest.raises(FileError, match="there is no notebook '99'"):
         teach(tmp_path, ["99"])
 

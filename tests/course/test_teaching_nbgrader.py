@@ -17,7 +17,7 @@ from ldm_mini.editions.source import exercises, read_notebook, without_marks, wr
 from ldm_mini.teaching import judging
 from ldm_mini.teaching.assignments import teach
 from ldm_mini.teaching.grading import graded_notebooks
-from ldm_mini.teaching.statements import needed, parse
+from ldm_mini.teaching.statements import bound, needed, parse
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 FULL, HALF = ("00_start_here", "01_one_data_set_seven_tasks"), "03_vq_vae"  # handed in complete, and half-done
@@ -82,7 +82,7 @@ def lean(path):
             if cell["id"] not in keep:
                 continue
             if "SOLUTION" not in cell["source"]:  # of helpers what names things, of checks the check
-                keep_node = judging.bound if cell["id"] not in checking else is_check
+                keep_node = bound if cell["id"] not in checking else is_check
                 cell = {**cell, "source": "\n".join(judging.ast.unparse(node) for node in nodes if keep_node(node))}
         cells.append(cell)
     return {**notebook, "cells": cells}
