@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from .asked import at_least
 from .attention import Attention
 from .blocks import TimeEmbedding, zeroed
 from .cond import Cond, check_net_inputs
@@ -37,6 +38,11 @@ class DiTConfig:
     time_code_to_the_end: bool = False          # True there: the sinusoid's last frequency is 1/10000 itself
     own_embeddings: bool = False                # each block has its own embedding of time and class. Diffusers stores
                                                 # one per block; the loader reads equal ones as a single one
+
+    def __post_init__(self):
+        at_least(1, "DiTConfig", in_channels=self.in_channels, out_channels=self.out_channels, width=self.width,
+                 patch_size=self.patch_size, depth=self.depth, num_heads=self.num_heads, input_size=self.input_size,
+                 num_classes=self.num_classes, vector_dim=self.vector_dim)
 
     @property
     def min_factor(self) -> int:

@@ -22,6 +22,7 @@ from ..extras import extra
 from ..scenes.data import EmojiScenes
 from ..scenes.scene import SceneConfig
 from ..scenes.vocabulary import NOUN_INDEX, NOUNS
+from .inputs import tell_contradictions
 from .plotting import PALETTE, to_uint8
 
 with extra("course"):
@@ -141,6 +142,8 @@ class Playground:
         self.sample_button.disabled, self.sample_button.description = True, "drawing ..."
         try:
             with warnings.catch_warnings(record=True) as heard:  # such as a word that it does not know
+                warnings.simplefilter("always")
+                tell_contradictions(told)
                 drawn = self.model.sample(told, steps=self.steps.value, guidance_scale=self.guidance.value,
                                           seed=self.seed.value).cpu()
         except ValueError as error:                              # such as a size that the model does not know
