@@ -96,10 +96,12 @@ def find_checkpoint(out, recipe: dict, resume: bool = False) -> Path | None:
     """
     out, recipe = Path(out), json.loads(json.dumps(recipe))                                 # tuples are lists in JSON
     checkpoint = latest(out / "checkpoints", tell=print if resume else None)
+    # also of a run whose checkpoints are damaged, or were deleted when it was finished
+    left = any((out / "checkpoints").glob(NAMES)) or (out / "model").exists()
     if resume:
         if checkpoint is None:
-            raise ValueError(f"there is no run to resume in {out}, or it has no whole checkpoint: start one without "
-                             "--resume, in a new --out.")
+            way = "whole checkpoint: start another, in a new --out" if left else "checkpoint: start it without --resume"
+            raise ValueError(f"there is no run to resume in {out}, or it has no {way}.")
         saved = read_json(out / "recipe.json")
         longer = recipe["steps"] > _steps(saved)
         passed = {"steps"} if longer else set()
@@ -114,8 +116,7 @@ def find_checkpoint(out, recipe: dict, resume: bool = False) -> Path | None:
             print(f"{recipe['steps']} steps in place of {saved['steps']}: the learning rate goes on as if they had "
                   f"been planned from the start ({recipe.get('decay', 'constant')}).")
         return checkpoint
-    # also one whose checkpoints are damaged, or were deleted when it was finished
-    if any((out / "checkpoints").glob(NAMES)) or (out / "model").exists():
+    if left:
         raise ValueError(f"{out} already holds a run: continue it with --resume, or choose another --out. Nothing was "
                          "changed.")
     return None
