@@ -130,6 +130,12 @@ def test_words_it_does_not_know_are_named_and_errors_are_shown(page):
     page.caption.value = "a star <script>alert(1)</script>"
     page.sample_button.click()
     assert "<script" not in page.message.value and "&lt;" in page.message.value
+    page.caption.value = "two stars"
+    page.noun.value = "apple"
+    page.boxes = [("apple", (0.0, 0.0, 0.5, 0.5))]
+    page.sample_button.click()
+    assert "names star, star, the layout apple: the model is told both" in page.message.value
+    page.boxes = []
     page.model = model("layout")                                    # knows no words, and there are no boxes
     page.sample_button.click()
     assert "The model says" in page.message.value and not page.sample_button.disabled
