@@ -87,6 +87,8 @@ def train(stage: Positional[Literal["autoencoder", "text", "diffusion"]], recipe
             raise ValueError(f"--{name} is for diffusion; one first stage serves all tasks, with captions or without.")
     if start_from and stage == "text":
         raise ValueError("--start-from is for autoencoder and diffusion; a text transformer always begins fresh.")
+    if stage == "text" and (workers or compile == "on"):
+        raise ValueError(f"--{'workers' if workers else 'compile on'} is for autoencoder and diffusion.")
     chosen = find_recipe(stage, recipe)
     if task is not None:
         chosen = for_task(chosen, task)
@@ -129,7 +131,7 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Non
     """
     began = time.monotonic()
     from .latent_diffusion import LatentDiffusion
-    from .show.inputs import run_task
+    from .show.inputs import run_task, tell_contradictions
     from .show.plotting import save_grid
 
     if num < len(captions):
@@ -145,8 +147,15 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Non
     with warnings.catch_warnings():
         # such as a word that the model does not know: in one line, without the place in the code
         warnings.showwarning = lambda message, *place, **more: print(f"note: {message}", file=sys.stderr)
+        keys = getattr(ldm.conditioner, "keys", ())
+        if not keys and guidance_scale not in (None, 1):
+            warnings.warn("a model without conditions has nothing to be guided by: --guidance-scale has no effect.")
         if (task, image, mask) == (None, None, None):
-            batch = None if ldm.conditioner is None else words or {"caption": [""] * num}
+            if keys and "caption" not in keys and not words.keys() & {*keys}:
+                way = "--class" if "class" in keys else "--task"
+                raise ValueError(f"this model reads {', '.join(keys)}: give {way}.")
+            batch = words or ({"caption": [""] * num} if keys else None)
+            tell_contradictions(batch or {})
             images = ldm.sample(batch, num=num, size=size, **options)
         else:
             images = run_task(ldm, task, model, num, size, image, mask, words or None, **options)
@@ -222,22 +231,7 @@ def _conditions(captions, class_name, num: int) -> dict:
         if class_name not in NOUN_INDEX:
             raise ValueError(f"--class {class_name!r} is no noun of the scenes; they are {', '.join(NOUN_INDEX)}.")
         batch["class"] = torch.full((num,), NOUN_INDEX[class_name])
-        for caption in captions:
-            _contradiction(caption, class_name)
     return batch
-
-
-def _contradiction(caption: str, class_name: str) -> None:
-    """Say so if a caption names things, and the class is none of them."""
-    from .scenes.captions import parse_caption
-
-    try:
-        nouns = list(dict.fromkeys(noun for noun, _ in parse_caption(caption).objects))
-    except ValueError:  # a caption of one's own, that the grammar cannot read
-        return
-    if nouns and class_name not in nouns:
-        print(f'note: "{caption}" names {" and ".join(nouns)}, --class {class_name}: the model is told both.',
-              file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .asked import LARGEST, at_least
 from .attention import AttentionBlock
-from .blocks import Downsample, ResBlock, Upsample, at_least, group_norm
+from .blocks import Downsample, ResBlock, Upsample, group_norm
 
 EPS = 1e-6                      # of every GroupNorm here; the U-Net has 1e-5
-LARGEST = 20.0                  # no image in [-1, 1] reaches it, nor does any noise added to one
 PAPER_MULTS = {2: (1, 2), 4: (1, 2, 4), 8: (1, 2, 4, 4), 16: (1, 1, 2, 2, 4), 32: (1, 1, 2, 2, 4, 4)}
 
 
@@ -169,6 +169,9 @@ class Autoencoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig, bottleneck: nn.Module):
         super().__init__()
+        if not hasattr(bottleneck, "to_decoder"):
+            raise ValueError("Autoencoder(config, bottleneck): the bottleneck is a VQBottleneck(quantizer) or a "
+                             f"KLBottleneck; got a {type(bottleneck).__name__}.")
         c, moments = config.latent_channels, bottleneck.moments_per_channel
         if bottleneck.latent_channels != c:
             raise ValueError(f"Autoencoder: latent_channels={c}, so the bottleneck (a quantiser's dim) needs {c} too.")
@@ -195,7 +198,7 @@ class Autoencoder(nn.Module):
         if x.ndim != 4 or x.shape[2] % f or x.shape[3] % f:
             raise ValueError(f"Autoencoder: images are (B, C, H, W), H and W multiples of {f}; got {tuple(x.shape)}.")
         # nor this: norms make something of any range
-        if not x.is_floating_point() or x.device.type == "cpu" and x.detach().abs().amax() > LARGEST:
+        if not x.is_floating_point() or x.device.type == "cpu" and not x.detach().abs().amax() <= LARGEST:
             raise ValueError("Autoencoder: images lie in [-1, 1], these do not. From 0..255: x / 127.5 - 1.")
         return self.quant_conv(self.encoder(x))
 

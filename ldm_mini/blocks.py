@@ -11,14 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def at_least(least: int, who: str, **values) -> None:
-    """Raise ValueError for a size that is less; None means none."""
-    for name, value in values.items():
-        for one in value if isinstance(value, (tuple, list)) else [value]:
-            if one is not None and one < least:
-                raise ValueError(f"{who}: {name} must be at least {least}, got {value}.")
-
-
 def group_norm(channels: int, groups: int = 32, eps: float = 1e-6) -> nn.GroupNorm:
     """GroupNorm; `groups` must divide `channels` (the paper's 32; about 16 channels per group is faster on a CPU)."""
     if channels % groups:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .asked import at_least, between, check_pictures
 from .cond import Cond, Conditioner, batch_size
 from .distortions import degrade
 
@@ -18,6 +19,7 @@ class ConcatConditioner(Conditioner):
 
     def __init__(self, channels: int, downsample_factor: int, presence: bool):
         super().__init__()
+        at_least(1, type(self).__name__, channels=channels, downsample_factor=downsample_factor)
         self.channels, self.downsample_factor, self.presence = channels, downsample_factor, presence
         self.concat_channels = channels + presence                              # which the network gets to see
 
@@ -50,13 +52,15 @@ class LowResConditioner(ConcatConditioner):
     keys = ("lowres",)
 
     def __init__(self, downsample_factor: int, presence: bool = False, lowres_factor: int = 4, p_degrade: float = 0.5):
+        at_least(1, "LowResConditioner", lowres_factor=lowres_factor)
+        between(0, 1, "LowResConditioner", p_degrade=p_degrade)
         self.fold = max(1, downsample_factor // lowres_factor)
         super().__init__(3 * self.fold ** 2, downsample_factor, presence)
         self.lowres_factor, self.p_degrade = lowres_factor, p_degrade
 
     def maps(self, batch: dict) -> Tensor:
         """batch["lowres"] (B,3,H/4,W/4) in [-1,1] -> (B,channels,h,w)"""
-        lowres = self._read(batch, "lowres").float()
+        lowres = check_pictures('batch["lowres"]', self._read(batch, "lowres")).float()
         # what only ever saw clean inputs sharpens the flaws of others
         if self.training and self.p_degrade:
             chosen = (torch.rand(len(lowres)) < self.p_degrade).nonzero().flatten().to(lowres.device)
@@ -93,8 +97,12 @@ class SemanticConditioner(ConcatConditioner):
         """batch["semantic"] (B,H,W) integers below num_classes -> (B,channels,h,w)"""
         semantic = self._read(batch, "semantic")
         f, shape = self.downsample_factor, tuple(semantic.shape)
-        if semantic.is_floating_point() or shape[-2] % f or shape[-1] % f:
+        if semantic.is_floating_point() or len(shape) != 3 or shape[-2] % f or shape[-1] % f:
             raise ValueError(f"a map holds integers, (B,H,W), sides in multiples of {f}; got {semantic.dtype} {shape}.")
+        # on a GPU, to look is to wait
+        if semantic.is_cpu and not (0 <= semantic.min() and semantic.max() < self.num_classes):
+            raise ValueError(f"a map holds classes from 0 to {self.num_classes - 1}; got {semantic.min()} to "
+                             f"{semantic.max()}.")
         # a row of the table for each pixel, a channels-last view without a copy; then a cell of pixels becomes one
         rows = self.classes(semantic.to(self.device).int())                     # (B,H,W,width)
         return self.rescale(rows.permute(0, 3, 1, 2))
@@ -116,6 +124,7 @@ class InpaintConditioner(ConcatConditioner):
     keys = ("image", "mask")
 
     def __init__(self, latent_channels: int, downsample_factor: int, presence: bool = False, mask_fold: int = 1):
+        at_least(1, "InpaintConditioner", mask_fold=mask_fold)
         super().__init__(latent_channels + mask_fold ** 2, downsample_factor, presence)
         self.latent_channels, self.mask_fold = latent_channels, mask_fold
         self.use_first_stage(None)
@@ -128,15 +137,25 @@ class InpaintConditioner(ConcatConditioner):
         """A mask, and the picture or its masked latent."""
         return "mask" in batch and ("image" in batch or "masked_latent" in batch)
 
+    def remarks(self, batch: dict) -> list[str]:
+        """Of a mask without a hole: there is nothing to paint."""
+        masks = batch["mask"]
+        empty = sum(not (mask > 0.5).any() for mask in masks) if isinstance(masks, Tensor) else 0
+        return [f"{empty} of {len(masks)} masks mark nothing: those pictures come back as they are."] if empty else []
+
     @torch.no_grad()
     def prepare(self, batch: dict) -> dict:
         """image (B,3,H,W) in [-1,1], mask (B,1,H,W) -> masked_latent (B,c,h,w), mask (B,1,h,w) bool: once, to keep.
 
         The mask's sides are mask_fold times the latent's.
         """
-        image, mask = self._read(batch, "image"), self._read(batch, "mask") > 0.5
-        if mask.shape != (len(image), 1, *image.shape[-2:]):
-            raise ValueError(f"the mask of a picture {tuple(image.shape)} must be (B,1,H,W); got {tuple(mask.shape)}.")
+        image, mask = check_pictures('batch["image"]', self._read(batch, "image")), self._read(batch, "mask")
+        if not isinstance(mask, Tensor) or mask.shape != (len(image), 1, *image.shape[-2:]) or (
+                mask.is_cpu and not ((0 <= mask) & (mask <= 1)).all()):
+            got = f"{tuple(mask.shape)} up to {mask.max():.3g}" if isinstance(mask, Tensor) else type(mask).__name__
+            raise ValueError(f"the mask of a picture {tuple(image.shape)} must be (B,1,H,W), 1 in the hole and 0 "
+                             f"elsewhere; got {got}.")
+        mask = mask > 0.5
         # the first stage is shown black where the hole is; the mask goes to the nearest pixel, so it is never soft
         masked = image.masked_fill(mask, -1.0)
         latent = masked if self.first_stage is None else self.first_stage.encode(masked).float()

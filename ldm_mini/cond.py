@@ -186,6 +186,20 @@ class Conditioner(nn.Module):
             raise ValueError(f"{type(self).__name__} reads batch[{key!r}], but the batch has only {sorted(batch)}.")
         return batch[key]
 
+    def _read_numbers(self, batch: dict, key: str, dtype=None) -> Tensor:
+        value = self._read(batch, key)
+        try:
+            return torch.as_tensor(value, device=self.device, dtype=dtype)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"batch[{key!r}] is a tensor, or lists of numbers, all of one length; got "
+                             f"{value!r:.80}.") from None
+
+    def _read_captions(self, batch: dict, key: str) -> list[str]:
+        captions = self._read(batch, key)
+        if isinstance(captions, str) or not all(isinstance(caption, str) for caption in captions):
+            raise ValueError(f"batch[{key!r}] is a list of captions, that is of strings; got {captions!r:.80}.")
+        return list(captions)
+
 
 def check_net_inputs(config, x: Tensor, t: Tensor, cond: Cond, context: bool, vector: bool) -> None:
     """Raise a ValueError that says what to change if a network's x, t or cond do not fit its config.

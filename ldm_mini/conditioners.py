@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .asked import at_least, between
 from .cond import Cond, Conditioner, batch_size
 from .text import TextTransformer, pool, transformer
 
@@ -22,6 +23,7 @@ class ClassConditioner(Conditioner):
 
     def __init__(self, num_classes: int, dim: int | None, vector_dim: int | None = None, key: str = "class"):
         super().__init__()
+        at_least(1, "ClassConditioner", num_classes=num_classes, dim=dim, vector_dim=vector_dim)
         self.num_classes, self.dim, self.vector_dim, self.key, self.keys = num_classes, dim, vector_dim, key, (key,)
         self.token = None if dim is None else nn.Embedding(num_classes + 1, dim)
         self.vector = None if vector_dim is None else nn.Embedding(num_classes + 1, vector_dim)
@@ -31,11 +33,13 @@ class ClassConditioner(Conditioner):
         classes = self._read(batch, self.key)
         if not isinstance(classes, Tensor) and any(isinstance(name, str) for name in classes):
             raise ValueError(f"batch[{self.key!r}] holds names; give indices, as in ldm_mini.scenes.NOUN_INDEX[name].")
-        classes = torch.as_tensor(classes, device=self.device)
+        classes = self._read_numbers(batch, self.key)
         # only here: on a GPU, to look is to wait
-        if classes.is_floating_point() or classes.is_cpu and not ((-1 <= classes) & (classes < self.num_classes)).all():
-            raise ValueError(f"batch[{self.key!r}] holds classes {classes.min()} to {classes.max()} ({classes.dtype}); "
-                             f"they are whole numbers below {self.num_classes}, or -1 for none.")
+        if classes.ndim != 1 or classes.is_floating_point() or classes.dtype == torch.bool or (
+                classes.is_cpu and not ((-1 <= classes) & (classes < self.num_classes)).all()):
+            raise ValueError(f"batch[{self.key!r}] holds classes {classes.min()} to {classes.max()} ({classes.dtype}, "
+                             f"{tuple(classes.shape)}); they are (B,), whole numbers below {self.num_classes}, or -1 "
+                             "for none.")
         # the last row of the tables stands for no class
         return self._embed(torch.where(classes < 0, self.num_classes, classes))
 
@@ -63,7 +67,7 @@ class TextConditioner(Conditioner):
 
     def encode(self, batch: dict) -> Cond:
         """batch["caption"]: B captions -> context (B,M,D), mask (B,M), vector (B,D)"""
-        return self._embed(self._read(batch, "caption"))
+        return self._embed(self._read_captions(batch, "caption"))
 
     def null(self, batch: dict) -> Cond:
         """The same shapes from the empty caption, computed once."""
@@ -72,7 +76,7 @@ class TextConditioner(Conditioner):
     def remarks(self, batch: dict) -> list[str]:
         """Of captions: words that it does not know, and what is too long."""
         told = getattr(self.text_transformer, "remarks", lambda captions: [])  # one of your own need not have it
-        return told(self._read(batch, "caption"))
+        return told(self._read_captions(batch, "caption"))
 
     def _embed(self, captions: list[str]) -> Cond:
         context, mask = self.text_transformer(captions)
@@ -92,6 +96,8 @@ class LayoutConditioner(Conditioner):
     def __init__(self, num_classes: int, dim: int, max_objects: int = 3, grid: int = 16, layers: int = 2,
                  heads: int = 4, vector: bool = True):
         super().__init__()
+        at_least(1, "LayoutConditioner", num_classes=num_classes, dim=dim, max_objects=max_objects, grid=grid,
+                 layers=layers, heads=heads)
         self.num_classes, self.dim, self.max_objects, self.grid = num_classes, dim, max_objects, grid
         self.layers, self.heads, self.vector = layers, heads, vector
         self.pad = max(num_classes, grid * grid)                                # the vocabulary's last word
@@ -107,13 +113,16 @@ class LayoutConditioner(Conditioner):
 
     def tokenize(self, batch: dict) -> Tensor:
         """labels (B,N), -1 = none, and boxes (B,N,4) xyxy in [0,1] -> words (B, max_objects * 3), int64."""
-        labels = torch.as_tensor(self._read(batch, "labels"), device=self.device)
-        boxes = torch.as_tensor(self._read(batch, "boxes"), device=self.device, dtype=torch.float32)
+        labels, boxes = self._read_numbers(batch, "labels"), self._read_numbers(batch, "boxes", torch.float32)
         shapes = tuple(labels.shape), tuple(boxes.shape)
-        if labels.ndim != 2 or boxes.shape != (*labels.shape, 4) or labels.shape[1] > self.max_objects:
-            raise ValueError(f"layouts are labels (B,N) and boxes (B,N,4), N up to {self.max_objects}; got {shapes}.")
-        if boxes.is_cpu and ((boxes < 0).any() or (boxes > 1).any() or (labels >= self.num_classes).any()):
-            raise ValueError(f"labels lie below {self.num_classes}; boxes, x0 y0 x1 y1, are fractions of the picture.")
+        if labels.ndim != 2 or boxes.shape != (*labels.shape, 4) or labels.shape[1] > self.max_objects or (
+                labels.is_floating_point()):
+            raise ValueError(f"layouts are labels (B,N) and boxes (B,N,4), N up to {self.max_objects}, labels whole "
+                             f"numbers; got {shapes}, {labels.dtype}.")
+        if boxes.is_cpu and not (((0 <= boxes) & (boxes <= 1)).all() and ((-1 <= labels) & (
+                labels < self.num_classes)).all() and (boxes[..., :2] <= boxes[..., 2:])[labels >= 0].all()):
+            raise ValueError(f"labels lie below {self.num_classes}, -1 is none; boxes, x0 y0 x1 y1, are fractions of "
+                             "the picture, and x0 y0 is the corner at the top left.")
         # an object is its class and two corners, points of the grid in reading order; all from one vocabulary
         x0, y0, x1, y1 = (boxes * (self.grid - 1)).round().long().unbind(-1)
         words = torch.stack([labels, y0 * self.grid + x0, y1 * self.grid + x1], dim=-1)         # (B,N,3)
@@ -161,8 +170,13 @@ class CombinedConditioner(Conditioner):
 
     def __init__(self, parts: list[Conditioner], p_drop_each: float = 0.0, p_single: float = 0.0, weights=None):
         super().__init__()
-        self.parts, self.p_drop_each, self.p_single = nn.ModuleList(parts), p_drop_each, p_single
+        between(0, 1, "CombinedConditioner", p_drop_each=p_drop_each, p_single=p_single)
         self.weights = [1.0] * len(parts) if weights is None else [float(weight) for weight in weights]
+        if not parts or not all(isinstance(part, Conditioner) for part in parts) or (
+                len(self.weights) != len(parts) or min(self.weights) < 0 or not 0 < sum(self.weights) < math.inf):
+            raise ValueError("CombinedConditioner: parts are one Conditioner or more, with a weight >= 0 for each; got "
+                             f"{[type(part).__name__ for part in parts]} and {self.weights}.")
+        self.parts, self.p_drop_each, self.p_single = nn.ModuleList(parts), p_drop_each, p_single
         self.keys = tuple(dict.fromkeys(key for part in parts for key in part.keys))
 
     @property

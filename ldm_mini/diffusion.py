@@ -6,6 +6,7 @@ one, nor guidance: it gets `denoise(x_t, t) -> (x0, eps)`. Built in notebooks 06
 """
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -72,8 +73,8 @@ def make_denoiser(net, schedule, cond, null=None, guidance_scale=1.0, prediction
     clip_x0: keep x0 in [-clip_x0, clip_x0] and let eps agree; for pixels. Latents have no bounds.
     """
     guided = guidance_scale != 1
-    if not math.isfinite(guidance_scale):
-        raise ValueError(f"guidance_scale must be a number, got {guidance_scale}.")
+    if not isinstance(guidance_scale, Real) or not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale must be a number, got {guidance_scale!r}.")
     if guided and null is None:
         raise ValueError(f"guidance_scale={guidance_scale} needs `null`: give conditioner.null(batch), or scale 1.")
     if prediction == "eps" and not schedule.alphas[-1]:
@@ -131,6 +132,8 @@ def draw_timesteps(schedule, batch: int, device, generator: torch.Generator | No
 
     power: 1 = uniform (DDPM); above, high noise comes more often: t = T u^(1 / power) for a uniform u in [0, 1).
     """
+    if not power > 0:
+        raise ValueError(f"draw_timesteps: power must be above 0, got {power}.")
     where, T = device if generator is None else generator.device, schedule.num_steps
     if power == 1:
         return torch.randint(T, (batch,), generator=generator, device=where).to(device)

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from .asked import at_least
 from .attention import Attention
-from .blocks import TimeEmbedding, at_least, zeroed
+from .blocks import TimeEmbedding, zeroed
 from .cond import Cond, check_net_inputs
 
 EPS = 1e-6                      # of its LayerNorms, which have no weights: adaLN is their scale and shift
@@ -43,8 +44,9 @@ class DiTConfig:
                                                 # one per block; the loader reads equal ones as a single one
 
     def __post_init__(self):
-        at_least(1, "DiTConfig", in_channels=self.in_channels, out_channels=self.out_channels, depth=self.depth,
-                 patch_size=self.patch_size, num_heads=self.num_heads, context_dim=self.context_dim)
+        at_least(1, "DiTConfig", in_channels=self.in_channels, out_channels=self.out_channels, width=self.width,
+                 patch_size=self.patch_size, depth=self.depth, num_heads=self.num_heads, input_size=self.input_size,
+                 num_classes=self.num_classes, vector_dim=self.vector_dim, context_dim=self.context_dim)
         if self.context not in ("cross", "tokens"):
             raise ValueError(f'DiTConfig: context is "cross" or "tokens", got {self.context!r}.')
         if self.width % 4 and self.positions:

@@ -64,12 +64,12 @@ def data_path(*parts: str) -> Path:
 def read_sums(folder) -> dict:
     """{file name: sha256 hex digest} of a folder's SHA256SUMS, {} if it has none. FileError if that file is damaged."""
     path = Path(folder) / SUMS
-    if not path.is_file():
+    if not path.exists():
         return {}
-    lines = [line.split(maxsplit=1) for line in path.read_bytes().decode(errors="replace").splitlines() if line.strip()]
-    if not all(len(line) == 2 and re.fullmatch("[0-9a-f]{64}", line[0]) for line in lines):
-        raise FileError(f"{path} is damaged: a line is no SHA-256 and name.")
-    return {name: digest for digest, name in lines}
+    lines = [line.split(maxsplit=1) for line in _read(path).decode(errors="replace").splitlines() if line.strip()]
+    if not lines or not all(len(line) == 2 and re.fullmatch("[0-9a-f]{64}", line[0]) for line in lines):
+        raise FileError(f"{path} is damaged: {'a line' if lines else 'it'} is no SHA-256 and name.")
+    return {name.removeprefix("*"): digest for digest, name in lines}           # a star: read as bytes
 
 
 def write_sums(folder, digests: dict) -> None:
@@ -77,9 +77,14 @@ def write_sums(folder, digests: dict) -> None:
     write_file(Path(folder) / SUMS, "".join(f"{digest}  {name}\n" for name, digest in digests.items()).encode())
 
 
-def check_sums(folder) -> None:
-    """Raise FileError if a file is not as the folder's SHA256SUMS lists it; without that list there is no check."""
-    for name, digest in read_sums(folder).items():
+def check_sums(folder, *names: str) -> None:
+    """Raise FileError if a file is not as the folder's SHA256SUMS lists it, or if that list lacks one of these names;
+    without the list there is no check."""
+    listed = read_sums(folder)
+    if listed and (other := sorted({*names} - {*listed})):
+        raise FileError(f"{Path(folder) / SUMS} does not list {', '.join(other)}. Fetch or write the folder again; if "
+                        f"you changed it yourself, delete {SUMS}.")
+    for name, digest in listed.items():
         path = Path(folder) / name
         if not path.is_file() or sha256(path) != digest:
             raise FileError(f"{path} is {'damaged' if path.is_file() else 'missing'}: {SUMS} beside it lists another "
@@ -129,14 +134,18 @@ def write_json(path, value) -> None:
     write_file(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def read_json(path):
-    """The value in a JSON file; FileError if it is missing, no JSON, or so large that it cannot be one of ours."""
+def read_json(path) -> dict:
+    """The object in a JSON file; FileError if it is missing, no such JSON, or too large to be one of ours."""
     if Path(path).is_file() and Path(path).stat().st_size > JSON_BYTES:
         raise FileError(f"{path} is larger than {JSON_BYTES / 2**20:.0f} MB: it is no file of ldm_mini's.")
     try:
-        return json.loads(_read(path).decode())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = json.loads(_read(path).decode())
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FileError(f"{path} is damaged, it holds no JSON: {error}. Fetch or write it again.") from None
+    if not isinstance(value, dict):
+        raise FileError(f"{path} is damaged, its JSON is a {type(value).__name__} in place of names and values. Fetch "
+                        "or write it again.")
+    return value
 
 
 def save_safetensors(path, tensors: dict, metadata: dict | None = None) -> None:

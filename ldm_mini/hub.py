@@ -118,8 +118,7 @@ def push(folder, repository: str, private: bool | None = None) -> str:
     """
     folder = Path(folder)
     check_sums(folder)
-    if not isinstance(read_json(folder / CONFIG), dict) or not weight_files(folder):
-        raise FileError(f"{folder} holds no saved model.")
+    read_json(folder / CONFIG), weight_files(folder)            # or they raise
     from huggingface_hub import HfApi  # slow to import, hence only here
 
     try:
@@ -138,8 +137,9 @@ def load(name_or_folder, kind: str, device=None, **parts) -> nn.Module:
     parts: of your own classes, which no config describes, to be given their weights; None = as described.
     """
     folder = find(name_or_folder)
-    check_sums(folder)
-    described = read_config(folder, kind) | {name: part for name, part in parts.items() if part is not None}
+    config = read_config(folder, kind)
+    check_sums(folder, CONFIG, *(file.name for file in weight_files(folder)))
+    described = config | {name: part for name, part in parts.items() if part is not None}
     described.pop("card", None)
     with _no_more_parameters_than(weight_files(folder)):
         model = build(described, str(folder / CONFIG))
@@ -187,10 +187,15 @@ def load_autoencoder(name_or_folder, device=None) -> nn.Module:
 
 def read_config(folder, kind: str) -> dict:
     """The config of a folder that `save` wrote for a model of this class. Raises FileError for any other."""
-    config = read_json(Path(folder) / CONFIG)
-    name = str(config.get("class", config.get("foreign")) if isinstance(config, dict) else None)
+    folder = Path(folder)
+    theirs = ": read it with ldm_mini.released, from_diffusers or unet_from_diffusers"
+    if (folder / "model_index.json").is_file():
+        raise FileError(f"{folder} is a pipeline of diffusers{theirs}.")
+    config = read_json(folder / CONFIG)
+    name = str(config.get("class", config.get("foreign", config.get("_class_name"))))
     if name.rpartition(".")[2] != kind:
-        raise FileError(f"{Path(folder) / CONFIG} describes no {kind} of ldm_mini: its class is {name}.")
+        raise FileError(f"{folder / CONFIG} describes no {kind} of ldm_mini: its class is {name}"
+                        + (f", of diffusers{theirs}." if "_class_name" in config else "."))
     return config
 
 
@@ -203,8 +208,9 @@ def find(name_or_folder) -> Path:
         if folder.is_dir():
             warnings.warn(f"{name} means the shipped weights; the folder of that name here is ./{name}", stacklevel=2)
         return [data_path(*file.split("/")) for file in checksums() if file.startswith(f"weights/{name}/")][0].parent
-    if folder.is_dir():
-        return folder
+    if folder.is_dir() and name:
+        # the folder of a training holds its model in one of its own
+        return folder if (folder / CONFIG).is_file() or not (folder / "model" / CONFIG).is_file() else folder / "model"
     repository, _, revision = name.partition("@")
     # "runs/nothing" is a mistyped path where there is a folder "runs"
     if repository.count("/") != 1 or name.startswith((".", "/")) or repository.endswith("/") or folder.parent.is_dir():
@@ -232,8 +238,7 @@ def weight_files(folder) -> list[Path]:
     """The safetensors files of a folder: one, or those that its index names."""
     folder, names = Path(folder), [WEIGHTS]
     if (folder / INDEX).is_file():
-        index = read_json(folder / INDEX)
-        shards = index.get("weight_map") if isinstance(index, dict) else None
+        shards = read_json(folder / INDEX).get("weight_map")
         names = sorted(set(shards.values())) if isinstance(shards, dict) and all(
             isinstance(name, str) and name == Path(name).name for name in shards.values()) else []
         if not names:

@@ -8,6 +8,8 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from .asked import at_least
+
 
 class DiagonalGaussian:
     """Independent normals, one per latent value: `mean`, `logvar`, `std`, each (B,C,h,w), float32 or finer.
@@ -55,6 +57,8 @@ class KLBottleneck(nn.Module):
 
     def __init__(self, latent_channels: int = 4, weight: float = 1e-6, reduction: str = "mean"):
         super().__init__()
+        at_least(1, "KLBottleneck", latent_channels=latent_channels)
+        at_least(0, "KLBottleneck", weight=weight)
         if reduction not in ("mean", "sum"):
             raise ValueError(f'KLBottleneck: reduction must be "mean" or "sum", got {reduction!r}.')
         self.latent_channels, self.weight, self.reduction = latent_channels, weight, reduction

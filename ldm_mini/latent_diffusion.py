@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import hub
+from .asked import check_first_stage, not_read, pair, whole
 from .cond import Cond, NotRead, batch_size, to_device
 from .diffusion import PREDICTIONS, diffusion_loss, draw_noise, draw_timesteps, make_denoiser
 from .hub import SHARD_BYTES
@@ -37,17 +38,23 @@ class LatentDiffusion(nn.Module):
         super().__init__()
         # a schedule adds noise, a first stage decodes, a network does neither
         if not (hasattr(schedule, "add_noise") and (autoencoder is None or hasattr(autoencoder, "decode"))) or (
-                hasattr(net, "add_noise") or hasattr(net, "decode")):
-            got = ", ".join(type(part).__name__ for part in (autoencoder, net, schedule))
+                hasattr(net, "add_noise") or hasattr(net, "decode") or hasattr(net, "null") or not callable(net)) or (
+                conditioner is not None and not hasattr(conditioner, "null")):
+            got = ", ".join(type(part).__name__ for part in (autoencoder, net, schedule, conditioner))
             raise ValueError(f"LatentDiffusion(autoencoder, net, schedule, conditioner) in this order; got {got}.")
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction must be one of {PREDICTIONS}, got {prediction!r}.")
         if not (0 <= p_uncond < 1 and 0 < scale_factor < math.inf):
             raise ValueError(f"p_uncond is a probability below 1, got {p_uncond}; scale_factor is positive, got "
                              f"{scale_factor}: measure it with latent_scale.")
+        made, read = (getattr(getattr(part, "config", None), name, None)
+                      for part, name in ((autoencoder, "latent_channels"), (net, "in_channels")))
+        if None not in (made, read) and made != read:
+            raise ValueError(f"the first stage makes latents of {made} channels, and the network reads {read}: make "
+                             "their configs agree.")
         self.autoencoder, self.net, self.schedule, self.conditioner = autoencoder, net, schedule, conditioner
         self.prediction, self.p_uncond = prediction, p_uncond
-        self.image_size = None if image_size is None else _pair(image_size)
+        self.image_size = None if image_size is None else pair(image_size)
         self.register_buffer("scale_factor", torch.tensor(float(scale_factor)))
         if autoencoder is not None:
             autoencoder.requires_grad_(False).eval()
@@ -108,8 +115,8 @@ class LatentDiffusion(nn.Module):
 
     def latent_shape(self, size) -> tuple[int, int, int]:
         """(C, h, w) of the latent of an image of `size`, a side or (height, width)."""
-        height, width = _pair(size)
-        if height % self._factor or width % self._factor or min(height, width) < 1:
+        height, width = pair(size)
+        if height % self._factor or width % self._factor:
             raise ValueError(f"images of {height} x {width} cannot be: sides must be multiples of {self._factor}.")
         channels = self.net.config.in_channels if self.autoencoder is None else self.autoencoder.config.latent_channels
         return channels, height // self._factor, width // self._factor
@@ -128,7 +135,9 @@ class LatentDiffusion(nn.Module):
             raise ValueError(f"negative is one caption, or a dict of batch keys; got {negative!r:.80}.")
         if isinstance(negative, str):
             negative = {"caption": [negative] * (batch_size(batch) if batch else 1)}
-        self._say_what_is_not_read(batch or {}, negative or {}, guidance_scale)
+        # what of it has no effect is said
+        for remark in not_read(self.conditioner, batch or {}, negative or {}, guidance_scale):
+            warnings.warn(remark, NotRead, stacklevel=2)
         if self.conditioner is None:
             return make_denoiser(self.net, self.schedule, Cond(), prediction=self.prediction, clip_x0=clip_x0)
         if batch is None:
@@ -142,18 +151,6 @@ class LatentDiffusion(nn.Module):
         cond = self.conditioner.encode(batch)
         null = self._null(batch, negative) if guidance_scale != 1 else None
         return make_denoiser(self.net, self.schedule, cond, null, guidance_scale, self.prediction, clip_x0)
-
-    def _say_what_is_not_read(self, batch: dict, negative: dict, guidance_scale: float) -> None:
-        """Warn of unknown words, and of what has no effect. A data set's batch may hold more than is read."""
-        reads, told = list(getattr(self.conditioner, "keys", ())), (batch, negative)
-        said = [remark for one in told for part in getattr(self.conditioner, "parts", ())
-                if hasattr(part, "remarks") and part.keys and part.present(one) for remark in part.remarks(one)]
-        said += [f"this model does not read {key!r}: it has no effect. It reads {', '.join(reads) or 'nothing'}."
-                 for one in told if not one.keys() & {"image", "latent", "seed"} for key in one if key not in reads]
-        if negative and guidance_scale == 1:
-            said.append("without guidance (guidance_scale=1) nothing is steered away from: `negative` has no effect.")
-        for remark in dict.fromkeys(said):
-            warnings.warn(remark, NotRead, stacklevel=3)
 
     def _null(self, batch: dict, negative) -> Cond:
         """No condition; or the negative's parts, and of the other parts none, so that guidance reaches them."""
@@ -192,24 +189,27 @@ class LatentDiffusion(nn.Module):
     def _request(self, batch, num, size, generator, seed, sampler) -> tuple:
         """`sample`'s arguments, made definite: num, (height, width), generator, the sampler's function. ValueErrors."""
         wanted = batch_size(batch) if batch else num
-        if wanted is None or num not in (None, wanted) or wanted < 1:
+        if num not in (None, wanted) or not wanted or whole("num", wanted, 0) < 1:
             raise ValueError(f"how many? num={num}; it must be given without a batch, and agree with a batch.")
         size = self._size(batch, size)
         if size is None:
             raise ValueError("the model was never trained, so it knows no image size: give sample(..., size=64).")
+        several = self._factor * getattr(getattr(self.net, "config", None), "min_factor", 1)
+        if [side for side in size if side % several]:
+            raise ValueError(f"images of {size[0]} x {size[1]} cannot be: sides must be multiples of {several}.")
         if seed is not None and generator is not None:
             raise ValueError("give a seed or a generator, not both.")
-        if not callable(sampler) and sampler not in SAMPLERS:
+        if not callable(sampler) and (not isinstance(sampler, str) or sampler not in SAMPLERS):
             raise ValueError(f"sampler must be one of {list(SAMPLERS)}, or a function, got {sampler!r}.")
         if seed is not None:
-            generator = torch.Generator().manual_seed(seed)
+            generator = torch.Generator().manual_seed(whole("seed", seed, 0, 2**64 - 1))
         return wanted, size, generator, SAMPLERS.get(sampler, sampler)
 
     def _size(self, batch: dict | None, size) -> tuple[int, int] | None:
         """(height, width): as asked for; else as the batch's images and maps want it; else as in training, if known."""
         if size is None and batch and self.conditioner is not None:
             size = self.conditioner.image_size(batch)
-        return self.image_size if size is None else _pair(size)
+        return self.image_size if size is None else pair(size)
 
     @property
     def device(self) -> torch.device:
@@ -248,6 +248,7 @@ def latent_scale(autoencoder, batches, limit: int = 64) -> float:
     batches: images (B,3,H,W) or dicts with "image" or "latent"; the first `limit` of them are used (LDM used one).
     One number for all channels; the latents are not centred.
     """
+    check_first_stage(autoencoder)
     device, values = next(autoencoder.parameters()).device, [torch.zeros(0)]
     with torch.no_grad(), _evaluating(autoencoder):
         for batch in islice(batches, limit):
@@ -280,8 +281,3 @@ def _evaluating(module: nn.Module):
     finally:
         for part in training:
             part.training = True
-
-
-def _pair(size) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(height), int(width)

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .asked import at_least, between
+
 DISTANCES_AT_ONCE = 2**24  # 64 MiB of float32: 16384 codes x 1024 vectors
 
 
@@ -36,6 +38,9 @@ class VectorQuantizer(nn.Module):
     def __init__(self, codebook_size: int = 512, dim: int = 3, commitment_weight: float = 0.25,
                  ema_decay: float | None = None, restart_after: int | None = 100, init: str = "data"):
         super().__init__()
+        at_least(1, "VectorQuantizer", codebook_size=codebook_size, dim=dim)
+        at_least(0, "VectorQuantizer", commitment_weight=commitment_weight, restart_after=restart_after)
+        between(0, 1, "VectorQuantizer", ema_decay=ema_decay)
         if restart_after == 0 or ema_decay in (0, 1):
             raise ValueError("VectorQuantizer: to switch restart_after or ema_decay off, give None, not 0 or 1.")
         if init not in ("data", "uniform"):
@@ -174,6 +179,8 @@ class VQBottleneck(nn.Module):
 
     def __init__(self, quantizer: VectorQuantizer):
         super().__init__()
+        if not hasattr(quantizer, "quantize"):
+            raise ValueError(f"VQBottleneck: its quantizer is a VectorQuantizer; got a {type(quantizer).__name__}.")
         self.quantizer, self.latent_channels = quantizer, quantizer.dim
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ Built in notebooks 06 and 14.
 """
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -92,8 +93,10 @@ class Schedule(nn.Module):
         "karras" and "flow" are even in the noise level, not in t: see `_noise_levels`. Both begin at T - 1.
         """
         T = self.num_steps
-        if not 1 <= steps <= T or steps != int(steps):
+        if not isinstance(steps, Real) or not 1 <= steps <= T or steps != int(steps):
             raise ValueError(f"steps must be a whole number from 1 to {T}, the length of the schedule, got {steps}.")
+        if offset < 0:
+            raise ValueError(f"offset must be 0 or more, got {offset}.")
         # multiply before you divide: so there are exactly `steps` of them, evenly spread
         count = torch.arange(steps, dtype=torch.float64)
         if spacing == "leading":

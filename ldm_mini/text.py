@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from .asked import at_least
 from .files import data_path
 
 
@@ -40,6 +41,8 @@ class TextTransformer(nn.Module):
                  tokenizer: Tokenizer | None = None, known: tuple[str, ...] | None = None,
                  vocabulary: int | None = None):
         super().__init__()
+        at_least(1, "TextTransformer", width=width, layers=layers, heads=heads)
+        at_least(2, "TextTransformer", max_length=max_length)                   # where a caption begins and ends
         self.width, self.layers, self.heads, self.max_length = width, layers, heads, max_length
         self.known = None if known is None else tuple(known)
         # a copy, since the one that was given need not pad and cut as this one must
@@ -81,10 +84,13 @@ class TextTransformer(nn.Module):
     def remarks(self, captions: list[str]) -> list[str]:
         """Sentences about what of these captions is not read: unknown words, and what is beyond max_length."""
         captions = dict.fromkeys(captions)
-        said = [self._unknown(word) for word in dict.fromkeys(w for c in captions for w in self.unknown_words(c))]
+        unknown = list(dict.fromkeys(w for c in captions for w in self.unknown_words(c)))
+        said = [self._unknown(short(word)) for word in unknown[:8]]
+        if more := unknown[8:]:
+            said.append(f"I do not know {len(more)} more words either.")
         for caption in captions:
             if (coded := self.tokenizer.encode(caption)).overflowing:
-                rest = caption[max(end for _, end in coded.offsets):].strip(" ,")
+                rest = short(caption[max(end for _, end in coded.offsets):].strip(" ,"))
                 said.append(f'A caption may have {self.max_length - 2} words and commas; I do not read "{rest}".')
         return said
 
@@ -93,6 +99,11 @@ class TextTransformer(nn.Module):
         if near := difflib.get_close_matches(word, words, n=1, cutoff=0.65):
             return f'I do not know "{word}"; did you mean "{near[0]}"?'
         return f'I do not know "{word}".' + (f" I know: {', '.join(self.known[:8])} ..." if self.known else "")
+
+
+def short(text: str, most: int = 60) -> str:
+    """For a message: no more than so many letters of it."""
+    return text if len(text) <= most else f"{text[:most]} ..."
 
 
 def pool(context: Tensor, mask: Tensor) -> Tensor:

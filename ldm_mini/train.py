@@ -66,6 +66,8 @@ class TrainState:
                                   ("ema_decay", ema_decay, 1)):
             if value is not None and not 0 < value < most:
                 raise ValueError(f"TrainState: {name} must be None or from 0 to {most}, both excluded; got {value}.")
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"TrainState: it trains a network, an nn.Module; got a {type(model).__name__}.")
         self.model = model if accelerator is None else model.to(accelerator.device)
         self.device = next(model.parameters()).device
         self.rank = 0 if accelerator is None else accelerator.process_index
@@ -216,6 +218,7 @@ def train_autoencoder(state: TrainState, batches, steps: int, *, perceptual=None
     If the state has no adversary and the loss wants one, it gets LDM's, at the same learning rate.
     """
     weights = FirstStageLoss(**weights)
+    _check_model(state, "last_layer", "an Autoencoder")
     if weights.disc_weight and state.adversary is None:
         critic = PatchDiscriminator(state.model.config.in_channels).to(state.device)
         state.adversary = TrainState(critic, state.lr, betas=(0.5, 0.9), weight_decay=0.0, grad_clip=state.grad_clip,
@@ -258,6 +261,7 @@ def train_diffusion(state: TrainState, batches, steps: int, *, warmup: int = 0, 
     batches: dicts with "latent" (B,c,h,w) from `cache_latents`, or "image", and whatever the conditioner reads.
     t_power: of `LatentDiffusion.loss`; above 1, high noise is practised more.
     """
+    _check_model(state, "loss", "a LatentDiffusion")
     objective = state.wrap(state.model)                         # its forward is its loss
     state.model.train()
     for batch in _until(state, batches, steps):
@@ -276,6 +280,14 @@ def images_of(batch) -> Tensor:
     if images.ndim != 4:
         raise ValueError(f"a batch must be images (B,C,H,W), or a dict or tuple of them; got {tuple(images.shape)}.")
     return images
+
+
+def _check_model(state: TrainState, has: str, what: str) -> None:
+    """Raise ValueError for a state of a model that this loop does not train."""
+    model = getattr(state, "model", None)
+    if not hasattr(type(model), has):
+        raise ValueError(f"this loop trains the TrainState of {what}; got a {type(state).__name__}"
+                         + (f" of a {type(model).__name__}." if isinstance(state, TrainState) else "."))
 
 
 def _until(state: TrainState, batches, steps: int):

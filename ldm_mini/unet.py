@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .asked import at_least
 from .attention import AttentionBlock, SpatialTransformer
-from .blocks import Downsample, ResBlock, TimeEmbedding, Upsample, at_least, group_norm, zeroed
+from .blocks import Downsample, ResBlock, TimeEmbedding, Upsample, group_norm, zeroed
 from .cond import Cond, check_net_inputs
 
 EPS = 1e-5                      # of all its GroupNorms but the spatial transformers' (1e-6)

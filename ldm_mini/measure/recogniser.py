@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ..asked import check_pictures
 from ..files import data_path, load_safetensors, save_safetensors
 from ..hub import build
 
@@ -78,8 +79,7 @@ class Recogniser(nn.Module):
         natural: a plain apple looks like a red one), score in [0, 1], and as fractions of the image box (xyxy) and
         centre (x, y). Two objects cannot have their centres in neighbouring cells.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"detect: images must be (B, 3, H, W) in [-1, 1], got shape {tuple(images.shape)}.")
+        check_pictures("detect: images", images)
         training, found = self.training, []
         self.eval()
         for chunk in images.split(64):

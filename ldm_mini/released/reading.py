@@ -65,6 +65,10 @@ def fit(module: nn.Module, names: dict, tensors: dict[str, Tensor], constants: d
         raise FileError(f"the weights do not fit this {type(module).__name__}{seems(tensors)}.\n"
                         f"missing: {some(missing)}\nunknown: {some(unknown)}\n"
                         f"wrong shape: {some(list(dict.fromkeys(shapes)))}")
+    if bad := sorted(key for key, value in found.items() if own[key].is_floating_point() and not (
+            value.is_floating_point() and value.isfinite().all())):
+        raise FileError(f"of the weights for this {type(module).__name__}, these are whole numbers or not finite: "
+                        f"{some(bad)}.")
     # the tensors themselves become the weights: no copy
     module.load_state_dict(found, assign=True)
     return module.eval()
@@ -106,12 +110,16 @@ def read_weights(path) -> dict[str, Tensor]:
         raise FileError(f"{path} holds more than weights, and reading that could run foreign code: "
                         f"{', '.join(foreign) or 'of no name'}. Where you trust it, load it with torch.load(..., "
                         "weights_only=False) and save its state_dict as safetensors.") from None
-    except (safetensors.SafetensorError, RuntimeError, EOFError, OSError) as error:
+    except (safetensors.SafetensorError, RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, FileError):
+            raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FileError(f"{path} is no file of weights, or a damaged one ({reason}). Fetch it again.") from None
     content = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise FileError(f"{path} holds no state_dict of tensors.")
+    if not isinstance(content, dict) or not content or not all(
+            isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
+        what = some([str(name) for name in content]) if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise FileError(f"{path} holds no state_dict, names with tensors, but {what}.")
     return dict(content)
 
 
@@ -148,7 +156,9 @@ def _classes(path) -> set[str]:
         return set()
     with zipfile.ZipFile(path) as archive:
         inside = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
-        code = b"" if inside is None else archive.read(inside)
+        if inside is None:
+            raise EOFError("a zip file without weights in it")
+        code = archive.read(inside)
     return {argument.replace(" ", ".") for opcode, argument, _ in pickletools.genops(code) if opcode.name == "GLOBAL"}
 
 

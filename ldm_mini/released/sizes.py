@@ -50,8 +50,6 @@ def find_networks(name: str) -> tuple[dict[str, nn.Module], int | None]:
         folder = hub.find(name)
     except FileError as error:
         raise FileError(f"{error} The paper's models are {', '.join([*FIRST_STAGES, *UNETS])}.") from None
-    if (folder / "model").is_dir():                             # the folder of a training
-        folder = folder / "model"
     config = read_json(folder / hub.CONFIG) if (folder / hub.CONFIG).is_file() else {}
     if config.get("class") == "autoencoder.Autoencoder":
         config.pop("card", None)

@@ -1,5 +1,6 @@
 """Your own pictures: any file to a square array, its caption from the text file beside it, a data set of a folder."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from .draws import Draws
 from .masks import draw_mask, random_mask
 from .scene import LOWRES_FACTOR, MAX_OBJECTS
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def read_picture(path) -> Image.Image:
@@ -21,13 +22,19 @@ def read_picture(path) -> Image.Image:
 
     Raises ValueError for a file that holds no picture, or one too large to be meant.
     """
+    with opened(path) as image:
+        if image.mode.startswith(("I", "F")):
+            white = 65535 if image.mode.startswith("I;16") else None
+            image = Image.fromarray(_eight_bits(np.asarray(image).astype(np.float64), white))
+        return image.convert("RGBA")
+
+
+@contextmanager
+def opened(path):
+    """The picture in a file, upright, as it is. What goes wrong inside is a ValueError that names the file."""
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith(("I", "F")):
-                white = 65535 if image.mode.startswith("I;16") else None
-                image = Image.fromarray(_eight_bits(np.asarray(image).astype(np.float64), white))
-            return image.convert("RGBA")
+            yield ImageOps.exif_transpose(file)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"Cannot read the picture {path} ({error}). Remove or replace the file.") from None
 
@@ -101,23 +108,34 @@ class ImageFolderDataset(Dataset):
     """
 
     def __init__(self, folder, size: int = 64):
-        if size < LOWRES_FACTOR or size % LOWRES_FACTOR:
-            raise ValueError(f"ImageFolderDataset: size must be a positive multiple of {LOWRES_FACTOR}, got {size}.")
+        if not isinstance(size, int) or size < LOWRES_FACTOR or size % LOWRES_FACTOR:
+            raise ValueError(f"ImageFolderDataset: size must be a positive multiple of {LOWRES_FACTOR}, got {size!r}.")
         self.size = size
         # neither macOS' shadows nor JupyterLab's copies
-        self.files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and not
+        self.files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and
+                            path.is_file() and not
                             any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts))
         if not self.files:
             raise ValueError(f"No pictures ({', '.join(IMAGE_SUFFIXES)}) under {folder}; is it a folder?")
-        texts = [path.with_suffix(".txt") for path in self.files]
+        # ".TXT" is a caption, too
+        beside = {path.with_suffix(".txt"): path for path in Path(folder).rglob("*") if path.suffix.lower() == ".txt"}
+        texts = [beside.get(text, text) for text in (path.with_suffix(".txt") for path in self.files)]
         missing = [text for text in texts if not text.is_file()]
         if 0 < len(missing) < len(texts):
             raise ValueError(f"{len(missing)} of {len(texts)} pictures have no caption: write {missing[0]}, or remove "
                              "all captions.")
-        self.captions = ["" if missing else " ".join(text.read_text(encoding="utf-8").split()) for text in texts]
+        self.captions = ["" if missing else _read_caption(text) for text in texts]
 
     def __len__(self):
         return len(self.files)
 
     def __getitem__(self, index):
         return plain_item(read_square(self.files[index], self.size), self.captions[index], seed=index % len(self))
+
+
+def _read_caption(path: Path) -> str:
+    """The caption in a text file, in one line. Raises ValueError for what is no UTF-8."""
+    try:
+        return " ".join(path.read_text(encoding="utf-8-sig").split())           # -sig: without a mark of byte order
+    except UnicodeDecodeError as error:
+        raise ValueError(f"Cannot read the caption {path} ({error}). Save it as UTF-8.") from None

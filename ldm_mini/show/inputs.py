@@ -6,13 +6,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from ..files import read_json
 from ..hub import CONFIG, find
+from ..scenes.captions import parse_caption
 from ..scenes.data import scene_batches, to_tensor
-from ..scenes.own_pictures import plain_item, read_hole, read_square
+from ..scenes.own_pictures import opened, plain_item, read_hole, read_square
 from ..scenes.scene import LOWRES_FACTOR, SceneConfig, scenes_of, scenes_to_test
 from ..scenes.vocabulary import NOUNS, SEMANTIC, STUFF
 from ..tasks import TASKS, check_possible, inputs, sample_task
@@ -38,14 +39,16 @@ def batch_from_files(task: str, size: int, num: int, image=None, mask=None, seed
     if mask is not None and task != "inpaint":
         raise ValueError("--mask is for the task inpaint.")
     if task == "semantic":
-        with Image.open(image) as picture:
-            if picture.mode not in ("L", "P"):
-                raise ValueError(f"{image} is a picture of mode {picture.mode}: a semantic map is a PNG of one channel "
-                                 f"with values from 0 to {len(SEMANTIC) - 1}, the indices of vocabulary.SEMANTIC.")
-            values = np.asarray(picture.resize((size, size), Image.Resampling.NEAREST)).astype(np.int64)
-        if values.max() >= len(SEMANTIC):
-            raise ValueError(f"{image} holds the value {values.max()}: a semantic map has values from 0 to "
-                             f"{len(SEMANTIC) - 1}, the indices of vocabulary.SEMANTIC.")
+        with opened(image) as picture:
+            if picture.mode not in ("1", "L", "P", "I") and not picture.mode.startswith("I;16"):
+                raise ValueError(f"it is of mode {picture.mode}, and a semantic map is a PNG of one channel with "
+                                 f"values from 0 to {len(SEMANTIC) - 1}, the indices of vocabulary.SEMANTIC")
+            values = np.asarray(picture).astype(np.int64)
+            if values.min() < 0 or values.max() >= len(SEMANTIC):
+                raise ValueError(f"it holds values from {values.min()} to {values.max()}, and a semantic map from 0 to "
+                                 f"{len(SEMANTIC) - 1}, the indices of vocabulary.SEMANTIC")
+        square = Image.fromarray(values.astype(np.uint8))
+        values = np.asarray(ImageOps.fit(square, (size, size), Image.Resampling.NEAREST)).astype(np.int64)
         return {"semantic": torch.from_numpy(values)[None].repeat(num, 1, 1)}
     if task == "superres":
         return {"lowres": to_tensor(read_square(image, size // LOWRES_FACTOR))[None].repeat(num, 1, 1, 1)}
@@ -57,6 +60,34 @@ def batch_from_files(task: str, size: int, num: int, image=None, mask=None, seed
         warnings.warn(told, stacklevel=2)
         batch["mask"] = torch.from_numpy(hole).float()[None, None].repeat(num, 1, 1, 1)
     return batch
+
+
+def contradictions(batch: dict) -> list[str]:
+    """Sentences about captions that name other things, or more or fewer, than the class, layout or map beside them."""
+    said = []
+    for i, caption in enumerate(batch.get("caption", ())):
+        try:
+            nouns = [noun for noun, _ in parse_caption(caption).objects]
+        except ValueError:                                      # a caption of one's own, that the grammar cannot read
+            continue
+        told = {}
+        if "class" in batch and (k := int(batch["class"][i])) >= 0 and NOUNS[k] not in nouns:
+            told["class"] = [NOUNS[k]]
+        if "labels" in batch:
+            there = [NOUNS[k] for k in torch.as_tensor(batch["labels"][i]).tolist() if k >= 0]
+            told |= {"layout": there} if there and sorted(there) != sorted(nouns) else {}
+        if "semantic" in batch:
+            there = [SEMANTIC[k] for k in torch.as_tensor(batch["semantic"][i]).unique().tolist() if k >= len(STUFF)]
+            told |= {"map": there} if {*nouns} - {*there} else {}
+        said += [f'"{caption}" names {", ".join(nouns)}, the {what} {", ".join(there) or "nothing"}: the model is told '
+                 "both." for what, there in told.items() if nouns]
+    return list(dict.fromkeys(said))
+
+
+def tell_contradictions(batch: dict) -> None:
+    """Warn of them."""
+    for sentence in contradictions(batch):
+        warnings.warn(sentence, stacklevel=3)
 
 
 def show_inputs(task: str, batch: dict, size) -> Tensor | None:
@@ -83,8 +114,12 @@ def showcase(ldm, task: str, batch: dict, words: dict | None = None, **options) 
     else:
         if unread := sorted(words.keys() - set(ldm.conditioner.keys)):
             raise ValueError(f"this model reads no {unread[0]} beside its inputs; it reads {ldm.conditioner.keys}.")
+        if not TASKS[task].keys:
+            raise ValueError(f"--task {task} is without captions and classes: leave it out, or them.")
         options.setdefault("guidance_scale", TASKS["text"].guidance_scale)
-        samples = ldm.sample({**inputs(task, batch, ldm), **words}, **options)
+        told = {**inputs(task, batch, ldm), **words}
+        tell_contradictions(told)
+        samples = ldm.sample(told, **options)
     rows = [show_inputs(task, batch, samples.shape[-2:]), samples.cpu()]
     if "seed" in batch and words is None and TASKS[task].keys:
         rows.append(batch["image"])

@@ -24,6 +24,7 @@ from ..extras import extra
 from ..scenes.data import EmojiScenes
 from ..scenes.scene import SceneConfig
 from ..scenes.vocabulary import NOUN_INDEX, NOUNS
+from .inputs import tell_contradictions
 from .plotting import PALETTE, to_uint8
 
 with extra("course"):
@@ -92,6 +93,8 @@ class Playground(anywidget.AnyWidget):
         self.busy, self.message = True, "Drawing ..."
         try:
             with warnings.catch_warnings(record=True) as heard:  # such as a condition without effect
+                warnings.simplefilter("always")
+                tell_contradictions(told)
                 drawn = self.model.sample(told, steps=self.steps, guidance_scale=self.guidance, seed=seed).cpu()
         except (ValueError, RuntimeError) as error:              # such as a size that the model does not know
             self.message = f"The model says: {error}"

@@ -25,7 +25,7 @@ def to_uint8(images) -> np.ndarray:
     """Images (B, C, H, W) or (C, H, W) in [-1, 1] -> uint8 (B, H, W, 3), clamped; one channel becomes grey."""
     images = torch.as_tensor(images).detach().float().cpu()
     images = images[None] if images.ndim == 3 else images
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
         raise ValueError("images must be (B, C, H, W) or (C, H, W) with 1 or 3 channels in [-1, 1], "
                          f"got shape {tuple(images.shape)}.")
     _check_finite(images)
@@ -46,6 +46,8 @@ def save_grid(images, path, columns: int | None = None) -> Path:
     else the grid is about twice as wide as high unless `columns` says how wide. ValueError for pictures of NaN.
     """
     if not isinstance(images, torch.Tensor):
+        if len(shapes := {(len(batch), *batch.shape[2:]) for batch in images}) != 1:
+            raise ValueError(f"save_grid: rows are equally many pictures of one size; got {sorted(shapes)}.")
         columns = columns or len(images[0])
         images = torch.cat([batch.detach().float().cpu().expand(-1, 3, -1, -1) for batch in images])
     pixels = to_uint8(images)
@@ -190,8 +192,9 @@ def plot_curve(records, key: str = "loss", band=None, x: str = "step", smooth: i
                         label=f"{count}reference runs ({inside:.0%} of yours inside)")
     n = len([line for line in ax.lines if line.get_gid() == "curve"])
     colors = (PALETTE[5], PALETTE[6], PALETTE[3], PALETTE[7], PALETTE[0])
-    ax.plot(xs, ys, color=colors[n % 5], linestyle=LINE_STYLES[n % 4], label=label or key, gid="curve")
-    ax.set(xlabel=x, ylabel=key if n == 0 or ax.get_ylabel() == key else "")
+    ax.plot(xs, ys, color=colors[n % 5], linestyle=LINE_STYLES[n % 4], label=plain(label or key), gid="curve")
+    name = plain(key)
+    ax.set(xlabel=plain(x), ylabel=name if n == 0 or ax.get_ylabel() == name else "")
     if log:
         ax.set_yscale("log")
     ax.spines[["top", "right"]].set_visible(False)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..asked import check_first_stage
 from ..cond import to_device, together
 from ..files import (
     FileError,
@@ -79,9 +80,12 @@ class LatentCache:
     def load(cls, folder) -> "LatentCache":
         """What `save` wrote. Raises FileError if it is missing or damaged."""
         check_sums(folder)
-        lists = read_json(Path(folder) / "latents.json")["lists"]
-        tensors = load_safetensors(Path(folder) / "latents.safetensors")
-        return cls(tensors.pop("latent"), {**lists, **tensors})
+        path = Path(folder) / "latents.json"
+        lists, columns = read_json(path).get("lists"), load_safetensors(Path(folder) / "latents.safetensors")
+        columns |= lists if isinstance(lists, dict) else {"lists": []}
+        if other := [key for key, v in columns.items() if len(v) != len(columns.get("latent", ()))]:
+            raise FileError(f"{path} is damaged: not one {' or '.join(other)} for each latent.")
+        return cls(columns.pop("latent"), columns)
 
 
 @torch.no_grad()
@@ -103,6 +107,7 @@ def cache_latents(autoencoder, batches, n: int, keys=("caption", "class"), path=
                 return LatentCache.load(path)
         except FileError as error:
             print(f"{error} The latents are encoded anew.")
+    check_first_stage(autoencoder)
     device, training = next(autoencoder.parameters()).device, autoencoder.training
     autoencoder.eval()
     parts, count = [], 0

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ..files import FileError, read_json, write_file, write_json
 from ..show.plotting import plot_curve
-from .state import latest, load_training_state, save_training_state
+from .state import NAMES, latest, load_training_state, save_training_state
 
 LOCK = (".lock", "owner.json")
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -54,17 +54,21 @@ def owned(out):
         held = filelock.FileLock(lock)
         held.acquire(timeout=0)
     except filelock.Timeout:
-        who = read_json(owner) if owner.is_file() else {}
-        raise ValueError(f"{out} belongs to a run that is going on (process {who.get('process', '?')} on "
-                         f"{who.get('host', '?')}): stop that one first, or choose another --out.") from None
+        raise _taken(out, owner) from None
     except NotImplementedError:
         held = filelock.SoftFileLock(lock)
-        held.acquire(timeout=0)
+        try:
+            held.acquire(timeout=0)
+        except filelock.Timeout:
+            raise _taken(out, owner, f" If it died, delete {lock}.") from None
     try:
         write_json(owner, {"process": os.getpid(), "host": socket.gethostname()})
         yield
     finally:
         owner.unlink(missing_ok=True)
+        # first the name, then the lock: who waits for it must not get one that a third cannot see
+        if os.name == "posix":
+            lock.unlink(missing_ok=True)
         held.release()
         lock.unlink(missing_ok=True)
         # a run that was refused leaves nothing behind
@@ -73,21 +77,34 @@ def owned(out):
                 folder.rmdir()
 
 
+def _taken(out: Path, owner: Path, more: str = "") -> ValueError:
+    """Somebody else trains there: who, as far as that can be read."""
+    who = {}
+    with suppress(FileError):
+        who = read_json(owner)
+    return ValueError(f"{out} belongs to a run that is going on (process {who.get('process', '?')} on "
+                      f"{who.get('host', '?')}): stop that one first, or choose another --out.{more}")
+
+
 def find_checkpoint(out, recipe: dict, resume: bool = False, defaults: dict | None = None) -> Path | None:
     """The checkpoint to continue from, None for a new run. Writes nothing.
 
-    A run that ended before its first checkpoint has nothing to lose and begins anew. One that is resumed has to have
-    the same recipe: models it goes on from are compared by content ("weights"), their paths are for show; and only its
-    "steps" may be more than they were. What a recipe could not say yet when it was written is as `defaults` have it.
+    A run that ended before its first checkpoint, and left no model, has nothing to lose and begins anew. One that is
+    resumed has to have the same recipe: models it goes on from are compared by content ("weights"), their paths are for
+    show; and only its "steps" may be more than they were. What a recipe could not say yet when it was written is as
+    `defaults` have it.
     Raises ValueError if `out` holds a run and resume is False, if there is nothing to resume, or if the recipe changed.
     """
     out, recipe, defaults = Path(out), *json.loads(json.dumps([recipe, defaults or {}]))     # tuples are lists in JSON
     checkpoint = latest(out / "checkpoints", tell=print if resume else None)
+    # also of a run whose checkpoints are damaged, or were deleted when it was finished
+    left = any((out / "checkpoints").glob(NAMES)) or (out / "model").exists()
     if resume:
         if checkpoint is None:
-            raise ValueError(f"there is no run to resume in {out}, or it has no checkpoint: start it without --resume.")
+            way = "whole checkpoint: start another, in a new --out" if left else "checkpoint: start it without --resume"
+            raise ValueError(f"there is no run to resume in {out}, or it has no {way}.")
         saved = {**defaults, **read_json(out / "recipe.json")}
-        longer = recipe["steps"] > saved.get("steps", math.inf)
+        longer = recipe["steps"] > _steps(saved)
         passed = {"steps"} if longer else set()
         # a run of a time when only paths were written down is told by them
         passed |= set(recipe.get("weights", ())) if "weights" in saved else {"weights"}
@@ -100,10 +117,15 @@ def find_checkpoint(out, recipe: dict, resume: bool = False, defaults: dict | No
             print(f"{recipe['steps']} steps in place of {saved['steps']}: the learning rate goes on as if they had "
                   f"been planned from the start ({recipe.get('decay', 'constant')}).")
         return checkpoint
-    if checkpoint is not None:
+    if left:
         raise ValueError(f"{out} already holds a run: continue it with --resume, or choose another --out. Nothing was "
                          "changed.")
     return None
+
+
+def _steps(recipe: dict) -> float:
+    """How many a saved recipe has; more than any if that cannot be read."""
+    return steps if isinstance(steps := recipe.get("steps"), int) else math.inf
 
 
 def open_run(out, recipe: dict, checkpoint: Path | None = None) -> None:
@@ -112,7 +134,7 @@ def open_run(out, recipe: dict, checkpoint: Path | None = None) -> None:
     (out / "samples").mkdir(parents=True, exist_ok=True)
     if checkpoint is None:
         (out / "log.jsonl").unlink(missing_ok=True)
-    if checkpoint is None or recipe["steps"] > read_json(out / "recipe.json").get("steps", math.inf):
+    if checkpoint is None or recipe["steps"] > _steps(read_json(out / "recipe.json")):
         write_json(out / "recipe.json", recipe)
 
 
@@ -132,9 +154,10 @@ def read_log(out) -> list[dict]:
     """The records of a run's log.jsonl, oldest first; a line that is damaged or cut off is passed over."""
     path, records = Path(out) / "log.jsonl", []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             record = json.loads(line)
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
+            if isinstance(record, dict) and type(record.get("step")) is int and all(
+                    isinstance(value, (int, float)) for value in record.values()):
                 records.append(record)
     return records
 

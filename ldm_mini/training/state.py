@@ -47,11 +47,15 @@ def load_training_state(path) -> tuple[int, dict]:
     Also sets the random number generators as they were. Raises FileError if the file is missing or damaged.
     """
     tensors = load_safetensors(path)
-    with safe_open(path, "pt") as file:
-        record = file.metadata()
-    state = {part: _unpack(value, tensors) for part, value in json.loads(record["state"]).items()}
-    set_rng_state(state.pop("rng"))
-    return int(record["step"]), state
+    try:
+        with safe_open(path, "pt") as file:
+            record = file.metadata()
+        state = {part: _unpack(value, tensors) for part, value in json.loads(record["state"]).items()}
+        step = int(record["step"])
+        set_rng_state(state.pop("rng"))
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
+        raise FileError(f"{path} holds no training state: {type(error).__name__} {error}.") from None
+    return step, state
 
 
 def latest(folder, but: Path | None = None, tell=None) -> Path | None:

@@ -6,15 +6,16 @@ from torch import nn
 
 from ldm_mini.attention import Attention, SpatialTransformer, attention, attention_weights
 from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_mini.concat_conditioners import InpaintConditioner, LowResConditioner, SemanticConditioner
 from ldm_mini.cond import Cond, NotRead
-from ldm_mini.conditioners import ClassConditioner
-from ldm_mini.diffusion import diffusion_loss
+from ldm_mini.conditioners import ClassConditioner, CombinedConditioner, LayoutConditioner, TextConditioner
+from ldm_mini.diffusion import diffusion_loss, draw_timesteps
 from ldm_mini.dit import DiT, DiTConfig
 from ldm_mini.ema import EMA
 from ldm_mini.files import FileError
 from ldm_mini.hub import load, load_weights, save, save_weights
 from ldm_mini.kl import KLBottleneck
-from ldm_mini.latent_diffusion import LatentDiffusion
+from ldm_mini.latent_diffusion import LatentDiffusion, latent_scale
 from ldm_mini.measure.metrics import (
     frechet_distance,
     low_resolution_consistency,
@@ -25,16 +26,20 @@ from ldm_mini.measure.metrics import (
     psnr,
     ssim,
 )
+from ldm_mini.measure.recogniser import Recogniser
 from ldm_mini.perceptual import PerceptualLoss
-from ldm_mini.quantizer import VectorQuantizer
+from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
 from ldm_mini.samplers import SAMPLERS
 from ldm_mini.schedule import NoiseSchedule, cosine_betas
-from ldm_mini.train import TrainState, first_stage_loss
+from ldm_mini.text import TextTransformer
+from ldm_mini.train import TrainState, first_stage_loss, train_autoencoder, train_diffusion
+from ldm_mini.training.latents import cache_latents
 from ldm_mini.unet import UNet, UNetConfig
 
 TINY = dict(channels=16, channel_mults=(1, 2), attn_levels=(1,), head_dim=8, groups=4)
 SCHEDULE = NoiseSchedule(cosine_betas(20))
 BYTES = torch.randint(0, 255, (2, 3, 16, 16), dtype=torch.uint8)
+PICTURES = torch.zeros(2, 3, 16, 16)
 
 
 def net(**options):
@@ -53,8 +58,26 @@ def of_classes():
     return model(ClassConditioner(3, 8))
 
 
+def of_all():
+    parts = [LayoutConditioner(5, 8, layers=1, heads=2, vector=False), TextConditioner(words(), vector=False),
+             InpaintConditioner(3, 1, presence=True)]
+    reader = UNet(UNetConfig(3, **TINY, context_dim=8, concat_channels=5))
+    return LatentDiffusion(None, reader, SCHEDULE, CombinedConditioner(parts), image_size=8)
+
+
+def words():
+    return TextTransformer(width=8, layers=1, heads=2)
+
+
+def reads(part, **batch):
+    """What a conditioner says to a batch."""
+    return part.encode(batch)
+
+
+LAYOUT, MAP, LOWRES = (LayoutConditioner(5, 8, layers=1, heads=2), SemanticConditioner(5, 4, channels=2, width=2),
+                       LowResConditioner(4))
+HOLE, NAN = InpaintConditioner(3, 1), float("nan")
 R, X, T = torch.rand, torch.zeros(2, 4, 8, 8), torch.tensor([3, 4])
-PICTURES = torch.zeros(2, 3, 16, 16)
 
 
 def told(concat=(2, 2, 8, 8), context=(2, 5, 8), vector=(2, 6)):
@@ -122,8 +145,100 @@ BROADCAST = {
     "no maps": (lambda: mean_iou(torch.zeros(0, 2, 2).long(), torch.zeros(0, 2, 2).long(), 3), "no maps"),
     "no codes": (lambda: VectorQuantizer(8, 4).used_fraction(torch.zeros(0).long()), "no indices"),
 }
+# not what a condition is made of
+CONDITIONS = {
+    **{f"a caption that is {value!r}": (lambda value=value: reads(TextConditioner(words()), caption=[value]),
+                                        "captions, that is of strings") for value in (3, None, ["a dog"], b"a dog")},
+    "captions in one string": (lambda: reads(TextConditioner(words()), caption="a dog"), "that is of strings"),
+    **{f"a small picture of {name}": (lambda x=x: reads(LOWRES, lowres=x), r"lowres.* must be pictures \(B,3,H,W\)")
+       for name, x in (("bytes", BYTES), ("0 to 255", BYTES.float()), ("NaN", PICTURES * NAN), ("grey", X[:, :1]),
+                       ("no batch", PICTURES[0]), ("lists", [[0.0]]))},
+    **{f"a picture of {name} with a hole": (lambda x=x: reads(HOLE, image=x, mask=PICTURES[:, :1]), "image.* must be")
+       for name, x in (("bytes", BYTES), ("NaN", PICTURES * NAN))},
+    **{f"a mask of {name}": (lambda x=x: reads(HOLE, image=PICTURES, mask=x), r"must be \(B,1,H,W\), 1 in the hole")
+       for name, x in (("255", PICTURES[:, :1] + 255), ("NaN", PICTURES[:, :1] * NAN), ("no channel", PICTURES[:, 0]),
+                       ("-1 and 1", PICTURES[:, :1] - 1), ("lists", [[1]]))},
+    **{f"a map of {name}": (lambda x=x: reads(MAP, semantic=x), told) for name, x, told in (
+        ("a class too many", torch.full((1, 8, 8), 5), "from 0 to 4; got 5 to 5"),
+        ("-1", torch.full((1, 8, 8), -1), "got -1 to -1"), ("two axes more", X.long()[None], "map holds integers"))},
+    **{f"{name} in a layout": (lambda k=k, b=b: reads(LAYOUT, labels=k, boxes=b), told) for name, k, b, told in (
+        ("corners the other way", torch.tensor([[1]]), torch.tensor([[[0.9, 0.1, 0.2, 0.8]]]), "corner at the top"),
+        ("NaN", torch.tensor([[1]]), torch.full((1, 1, 4), NAN), "fractions of the picture"),
+        ("a label between two", torch.tensor([[1.5]]), R(1, 1, 4), "labels whole numbers"),
+        ("a label below none", torch.tensor([[-5]]), R(1, 1, 4).sort().values, "-1 is none"),
+        ("names", [["dog"]], [[[0, 0, 1, 1]]], "lists of numbers, all of one length"),
+        ("rows of two lengths", [[1], [1, 2]], [[[0, 0, 1, 1]]], "lists of numbers"))},
+    **{f"a class that is {value!r}": (lambda value=value: of_classes().sample({"class": value}, steps=1), told)
+       for value, told in (([None], "lists of numbers"), ([True], "bool"), ([[1]], r"\(1, 1\)"))},
+}
+# numbers that are none, or of another kind
+NUMBERS = {
+    **{f"size {size!r}": (lambda size=size: model().sample(num=1, steps=1, size=size), "size is a side|side is a whole")
+       for size in ("64", 8.5, (8,), (8, 8, 8), (8.5, 8), -8, True, 0)},
+    "a side between the network's": (lambda: model().sample(num=1, steps=1, size=9), "multiples of 2"),
+    **{f"num {num!r}": (lambda num=num: model().sample(num=num, steps=1), "num is a whole number from 0")
+       for num in (2.0, "2", True, -1)},
+    **{f"seed {seed!r}": (lambda seed=seed: model().sample(num=1, steps=1, seed=seed), "seed is a whole number")
+       for seed in (-1, 1.5, 2**64, "1")},
+    **{f"guidance {scale!r}": (lambda scale=scale: of_classes().sample({"class": [1]}, steps=1, guidance_scale=scale),
+                               "guidance_scale must be a number") for scale in ("2", None)},
+    "a list of samplers": (lambda: model().sample(num=1, steps=1, sampler=["dpm"]), "sampler must be one of"),
+    "an offset below 0": (lambda: model().sample(num=1, steps=1, offset=-5), "offset must be 0 or more"),
+    **{f"t_power {power}": (lambda power=power: draw_timesteps(SCHEDULE, 2, "cpu", power=power), "must be above 0")
+       for power in (0, -1.0, NAN)},
+    **{f"{name} {value} of a codebook": (lambda one={name: value}: VectorQuantizer(**one), f"{name} must be")
+       for name, value in (("codebook_size", 0), ("dim", 0), ("commitment_weight", -1), ("commitment_weight", NAN),
+                           ("ema_decay", 2.0), ("ema_decay", NAN), ("restart_after", -3))},
+    **{f"{name} {value} of a KL bottleneck": (lambda one={name: value}: KLBottleneck(**one), f"{name} must be")
+       for name, value in (("weight", NAN), ("weight", -1.0), ("latent_channels", 0))},
+    **{f"{name} {value} of a text transformer": (lambda one={name: value}: TextTransformer(**one), f"{name} must be")
+       for name, value in (("width", 0), ("layers", 0), ("heads", 0), ("max_length", 1))},
+    **{f"{name} {value} of a DiT": (lambda one={name: value}: DiTConfig(**one), f"{name} must be")
+       for name, value in (("depth", -1), ("depth", 0), ("input_size", 0), ("patch_size", 0), ("width", 0))},
+    **{f"{name} {value} of a {kind.__name__}": (lambda kind=kind, given=given, one={name: value}: kind(*given, **one),
+                                                f"{name} must be") for kind, given, name, value in (
+        (LayoutConditioner, (5, 8), "grid", 0), (LayoutConditioner, (5, 8), "max_objects", 0),
+        (LowResConditioner, (4,), "lowres_factor", 0), (LowResConditioner, (4,), "p_degrade", 2.0),
+        (InpaintConditioner, (3, 4), "mask_fold", 0), (CombinedConditioner, ([LAYOUT],), "p_drop_each", 2.0),
+        (CombinedConditioner, ([LAYOUT],), "p_single", NAN))},
+    "no classes": (lambda: ClassConditioner(0, 8), "num_classes must be"),
+    **{f"conditions with weights {weights}": (lambda w=weights: CombinedConditioner([LAYOUT, MAP], weights=w),
+                                              "weight >= 0 for each") for weights in ([1], [1, -2], [0, 0], [1, NAN])},
+    "NaN channels": (lambda: UNetConfig(4, **TINY | {"channels": NAN}), "channels must be"),
+}
+# one part in place of another
+SWAPPED = {
+    "no conditions to combine": (lambda: CombinedConditioner([]), "one Conditioner or more"),
+    "networks to combine": (lambda: CombinedConditioner([net()]), "one Conditioner or more.*UNet"),
+    "a text transformer for a conditioner": (lambda: model(words()), "in this order; got .* TextTransformer"),
+    "a model for a conditioner": (lambda: model(model()), "in this order"),
+    "a dict for a conditioner": (lambda: LatentDiffusion(None, net(), SCHEDULE, {"class": 1}), "in this order"),
+    "a conditioner for a network": (lambda: LatentDiffusion(None, LAYOUT, SCHEDULE), "in this order"),
+    "a config for a network": (lambda: LatentDiffusion(None, UNetConfig(4), SCHEDULE), "in this order"),
+    "no network": (lambda: LatentDiffusion(None, None, SCHEDULE), "in this order"),
+    "betas for a schedule": (lambda: LatentDiffusion(None, net(), cosine_betas(20)), "in this order"),
+    "a first stage of other latents": (lambda: LatentDiffusion(first_stage(), UNet(UNetConfig(3, **TINY)), SCHEDULE),
+                                       "latents of 4 channels, and the network reads 3"),
+    "a quantiser for a bottleneck": (lambda: Autoencoder(AutoencoderConfig(), VectorQuantizer(16, 3)), "VQBottleneck"),
+    "a bottleneck for a config": (lambda: Autoencoder(KLBottleneck(3), AutoencoderConfig()), "got a AutoencoderConfig"),
+    "a bottleneck for a quantiser": (lambda: VQBottleneck(KLBottleneck(3)), "is a VectorQuantizer; got a KLBottleneck"),
+    "the second stage's state in the first loop": (lambda: next(train_autoencoder(TrainState(model()), [PICTURES], 1)),
+                                                   "an Autoencoder; got a TrainState of a LatentDiffusion"),
+    "the first stage's state in the second loop": (lambda: next(train_diffusion(TrainState(net()), [{}], 1)),
+                                                   "a LatentDiffusion; got a TrainState of a UNet"),
+    "a model for its state": (lambda: next(train_autoencoder(first_stage(), [PICTURES], 1)), "got a Autoencoder"),
+    "a config to train": (lambda: TrainState(UNetConfig(4)), "an nn.Module; got a UNetConfig"),
+    "pictures for a first stage": (lambda: latent_scale([PICTURES], first_stage()), "first stage is wanted.* a list"),
+    "a model for its first stage": (lambda: latent_scale(model(), [X]), "first stage is wanted"),
+    "latents of a whole model": (lambda: cache_latents(model(), [{"image": X}], 2), "first stage is wanted"),
+    **{f"{name} to be recognised": (lambda x=x: Recogniser().detect(x), "images must be pictures")
+       for name, x in (("bytes", BYTES), ("0 to 255", BYTES.float()), ("NaN", PICTURES * NAN), ("grey", X[:, :1]))},
+}
 CALLS = {
     **BROADCAST,
+    **CONDITIONS,
+    **NUMBERS,
+    **SWAPPED,
     "parts in another order": (lambda: LatentDiffusion(net(), first_stage(), SCHEDULE), "in this order; got UNet"),
     "a first stage for a network": (lambda: LatentDiffusion(first_stage(), first_stage(), SCHEDULE), "in this order"),
     "a schedule for a network": (lambda: LatentDiffusion(first_stage(), SCHEDULE, net()), "in this order"),
@@ -189,10 +304,21 @@ def test_maps_of_bytes_are_counted_as_numbers():
     (lambda: of_classes().sample({"class": [1]}, negative="a cat", steps=1), "does not read 'caption'"),
     (lambda: of_classes().sample({"class": [1]}, negative={"class": [2]}, guidance_scale=1, steps=1), "no effect"),
     (lambda: model().sample({"caption": ["a"]}, steps=1), "reads nothing"),
+    (lambda: of_classes().sample({"class": [1], "image": X[:1, :3], "captoin": ["a"]}, steps=1), "read 'captoin'"),
+    (lambda: of_all().sample({"caption": ["a dog"], "mask": torch.ones(1, 1, 8, 8)}, steps=1), "mask alone.*no image"),
+    (lambda: of_all().sample({"caption": ["a dog"], "boxes": R(1, 1, 4)}, steps=1), "boxes alone.*no labels"),
+    (lambda: of_all().sample({"caption": ["a dog"], "labels": torch.tensor([[1]])}, steps=1), "labels alone.*no boxes"),
+    (lambda: of_all().sample({"image": X[:1, :3], "mask": X[:1, :1]}, steps=1), "1 of 1 masks mark nothing"),
+    (lambda: of_all().sample({"caption": ["一只红苹果"]}, steps=1), "I do not know"),
     (lambda: model().sample(num=1, negative="a", steps=1), "reads nothing")])
 def test_what_has_no_effect_is_told(sample, words):
     with pytest.warns(NotRead, match=words):
         sample()
+
+
+def test_what_is_said_of_captions_is_bounded():
+    said = words().remarks(["x" * 20_000, *(f"blub{i} " * 50 for i in range(50))])
+    assert len(said) < 80 and max(map(len, said)) < 200 and "43 more words" in " ".join(said)
 
 
 def test_a_data_sets_batch_may_hold_more_than_is_read(recwarn):

@@ -94,9 +94,9 @@ def test_a_class_that_the_caption_does_not_name_is_a_contradiction(trained, tmp_
     def said(caption, noun):
         main(["sample", caption, "--class", noun, "--model", str(trained / "ldm" / "model"), "--num", "1", "--steps",
               "1", "--device", "cpu", "--out", str(tmp_path / "a.png")])
-        return [line for line in capsys.readouterr().err.splitlines() if "--class" in line]
+        return [line for line in capsys.readouterr().err.splitlines() if "told both" in line]
 
-    assert said("a red star", "cat") == ['note: "a red star" names star, --class cat: the model is told both.']
+    assert said("a red star", "cat") == ['note: "a red star" names star, the class cat: the model is told both.']
     assert said("a red star", "star") == said("", "cat") == said("on a blue background", "cat") == []
 
 

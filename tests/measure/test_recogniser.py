@@ -164,7 +164,7 @@ def test_distortions_known_answers():
 
 
 def test_bad_input_says_what_to_do():
-    with pytest.raises(ValueError, match=r"\(B, 3, H, W\)"):
+    with pytest.raises(ValueError, match=r"\(B,3,H,W\)"):
         Recogniser(SMALL).detect(torch.zeros(3, 32, 32))
 
 

@@ -24,8 +24,8 @@ from pathlib import Path
 from change import Change, Finder
 from trial import ROOT, baseline, judge, make_copy
 
-# what the paper computes; not the files, the command line, the tables of names
-OUT_OF_SCOPE = {"__init__.py", "__main__.py", "extras.py", "files.py", "hub.py", "tasks.py"}
+# what the paper computes; not the files, the command line, what a person hands over, the tables of names
+OUT_OF_SCOPE = {"__init__.py", "__main__.py", "asked.py", "extras.py", "files.py", "hub.py", "options.py", "tasks.py"}
 MEASURES = ("measure/metrics.py",)
 MEASURED = ROOT / "data/measurements/mutants.json"
 
@@ -75,7 +75,10 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="FILE or FILE:LINE, or several with commas: all their mutants")
     parser.add_argument("--save", action="store_true", help=f"write {MEASURED.name}; its reasons stay")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/mutants")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.only and args.save:
+        parser.error("--save keeps what a random choice of all mutants tells, not --only some of them")
+    return args
 
 
 def main() -> None:

@@ -183,6 +183,8 @@ def test_text_and_layouts(use_tokenizer, tmp_path):
             empty = ldm.conditioner.null({"caption": ["dog", "abcabcabcabc"]}).context
             assert_close(empty[1], reference.text_encoder(words, ids[:1] * 0, 30, 24, 2, 9)[0], **CLOSE)
             assert ldm.sample({"caption": ["dog"]}, steps=1, guidance_scale=2.0).shape == (1, 3, 32, 32)
+            told = ldm.conditioner.remarks({"caption": ["dog", "abcabcabc", "abcabcabcabc"]})
+            assert told == ['A caption may have 9 tokens; I do not read the end of "abcabcabcabc".']
         else:
             assert_close(ldm.conditioner.encode({"coordinates_bbox": ids}).context, expected, **CLOSE)
             with pytest.raises(ValueError, match="no tokenizer"):

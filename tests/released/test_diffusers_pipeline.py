@@ -120,8 +120,12 @@ def test_a_folder_that_could_not_draw_is_refused(tmp_path):
     (dict(_class_name="FlowMatchEulerDiscreteScheduler"), "FlowMatchEulerDiscreteScheduler.*RectifiedFlow"),
     (dict(_class_name="FlowMatchHeunDiscreteScheduler", shift=3.0), "FlowMatchHeunDiscreteScheduler"),
     (dict(_class_name="DPMSolverMultistepScheduler", use_flow_sigmas=True), "DPMSolverMultistep.*flow matching"),
-    (dict(prediction_type="flow_prediction"), "'flow_prediction'"), (dict(prediction_type="edm"), "'edm'")])
-def test_flow_matching_is_refused_by_name(config, told, tmp_path):
+    (dict(prediction_type="flow_prediction"), "'flow_prediction'"), (dict(prediction_type="edm"), "'edm'"),
+    (dict(_class_name="EDMEulerScheduler"), "EDMEulerScheduler; known are those of betas"),
+    (dict(_class_name="CMStochasticIterativeScheduler"), "CMStochastic"), (dict(_class_name="ScoreSdeVeScheduler"),
+                                                                          "ScoreSdeVe"),
+    (dict(_class_name="DDPMWuerstchenScheduler"), "Wuerstchen"), (dict(_class_name=None), "None")])
+def test_other_schedules_are_refused_by_name(config, told, tmp_path):
     stable_diffusion(tmp_path / "sd")
     edit(tmp_path / "sd" / "scheduler" / "scheduler_config.json", **config)
     with pytest.raises(FileError, match=told):

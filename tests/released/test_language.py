@@ -79,6 +79,12 @@ def test_long_captions_are_cut_and_keep_their_end(encoder):
         encoder("a dog", 8)                                                     # not letter by letter
 
 
+def test_what_is_cut_is_told(encoder):
+    reader = conditioner(encoder)                               # of 8 places, two of which begin and end
+    told = reader.remarks({"caption": ["a red dog on a red dog on a red toadstools", "a red toadstools on a dog", ""]})
+    assert told == ['A caption may have 6 words and marks; I do not read "dog on a red toadstools".']
+
+
 def test_the_contract_of_conditioners(encoder):
     part = conditioner(encoder)
     cond, null = part.encode({"caption": CAPTIONS}), part.null({"caption": CAPTIONS})

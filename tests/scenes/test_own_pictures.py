@@ -124,5 +124,5 @@ def test_hidden_files_are_no_pictures(tmp_path):
 
 def test_values_that_are_no_class_are_refused(tmp_path):
     Image.fromarray(np.full((8, 8), 200, np.uint8)).save(tmp_path / "map.png")
-    with pytest.raises(ValueError, match="holds the value 200: a semantic map has values from 0 to"):
+    with pytest.raises(ValueError, match="holds values from 200 to 200, and a semantic map from 0 to"):
         batch_from_files("semantic", 16, 1, tmp_path / "map.png")

@@ -162,6 +162,12 @@ def test_unknown_words_are_told_while_one_writes_and_once(page):
     assert page.remarks == []
 
 
+def test_contradictions_are_told_after_the_picture(page):
+    page.caption, page.boxes = "two stars", [("apple", BOX)]
+    drawn(page)
+    assert "names star, star, the layout apple: the model is told both" in page.message
+
+
 def test_the_models_errors_are_shown(page):
     page.model = model("layout")                                    # knows no words, and there are no boxes
     press(page, "draw")

@@ -122,6 +122,20 @@ def test_grid_is_torchvisions_without_its_frame(tmp_path, count, columns):
     assert sheet.shape == theirs.shape and np.abs(sheet - theirs).max() <= 0.51
 
 
+@pytest.mark.parametrize("draw", [
+    lambda text: plotting.show_images(torch.zeros(2, 3, 8, 8), [text, text], row_labels=[text]),
+    lambda text: plotting.draw_boxes(torch.zeros(3, 8, 8), [[0, 0, 1, 1]], [text]),
+    lambda text: plotting.show_semantic(torch.zeros(8, 8).long(), [text]),
+    lambda text: plotting.plot_curve([1, 2, 3], label=text),
+    lambda text: plotting.plot_curve([{text: 1, "loss": 1}, {text: 2, "loss": 2}], x=text),
+    lambda text: plotting.plot_curve([{"step": 1, text: 1}, {"step": 2, text: 2}], key=text)])
+@pytest.mark.parametrize("text", [r"$\frac$", "$x_$", r"\$\frac$", "5 $ and 6 $"])
+def test_no_text_is_taken_for_a_formula(draw, text):
+    draw(text)
+    plt.gcf().canvas.draw()
+    plt.close("all")
+
+
 def test_a_figure_is_shown_with_words_for_those_who_cannot_see_it(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda figure, metadata: shown.append((figure, metadata)))
