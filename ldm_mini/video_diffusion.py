@@ -2,12 +2,16 @@
 After the paper: schedules, losses, samplers and conditioners are those of pictures, and a picture is a film of one
 frame."""
 
+import json
+
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from .cond import Cond, Conditioner, batch_size
 from .diffusion import draw_noise, to_x0_eps
 from .latent_diffusion import LatentDiffusion
+from .text import TextTransformer, load_tokenizer
 from .video import as_films, as_images
 
 
@@ -146,3 +150,19 @@ class FirstFrameConditioner(Conditioner):
         if "first" in batch:
             return tuple(batch["first"].shape[-2:])
         return tuple(side * self.downsample_factor for side in batch["first_latent"].shape[-2:])
+
+
+class FilmText(TextTransformer):
+    """A text transformer with words of its own, which a model of pictures has not: their rows come behind all others.
+
+    more_words: these. shared: how many of the shipped tokenizer's words stand before them; None = all. A model that
+    was trained before the tokenizer got more keeps its number.
+    """
+
+    def __init__(self, width: int = 256, layers: int = 4, heads: int = 4, max_length: int = 24,
+                 known: tuple[str, ...] | None = None, more_words: tuple[str, ...] = (), shared: int | None = None):
+        said = json.loads(load_tokenizer().to_str())
+        old = {word: i for word, i in said["model"]["vocab"].items() if shared is None or i < shared}
+        said["model"]["vocab"] = old | {word: len(old) + i for i, word in enumerate(more_words)}
+        super().__init__(width, layers, heads, max_length, Tokenizer.from_str(json.dumps(said)), known)
+        self.more_words, self.shared = tuple(more_words), len(old)

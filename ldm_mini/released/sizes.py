@@ -56,7 +56,7 @@ def find_networks(name: str) -> tuple[dict[str, nn.Module], int | None]:
     if config.get("class") == "autoencoder.Autoencoder":
         config.pop("card", None)
         return {"first stage": on_meta(hub.build, config)}, 64
-    if config.get("class") != "latent_diffusion.LatentDiffusion":
+    if config.get("class") not in ("latent_diffusion.LatentDiffusion", "video_diffusion.LatentVideoDiffusion"):
         return _of_diffusers(folder)
     parts = {"first stage": "autoencoder", "network": "net", "conditioner": "conditioner"}
     found = {title: on_meta(hub.build, config[part]) for title, part in parts.items() if config.get(part)}

@@ -12,13 +12,15 @@ from ldm_mini.cond import NotRead
 from ldm_mini.conditioners import ClassConditioner, CombinedConditioner
 from ldm_mini.diffusion import diffusion_loss, ideal_denoiser
 from ldm_mini.files import FileError
+from ldm_mini.hub import build, describe
 from ldm_mini.kl import KLBottleneck
 from ldm_mini.latent_diffusion import LatentDiffusion
 from ldm_mini.samplers import ddim, dpm_solver, euler
 from ldm_mini.schedule import NoiseSchedule, cosine_betas
+from ldm_mini.text import TextTransformer, load_tokenizer
 from ldm_mini.unet import UNet, UNetConfig
 from ldm_mini.video import VideoDiT, VideoDiTConfig, VideoUNet
-from ldm_mini.video_diffusion import FirstFrameConditioner, LatentVideoDiffusion, keep_first, mixed_noise
+from ldm_mini.video_diffusion import FilmText, FirstFrameConditioner, LatentVideoDiffusion, keep_first, mixed_noise
 
 UNET = UNetConfig(4, channels=16, channel_mults=(1, 2), num_res_blocks=1, attn_levels=(1,), head_dim=8, groups=4,
                   context_dim=12)
@@ -189,6 +191,21 @@ def test_saved_and_loaded(tmp_path, net):
     assert loaded.sample(CLASSES, steps=1, seed=0).shape == (2, 3, 5, 32, 32)
     with pytest.raises(FileError, match="describes no LatentDiffusion .*LatentVideoDiffusion"):
         LatentDiffusion.from_pretrained(tmp_path)
+
+
+def test_words_of_its_own_come_behind_the_shared_ones():
+    words, pictures = FilmText(12, 1, 2, more_words=("hops", "up")), TextTransformer(12, 1, 2)
+    size = load_tokenizer().get_vocab_size()
+    assert len(words.words.weight) == size + 2 and words.shared == size
+    ids, _ = words.tokenize(["a cup hops up, on red"])
+    old, _ = pictures.tokenize(["a cup hops up, on red"])
+    unknown = load_tokenizer().token_to_id("[UNK]")
+    assert ids[0, 3:5].tolist() == [size, size + 1] and old[0, 3:5].tolist() == [unknown] * 2
+    assert torch.equal(ids.masked_fill(ids >= size, unknown), old)
+    # built again, also when the tokenizer has got more words since
+    earlier = build(describe(FilmText(12, 1, 2, more_words=("hops",), shared=100)))
+    assert earlier.tokenize(["hops"])[0][0, 1] == 100 and len(earlier.words.weight) == 101
+    assert earlier.unknown_words("hops twemoji") == ["twemoji"]
 
 
 def test_mistakes():
