@@ -18,6 +18,7 @@ from ldm_mini.latent_diffusion import LatentDiffusion
 from ldm_mini.samplers import ddim, dpm_solver, euler
 from ldm_mini.schedule import NoiseSchedule, cosine_betas
 from ldm_mini.text import TextTransformer, load_tokenizer
+from ldm_mini.train import TrainState, train_diffusion
 from ldm_mini.unet import UNet, UNetConfig
 from ldm_mini.video import VideoDiT, VideoDiTConfig, VideoUNet
 from ldm_mini.video_diffusion import FilmText, FirstFrameConditioner, LatentVideoDiffusion, keep_first, mixed_noise
@@ -191,6 +192,35 @@ def test_saved_and_loaded(tmp_path, net):
     assert loaded.sample(CLASSES, steps=1, seed=0).shape == (2, 3, 5, 32, 32)
     with pytest.raises(FileError, match="describes no LatentDiffusion .*LatentVideoDiffusion"):
         LatentDiffusion.from_pretrained(tmp_path)
+
+
+def test_a_short_training_moves_things_where_it_is_told():
+    """A bright square goes left or right from the first frame that is given: the class alone says where."""
+    def films(num, generator):
+        ways, x, y = (torch.randint(high, (num,), generator=generator) for high in (2, 3, 7))
+        video = torch.full((num, 1, 3, 8, 8), -1.0)
+        for i in range(num):
+            for k in range(3):
+                at = 2 + x[i] + k * (2 * ways[i] - 1)
+                video[i, 0, k, y[i]:y[i] + 2, at:at + 2] = 1.0
+        return {"latent": video, "first_latent": video[:, :, 0], "class": ways}
+
+    torch.manual_seed(0)
+    net = VideoUNet(UNetConfig(1, channels=16, channel_mults=(1,), num_res_blocks=1, attn_levels=(0,), head_dim=16,
+                               groups=4, context_dim=16, concat_channels=2))
+    parts = CombinedConditioner([ClassConditioner(2, 16), FirstFrameConditioner(1, 1)])
+    ldm = LatentVideoDiffusion(None, net, NoiseSchedule(cosine_betas(100)), parts, "v", p_uncond=0.0, frames=3)
+    generator = torch.Generator().manual_seed(0)
+    batches = (films(8, generator) for _ in range(200))
+    *_, _ = train_diffusion(TrainState(ldm, lr=4e-3, seed=0), batches, 200, warmup=20, decay="cosine")
+    new = films(12, generator)
+    errors = []
+    for ways in (new["class"], 1 - new["class"]):
+        drawn = ldm.sample({"class": ways, "first": new["first_latent"]}, steps=8, guidance_scale=1.0, seed=0)
+        errors.append((drawn - new["latent"]).square().mean((0, 1, 3, 4)))
+    told, other = errors
+    assert told[0] < 0.05 and other[0] < 0.05, "the first frame is the one that was given"
+    assert (told[1:] < 0.2).all() and (other[1:] > 2 * told[1:]).all()
 
 
 def test_words_of_its_own_come_behind_the_shared_ones():
