@@ -23,11 +23,13 @@ Pictures from the shipped model, no training, no network:
   python -m ldm_mini sample --class rocket --num 8
   python -m ldm_mini sample --task superres        held-out inputs, output and truth; also inpaint, semantic, layout
   python -m ldm_mini sample "an owl" --task inpaint --image photo.png --mask hole.png
+  python -m ldm_mini sample "a red apple moves up" --task video --model runs/video/model --out film.gif
 
 Train your own, in two stages (Ctrl-C stops cleanly; the same line with --resume goes on, bit by bit):
   python -m ldm_mini train autoencoder --recipe tiny --out runs/autoencoder
   python -m ldm_mini train diffusion   --recipe tiny --out runs/diffusion --autoencoder runs/autoencoder/model
   python -m ldm_mini train diffusion   --net dit ...               a Diffusion Transformer in place of the U-Net
+  python -m ldm_mini train video       --recipe small ... --start-from runs/diffusion/model         films of it
   python -m ldm_mini train text        --recipe small              first of recipes `small` and `base`: words to read
   accelerate launch -m ldm_mini train ...          the same on several GPUs or machines
 
@@ -41,7 +43,7 @@ Every command explains its options with --help. Names of recipes: ldm_mini/train
 """
 
 
-def train(stage: Positional[Literal["autoencoder", "text", "diffusion"]], recipe: str = "tiny",
+def train(stage: Positional[Literal["autoencoder", "text", "diffusion", "video"]], recipe: str = "tiny",
           out: o.Out | None = None, task: o.TaskName | Literal["all"] | None = None, language: bool = False,
           net: Literal["unet", "dit"] | None = None,
           autoencoder: str | None = None, start_from: str | None = None, text: str | None = None, resume: bool = False,
@@ -50,26 +52,26 @@ def train(stage: Positional[Literal["autoencoder", "text", "diffusion"]], recipe
           compile: Literal["recipe", "on", "off"] = "recipe", workers: o.Workers | None = None,
           threads: o.Threads = None, seed: o.Seed = 0, log_every: o.Count = 20, sample_every: o.Count = 500,
           save_every: o.Count = 500, track: str | None = None) -> None:
-    """Train one of the two stages, or the text transformer; the run's folder holds everything, while it runs.
+    """Train one of the two stages, the text transformer, or a film model; the run's folder holds all, while it runs.
 
     Args:
-        stage: the first stage (autoencoder) or the second (diffusion on its latents).
+        stage: the first stage (autoencoder) or the second (diffusion on its latents); words (text); films (video).
         recipe: name of a recipe in ldm_mini/training/recipes.py, such as tiny (a CPU) or base (a GPU).
         out: folder of the run; runs/STAGE-RECIPE unless given. A folder that holds something is never overwritten.
         task: for diffusion: the condition to learn, or all of them in one model; the recipe's own unless given.
         language: for diffusion: captions through a frozen language model with a small trained transformer on top, in
             place of the text transformer from scratch. Needs pip install "ldm_mini[language]".
         net: for diffusion: the network, a U-Net or a Diffusion Transformer; the recipe's own, a U-Net, unless given.
-        autoencoder: for diffusion: the trained first stage, for example runs/autoencoder-tiny/model.
+        autoencoder: for diffusion and video: the trained first stage, for example runs/autoencoder-tiny/model.
         start_from: a trained model of the same shape to train further: diffusion on other scenes or with conditions
-            that are new to it, a first stage with more residual blocks.
-        text: for diffusion: a text transformer that has learned to read, for example runs/text-small/model.
+            that are new to it, a first stage with more residual blocks; for video, the image model that it begins as.
+        text: for diffusion and video: a text transformer that has learned to read, for example runs/text-small/model.
         resume: continue the run in this folder from its newest checkpoint, as if it had never stopped.
         minutes: stop after so long, with a checkpoint.
         steps: in place of the recipe's; the learning rate reaches zero at the last.
         batch_size: in place of the recipe's, per process.
         lr: in place of the recipe's.
-        latents: number of scenes to encode for diffusion, in place of the recipe's.
+        latents: number of scenes, or films, to encode for diffusion, in place of the recipe's.
         compile: torch.compile the networks; what fails to compile runs eagerly. On a CPU it takes longer than it saves.
         workers: processes that compose scenes beside the training; 0 composes them in between. Some for a GPU, else 0.
         seed: of the weights, the data and the noise.
@@ -83,7 +85,7 @@ def train(stage: Positional[Literal["autoencoder", "text", "diffusion"]], recipe
 
     for name, value in {"task": task, "language": language, "net": net, "latents": latents, "text": text,
                         "autoencoder": autoencoder}.items():
-        if value and stage != "diffusion":
+        if value and stage != "diffusion" and (stage != "video" or name in ("task", "language", "net")):
             raise ValueError(f"--{name} is for diffusion; one first stage serves all tasks, with captions or without.")
     if start_from and stage == "text":
         raise ValueError("--start-from is for autoencoder and diffusion; a text transformer always begins fresh.")
@@ -107,9 +109,10 @@ def train(stage: Positional[Literal["autoencoder", "text", "diffusion"]], recipe
                 track=track)
 
 
-def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | None = None, image: Path | None = None,
-           mask: Path | None = None, size: o.Side | None = None, out: o.OutPicture = Path("grid.png"),
-           num: o.Pictures = 8, steps: o.Evaluations = 20, guidance_scale: o.Guidance = None, seed: o.Seed = 0,
+def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Literal["video"] | None = None,
+           image: Path | None = None, mask: Path | None = None, size: o.Side | None = None,
+           out: o.OutPicture = Path("grid.png"), num: o.Pictures = 8, steps: o.Evaluations = 20,
+           guidance_scale: o.Guidance = None, seed: o.Seed = 0,
            model: o.Model = "emoji-scenes", sampler: o.SamplerName = "dpm",
            class_name: Annotated[str | None, arg(name="class")] = None, negative: str | None = None,
            device: o.Device = "auto", threads: o.Threads = None) -> None:
@@ -117,11 +120,13 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Non
 
     Args:
         captions: one or more; several share the --num pictures.
-        task: what to start from: held-out scenes, or --image. The grid shows inputs, outputs and the truth.
-        image: for superres the small picture, for inpaint the picture, for semantic a PNG of class indices.
+        task: what to start from: held-out scenes, or --image. The grid shows inputs, outputs and the truth. video:
+            films for the captions, by a --model of films; --out film.gif moves, and beside it lies a strip of frames.
+        image: for superres the small picture, for inpaint the picture, for semantic a PNG of class indices, for video
+            the first frame.
         mask: for inpaint: white where there is a hole; a random one unless given.
         size: side of the pictures to draw; the model's own unless given.
-        out: the picture to write: .png, .jpg or .webp.
+        out: the picture to write: .png, .jpg, .webp or .gif.
         num: number of pictures.
         steps: network evaluations per picture.
         seed: same seed, same pictures.
@@ -131,13 +136,16 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Non
     """
     began = time.monotonic()
     from .latent_diffusion import LatentDiffusion
-    from .show.inputs import run_task, tell_contradictions
+    from .show.films import save_film
+    from .show.inputs import film_inputs, run_task, tell_contradictions
     from .show.plotting import save_grid
+    from .video_diffusion import LatentVideoDiffusion
 
     if num < len(captions):
         raise ValueError(f"--num {num} pictures are too few for {len(captions)} captions.")
     device, words = o.ready(device, threads), _conditions(captions, class_name, num)
-    ldm = LatentDiffusion.from_pretrained(model, device=device)
+    films = task == "video"
+    ldm = (LatentVideoDiffusion if films else LatentDiffusion).from_pretrained(model, device=device)
     if side := size or ldm.image_size:
         o.check_memory(num, (side, side) if size else side, device)
     loaded = time.monotonic()
@@ -150,7 +158,10 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Non
         keys = getattr(ldm.conditioner, "keys", ())
         if not keys and guidance_scale not in (None, 1):
             warnings.warn("a model without conditions has nothing to be guided by: --guidance-scale has no effect.")
-        if (task, image, mask) == (None, None, None):
+        if films:
+            images = ldm.sample(film_inputs(ldm, words or {"caption": [""] * num}, num, size, image, mask), size=size,
+                                **options)
+        elif (task, image, mask) == (None, None, None):
             if keys and "caption" not in keys and not words.keys() & {*keys}:
                 way = "--class" if "class" in keys else "--task"
                 raise ValueError(f"this model reads {', '.join(keys)}: give {way}.")
@@ -159,8 +170,9 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Non
             images = ldm.sample(batch, num=num, size=size, **options)
         else:
             images = run_task(ldm, task, model, num, size, image, mask, words or None, **options)
-    save_grid(images, out, columns=min(num, 8))
-    print(f"{num} pictures in {out} ({loaded - began:.1f} s to load, {time.monotonic() - loaded:.1f} s to draw)")
+    files = save_film(images, out) if films else [save_grid(images, out, columns=min(num, 8))]
+    what = f"{num} {'films' if films else 'pictures'} in {' and '.join(map(str, files))}"
+    print(f"{what} ({loaded - began:.1f} s to load, {time.monotonic() - loaded:.1f} s to draw)")
 
 
 def _with_bar(name: str, steps: int):

@@ -71,12 +71,7 @@ class LatentDiffusion(nn.Module):
         """
         batch = to_device(batch, self.device)
         # z0: the picture's latent, scaled to unit variance (app. G)
-        if "latent" in batch:
-            z0 = batch["latent"] * self.scale_factor
-        elif "image" in batch:
-            z0 = self.encode(batch["image"], sample=True)
-        else:
-            raise ValueError(f'a batch needs "image" or "latent", this one has {sorted(batch)}.')
+        z0 = self.clean_latent(batch)
         # as large as the first pictures it learns from will be those it makes
         if self.image_size is None:
             self.image_size = tuple(side * self._factor for side in z0.shape[-2:])
@@ -87,9 +82,21 @@ class LatentDiffusion(nn.Module):
             cond = cond.where(keep, self.conditioner.null(batch))
         # a noise level for each sample, and how wrong the network is there (eq. 2, 3)
         t = draw_timesteps(self.schedule, len(z0), z0.device, power=t_power)
-        return diffusion_loss(self.net, self.schedule, z0, cond, self.prediction, t)
+        return diffusion_loss(self.net, self.schedule, z0, cond, self.prediction, t, self.noise(z0))
 
     forward = loss  # what DistributedDataParallel calls
+
+    def clean_latent(self, batch: dict) -> Tensor:
+        """The scaled latents z0 (B,C,h,w) of a batch's "latent", else of its "image". ValueError without either."""
+        if "latent" in batch:
+            return batch["latent"] * self.scale_factor
+        if "image" in batch:
+            return self.encode(batch["image"], sample=True)
+        raise ValueError(f'a batch needs "image" or "latent", this one has {sorted(batch)}.')
+
+    def noise(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Standard normal noise, as training adds it and `sample` begins with it."""
+        return draw_noise(like, generator)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Those of the network and the conditioner; the first stage's are frozen."""
@@ -179,7 +186,7 @@ class LatentDiffusion(nn.Module):
             # 2. the condition and its absence; pixels have bounds, latents have none
             denoise = self.denoiser(batch, guidance_scale, negative, 1.0 if self.autoencoder is None else None, size)
             # 3. from noise to a latent, of which only the last counts
-            z = draw_noise(torch.empty(num, *self.latent_shape(size), device=self.device), generator)
+            z = self.noise(torch.empty(num, *self.latent_shape(size), device=self.device), generator)
             for z in sampler(denoise, z, self.schedule, steps=steps, generator=generator, **options):
                 pass
             # 4. from the latent to a picture, in float32 also under autocast
@@ -239,7 +246,7 @@ class LatentDiffusion(nn.Module):
         net, autoencoder, conditioner: parts of your own classes, which no config describes; they get their weights.
         """
         parts = {"net": net, "autoencoder": autoencoder, "conditioner": conditioner}
-        return hub.load(name_or_folder, "LatentDiffusion", device, **parts)
+        return hub.load(name_or_folder, cls.__name__, device, **parts)
 
 
 def latent_scale(autoencoder, batches, limit: int = 64) -> float:

@@ -15,7 +15,7 @@ from typing import Annotated, Literal, get_args, get_type_hints
 
 from tyro.conf import arg
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 MOST_PROCESSES = 8 * (os.cpu_count() or 1)                      # more only wait for each other
 PIXEL_BYTES = 150                                               # that drawing takes for each pixel, at least
 

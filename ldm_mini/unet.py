@@ -118,8 +118,11 @@ class UNet(nn.Module):
         self.norm_out = group_norm(width, c.groups, EPS)
         self.conv_out = zeroed(nn.Conv2d(width, c.out_channels or c.in_channels, 3, padding=1))
 
-    def forward(self, x: Tensor, t: Tensor, cond: Cond = Cond()) -> Tensor:
-        """x (B,C,h,w), t (B,) int64, cond -> (B,out_channels,h,w)"""
+    def forward(self, x: Tensor, t: Tensor, cond: Cond = Cond(), between=lambda h: h) -> Tensor:
+        """x (B,C,h,w), t (B,) int64, cond -> (B,out_channels,h,w)
+
+        between: what is done to the features (B,C',h',w') after each step of down, middle and up (`video`: time).
+        """
         c = self.config
         check_net_inputs(c, x, t, cond, context=c.context_dim is not None, vector=c.vector_dim is not None)
         # 1. what every residual block hears: the step, and a vector if there is one
@@ -131,13 +134,13 @@ class UNet(nn.Module):
         # 3. down; each step leaves its output behind
         hs = []
         for step in self.down:
-            h = step(h, time, cond.context, cond.mask)
+            h = between(step(h, time, cond.context, cond.mask))
             hs.append(h)
         # 4. the middle, where a pixel has seen most of the picture
-        h = self.middle(h, time, cond.context, cond.mask)
+        h = between(self.middle(h, time, cond.context, cond.mask))
         # 5. up; each step takes the last output that is left: last in, first out, so sizes match
         for step in self.up:
-            h = step(torch.cat([h, hs.pop()], dim=1), time, cond.context, cond.mask)
+            h = between(step(torch.cat([h, hs.pop()], dim=1), time, cond.context, cond.mask))
         return self.conv_out(F.silu(self.norm_out(h)))
 
     def _step(self, width_in: int, level: int) -> Step:

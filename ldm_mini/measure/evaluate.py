@@ -21,9 +21,12 @@ from ..cond import together
 from ..latent_diffusion import LatentDiffusion
 from ..perceptual import PerceptualLoss
 from ..scenes.data import scene_batches
+from ..scenes.films import FilmConfig
 from ..scenes.scene import TINY_SCENES, SceneConfig, random_scene, scenes_of, scenes_to_test
 from ..tasks import check_possible, find_task, inputs, possible
+from ..video_diffusion import LatentVideoDiffusion
 from . import metrics
+from .films import evaluate_films
 from .judge import REAL, Judge, after_first_stage, baseline, others
 from .recogniser import Recogniser
 
@@ -132,6 +135,13 @@ def run_evaluate(model: str = "emoji-scenes", task: str | None = None, *, num: i
         if task is not None:
             raise ValueError(f"{model} is a first stage alone: it has no tasks, so leave out --task {task}.")
         autoencoder = hub.load_autoencoder(folder, device=device)
+    elif stored.get("class") == "video_diffusion.LatentVideoDiffusion":
+        ldm = LatentVideoDiffusion.from_pretrained(folder, device=device)
+        autoencoder, films = ldm.autoencoder, FilmConfig(config, ldm.frames)
+        report["films"] = [
+            {"split": split, "n": num, "steps": steps, **evaluate_films(
+                ldm, replace(films, scenes=replace(config, split=split)), num, steps, guidance_scale, seed)}
+            for split in ("val", "heldout")]
     else:
         ldm = LatentDiffusion.from_pretrained(folder, device=device)
         autoencoder = ldm.autoencoder
@@ -165,6 +175,12 @@ def markdown(report: dict) -> str:
                   *_table(r, rows, names),
                   f"Frechet distance {r['frechet']:.1f} (real scenes: {r['frechet_floor']:.1f}); precision "
                   f"{r['precision']:.2f}, recall {r['recall']:.2f}; {r['seconds_per_image']:.3f} s a picture."]
+    rows = {"model": "the model's", "real": "real films (ceiling)", "decoded": "real films after the first stage",
+            "shuffled": "the model's, frames in another order", "others": "the model's, for other captions (floor)"}
+    for r in report.get("films", []):
+        seen = "Held-out" if r["split"] == "heldout" else "Seen"
+        lines += ["", f"## {seen} things and motions: {r['n']} films, {r['steps']} steps", "",
+                  *_table(r, rows, list(r["real"]))]
     if r := report.get("autoencoder"):
         codes = "" if "perplexity" not in r else (f", {r['codebook_used']:.0%} of the codes used, perplexity "
                                                   f"{r['perplexity']:.0f}")

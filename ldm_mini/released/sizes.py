@@ -14,6 +14,7 @@ from ..cond import Cond
 from ..dit import DiT
 from ..files import FileError, read_json
 from ..unet import UNet
+from ..video import VideoDiT, VideoUNet
 from .conditioners import ClipText
 from .diffusers_parts import autoencoder_of_diffusers, dit_config_from_diffusers
 from .diffusers_unet import unet_config_from_diffusers
@@ -24,8 +25,9 @@ from .reading import on_meta
 def run_info(name_or_folder, size: int | None = None) -> dict:
     """Print what a preset, a shipped model, a folder of ours or one of diffusers consists of; return it as a dict.
 
-    size: side of the picture; None = that of its training, or 256. FLOPs are those of one picture and one evaluation
-    of the network, a multiplication and its addition counting as two; guidance doubles them.
+    size: side of the picture; None = that of its training, or 256. FLOPs are those of one picture, or of one film of as
+    many frames as the model makes, and one evaluation of the network, a multiplication and its addition counting as
+    two; guidance doubles them.
     """
     name = str(name_or_folder)
     networks, image_size = find_networks(name)
@@ -54,10 +56,12 @@ def find_networks(name: str) -> tuple[dict[str, nn.Module], int | None]:
     if config.get("class") == "autoencoder.Autoencoder":
         config.pop("card", None)
         return {"first stage": on_meta(hub.build, config)}, 64
-    if config.get("class") != "latent_diffusion.LatentDiffusion":
+    if config.get("class") not in ("latent_diffusion.LatentDiffusion", "video_diffusion.LatentVideoDiffusion"):
         return _of_diffusers(folder)
     parts = {"first stage": "autoencoder", "network": "net", "conditioner": "conditioner"}
     found = {title: on_meta(hub.build, config[part]) for title, part in parts.items() if config.get(part)}
+    if "frames" in config and "network" in found:
+        found["network"].frames = config["frames"]              # what a film is, for `_run`
     return found, config["image_size"][0] if config.get("image_size") else 64
 
 
@@ -129,10 +133,11 @@ def _parts(module: nn.Module, prefix: str = ""):
 
 def _run(network: nn.Module, side: int, tokens: int) -> tuple | None:
     """Once through, with one picture or latent of this side; the shape of the input. A conditioner is not run."""
-    if not isinstance(network, (Autoencoder, UNet, DiT)):
+    films = isinstance(network, (VideoUNet, VideoDiT))
+    if not films and not isinstance(network, (Autoencoder, UNet, DiT)):
         return None
-    c = network.config
-    x = torch.zeros(1, c.in_channels + getattr(c, "concat_channels", 0), side, side)
+    c, frames = network.config, [getattr(network, "frames", 8)] if films else []
+    x = torch.zeros(1, c.in_channels + getattr(c, "concat_channels", 0), *frames, side, side)
     if isinstance(network, Autoencoder):
         network(x)
         return tuple(x.shape)[1:]

@@ -69,9 +69,15 @@ def scene_stream(config: SceneConfig, batch_size: int, start_step: int = 0, num_
     On rank r of W these have the seeds (k W + r) B ... + B - 1, counted from seed * 2**32, so different `seed`s and
     ranks never share one.
     """
+    return stream(EmojiScenes(config, ENDLESS), batch_size, start_step, num_workers, rank, world_size, seed)
+
+
+def stream(data: Dataset, batch_size: int, start_step: int = 0, num_workers: int = 0, rank: int = 0,
+           world_size: int = 1, seed: int = 0):
+    """`scene_stream` of any data set of ENDLESS items."""
     def seeds(step: int) -> list:
         first = (seed << 32) + (step * world_size + rank) * batch_size
         return [index % ENDLESS for index in range(first, first + batch_size)]
 
-    return iter(DataLoader(EmojiScenes(config, ENDLESS), batch_sampler=map(seeds, count(start_step)),
+    return iter(DataLoader(data, batch_sampler=map(seeds, count(start_step)),
                            num_workers=num_workers, prefetch_factor=4 if num_workers else None, collate_fn=collate))

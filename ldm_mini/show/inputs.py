@@ -142,6 +142,16 @@ def run_task(ldm, task: str, model, num: int, size: int | None = None, image=Non
     return showcase(ldm, task, batch, words, size=size, **options)
 
 
+def film_inputs(ldm, words: dict, num: int, size: int | None = None, image=None, mask=None) -> dict:
+    """What `python -m ldm_mini sample --task video` gives a film model: captions, and the first frame from a file."""
+    if mask is not None:
+        raise ValueError("--mask is for the task inpaint.")
+    if image is None:
+        return words
+    side = size or (ldm.image_size or (64,))[0]
+    return {**words, "first": to_tensor(read_square(image, side))[None].repeat(num, 1, 1, 1)}
+
+
 def _draw_layout(labels: Tensor, boxes: Tensor, size) -> Tensor:
     height, width = size
     picture = Image.new("RGB", (width, height), (235, 235, 235))

@@ -19,6 +19,7 @@ from ..files import (
     write_json,
     write_sums,
 )
+from ..video import as_films, as_images
 
 
 class LatentCache:
@@ -95,8 +96,9 @@ def cache_latents(autoencoder, batches, n: int, keys=("caption", "class"), path=
 
     sample: a KL posterior is sampled, once; else its mode is taken.
 
-    batches: dicts with "image" (B,C,H,W). path: a folder to keep the cache in; the one that is already there is loaded
-    instead if it has n latents, was `made_from` the same (say, first stage and scenes) and is whole; else replaced.
+    batches: dicts with "image" (B,C,H,W), or "video" (B,C,F,H,W), whose latents are (B,c,F,h,w).
+    path: a folder to keep the cache in; the one that is already there is loaded instead if it has n latents, was
+    `made_from` the same (say, first stage and scenes) and is whole; else replaced.
     prepare: function of a batch on the autoencoder's device -> {key: tensor} to keep as well, such as masked latents.
     Raises ValueError if the batches hold fewer than n images.
     """
@@ -114,7 +116,7 @@ def cache_latents(autoencoder, batches, n: int, keys=("caption", "class"), path=
     with tqdm(total=n, desc="encoding", unit="image", disable=not progress, mininterval=1) as bar:
         for batch in batches:
             batch = to_device({key: v[:n - count] for key, v in batch.items()}, device)
-            z = autoencoder.encode(batch["image"], sample=sample)
+            z = encode_frames(autoencoder, batch["video"] if "video" in batch else batch["image"], sample)
             made = {} if prepare is None else prepare(batch)
             kept = {"latent": z, **{key: batch[key] for key in keys if key in batch}, **made}
             parts.append({key: _small(key, v) for key, v in kept.items()})
@@ -132,6 +134,13 @@ def cache_latents(autoencoder, batches, n: int, keys=("caption", "class"), path=
     return cache
 
 
+def encode_frames(autoencoder, images: Tensor, sample: bool) -> Tensor:
+    """Raw latents of pictures (B,C,H,W), or frame by frame of films (B,C,F,H,W)."""
+    if images.ndim == 4:
+        return autoencoder.encode(images, sample=sample)
+    return as_films(autoencoder.encode(as_images(images), sample=sample), images.shape[2])
+
+
 def _small(key: str, v):
     """Maps and pictures in as few bytes as they need; labels and captions as they are."""
     if not isinstance(v, Tensor):
@@ -139,4 +148,4 @@ def _small(key: str, v):
     v = v.cpu()
     if key == "semantic" and v.max() < 256:
         return v.to(torch.uint8)
-    return v.half() if v.ndim == 4 and v.is_floating_point() else v
+    return v.half() if v.ndim >= 4 and v.is_floating_point() else v

@@ -14,6 +14,7 @@ from ..hub import CONFIG, content_hash, find, load_autoencoder
 from ..latent_diffusion import LatentDiffusion
 from . import recipes, runs
 from .stages import FirstStageRun, SecondStageRun, TextRun
+from .video import VideoRun
 
 
 def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None, start_from: str | None = None,
@@ -21,17 +22,19 @@ def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None, star
                 workers: int | None = None, seed: int = 0, track=None, **options) -> bool:
     """Train a recipe in the folder `out`; True when it is finished, False when `minutes` were over before.
 
-    autoencoder: for stage "diffusion", the first stage: the `model` folder of its run, or a name `hub.find` knows.
-    start_from:  a trained diffusion model of the same shape, to be trained further; new conditions may join it.
-    text:        for stage "diffusion", a text transformer that can read: the `model` folder of a run of stage "text".
+    autoencoder: for stages "diffusion" and "video", the first stage: the `model` folder of its run, or a name that
+                 `hub.find` knows.
+    start_from:  a trained diffusion model of the same shape, to be trained further; new conditions may join it. For
+                 stage "video", the image model that it begins as.
+    text:        for the same, a text transformer that can read: the `model` folder of a run of stage "text".
     compile:     None = as the recipe says, on a GPU. workers: None = 0 on a CPU, which they would only slow down.
     track:       also log to what accelerate knows by this name ("tensorboard", "wandb", ...), or to a GeneralTracker.
     options:     of `runs.follow`: minutes, log_every, sample_every, save_every.
     Raises ValueError before anything is written, if the folder, the recipe or the first stage cannot be used, and
     `runs.Stopped` when it was asked to stop, all saved. Both can be resumed.
     """
-    if stage == "diffusion" and autoencoder is None:
-        raise ValueError("diffusion needs a first stage: --autoencoder FOLDER, the `model` folder of a run of "
+    if stage in ("diffusion", "video") and autoencoder is None:
+        raise ValueError(f"{stage} needs a first stage: --autoencoder FOLDER, the `model` folder of a run of "
                          "`python -m ldm_mini train autoencoder`.")
     given = {"autoencoder": autoencoder, "start_from": start_from, "text": text}
     given = {name: str(model) for name, model in given.items() if model}
@@ -57,7 +60,8 @@ def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None, star
             workers = 0 if accelerator.device.type == "cpu" else min(12, max(1, (os.cpu_count() or 2) - 2))
         # the same fresh weights in every process
         torch.manual_seed(seed)
-        kind = {"autoencoder": FirstStageRun, "text": TextRun, "diffusion": SecondStageRun}[stage]
+        kind = {"autoencoder": FirstStageRun, "text": TextRun, "diffusion": SecondStageRun,
+                "video": VideoRun}[stage]
         run = kind(recipe, out, accelerator, workers, seed, checkpoint, autoencoder, start_from, text,
                    settings["bf16"])
         # all is built, nothing was refused: from here on the folder is this run's

@@ -18,7 +18,7 @@ from ..scenes.data import scene_stream
 from ..show.plotting import save_grid
 from ..train import TrainState, seeded, train_autoencoder, train_diffusion
 from . import build, runs
-from .latents import LatentCache, cache_latents
+from .latents import LatentCache, cache_latents, encode_frames
 from .reading import facts_stream, train_reader
 
 VALIDATION_SEED = 1_000_000_007                                 # of noise and dropped conditions, the same every time
@@ -170,7 +170,7 @@ class SecondStageRun(Run):
         self.held_out = self.validation(min(256, self.recipe.latents))      # a small try is judged by few scenes
         # as the latents that it learns from: a KL posterior's samples, or its modes
         with torch.no_grad(), seeded(VALIDATION_SEED):
-            self.held_out["latent"] = first.encode(self.held_out["image"], sample=self.recipe.posterior)
+            self.held_out["latent"] = encode_frames(first, self.held_out["image"], self.recipe.posterior)
 
     def encode(self, first):
         """The latents of the recipe's scenes, kept in the run's folder; encoded by one process, read by the others."""

@@ -53,7 +53,7 @@ COMMAND_LINE = [
     ("draw 'a red apple'", "(?i)unrecognized.*draw.*sample"),
     ("sample 'a red apple' --number 4", "(?i)unrecognized options: --number.*--help"),
     ("sample 'a red apple' --num many", "--num.*'many'.*INT"),
-    ("train --recipe tiny", "{autoencoder,text,diffusion}"),
+    ("train --recipe tiny", "{autoencoder,text,diffusion,video}"),
     ("train decoder", "'decoder'.*'autoencoder', 'text', 'diffusion'"),
     (f"{SAMPLE} --task paint", "'paint'.*--task.*'inpaint'"),
     (f"{SAMPLE} 'an owl' --num 0", "--num must be from 1 to 50000, got 0"),

@@ -142,6 +142,33 @@ def test_start_from_trains_a_saved_model_further(trained, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
+def test_films_by_the_command_line(trained, tmp_path, capsys):
+    """From an image model to films that move, from a first frame, too, and what is in them."""
+    out, first = tmp_path / "films", trained / "ae" / "model"
+    train = ["train", "video", "--recipe", "micro", "--out", str(out), "--autoencoder", str(first), *QUICK]
+    assert main([*train, "--steps", "2", "--start-from", str(trained / "ldm" / "model")]) == 0
+    assert (out / "samples" / "newest.gif").is_file()
+    draw = ["sample", "an apple moves up", "--task", "video", "--model", str(out / "model"), "--num", "2", "--steps",
+            "1", "--device", "cpu", "--out", str(tmp_path / "film.gif")]
+    assert main(draw) == 0 and "2 films in" in capsys.readouterr().out
+    told = (tmp_path / "film.gif").read_bytes()
+    assert Image.open(tmp_path / "film.gif").n_frames == 3
+    assert Image.open(tmp_path / "film.png").size == (3 * 34 - 2, 2 * 34 - 2)
+    assert main(draw) == 0 and (tmp_path / "film.gif").read_bytes() == told
+    assert main([*draw, "--image", str(tmp_path / "film.png")]) == 0
+    assert "--mask is for the task inpaint" in fails(capsys, *draw, "--mask", tmp_path / "film.png")
+    assert "describes no LatentVideoDiffusion" in fails(capsys, *draw, "--model", trained / "ldm" / "model")
+    assert "there are small, small_dit, micro" in fails(capsys, *train, "--recipe", "tiny", "--out", tmp_path / "x")
+    assert "video needs a first stage" in fails(capsys, "train", "video", "--recipe", "micro", "--out", tmp_path / "x")
+    assert "--task is for diffusion" in fails(capsys, *train, "--task", "text", "--out", tmp_path / "x")
+    assert main(["info", str(out / "model")]) == 0
+    assert re.search(r"VideoUNet, .*input 7 x 3 x 8 x 8, .*GFLOPs", capsys.readouterr().out)
+    assert main(["evaluate", "--model", str(out / "model"), "--num", "8", "--steps", "1", "--device", "cpu"]) == 0
+    page = capsys.readouterr().out
+    assert "## Held-out things and motions: 8 films" in page and "| real films (ceiling) |" in page
+    assert "motion score" in page and "flicker" in page and "First stage" in page
+
+
 def test_resume_by_the_command_line(trained, capsys):
     def checkpoints():
         return {p.name: p.read_bytes() for p in (trained / "ae" / "checkpoints").iterdir()}
