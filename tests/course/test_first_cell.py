@@ -1,13 +1,16 @@
 """A notebook alone: its first code cell says what to do, or does it, and is silent where all is there."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from first_cell import first_cell
+from first_cell import ID, METADATA, first_cell
+from test_packaging import PROJECT
 
 ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted([*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "notebooks/assignments").glob("*.ipynb")])
 ADDRESS = "https://host/us"
 BOTH = pytest.mark.parametrize("address", ["", ADDRESS], ids=["unknown", "known"])
 
@@ -50,3 +53,12 @@ def test_alone_it_installs_from_the_address_and_the_package_is_there(tmp_path):
 def test_it_is_as_short_as_any_cell(address):
     lines = first_cell(address).splitlines()
     assert len(lines) <= 20 and max(map(len, lines)) <= 88
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_notebook_begins_with_it(path):
+    """If not, as after an address came into pyproject.toml: `python data/build/first_cell.py`."""
+    text = first_cell(PROJECT.get("urls", {}).get("Repository", ""))
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    first = next(cell for cell in cells if cell["cell_type"] == "code")
+    assert ("".join(first["source"]), first["id"], first["metadata"], first["outputs"]) == (text, ID, METADATA, [])
