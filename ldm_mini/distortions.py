@@ -21,7 +21,7 @@ def degrade(images: Tensor, generator: torch.Generator | None = None, exposure: 
     def spoil(p, function):
         chosen = (torch.rand(len(x), generator=generator) < p).nonzero().flatten().to(x.device)
         if len(chosen):
-            x[chosen] = function(x[chosen])
+            x[chosen] = function(x[chosen]).to(x.dtype)                                     # autocast blurs in bfloat16
 
     contrast, brightness = (draw(at - exposure, at + exposure, len(images)).view(-1, 1, 1, 1) for at in (1, 0))
     x = images * contrast + brightness

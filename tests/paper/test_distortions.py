@@ -81,3 +81,12 @@ def test_exposure_moves_brightness_and_contrast_of_whole_pictures(monkeypatch):
         assert (value - middle).abs().max() <= 0.15 + 1e-6
     assert degrade(10 * x, torch.Generator().manual_seed(0)).max() == 1
     assert degrade(-10 * x, torch.Generator().manual_seed(0)).min() == -1
+
+
+def test_under_autocast_pictures_stay_in_float32():
+    """The second stage damages its small pictures inside the loss, where a blur comes back in bfloat16."""
+    images = torch.rand(64, 3, 16, 16) * 2 - 1
+    calm = degrade(images, torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = degrade(images, torch.Generator().manual_seed(0))
+    assert rough.dtype == torch.float32 and (rough - calm).abs().max() < 0.3 and (rough - calm).abs().mean() < 2e-3
