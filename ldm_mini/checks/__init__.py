@@ -57,12 +57,12 @@ from .n12_painter import box_painter, decode_boxes, encode_layout, train_painter
 from .n13_corners import corner_step, found_corner, shift_error
 from .n13_where import border_reach, coordinates, knows_where, order_error, probe
 from .n14_flow import as_flow, class_gradient, flow_loss, velocity_from_score
-from .n14_steps import crookedness, flow_walk, heun_walk, reflow_step, shortcut_target
+from .n14_steps import crookedness, flow_walk, heun_walk, local_errors, reflow_step, shortcut_target
 from .n15_blocks import dit_block, read_as_tokens, small_dit, start_as_identity
-from .n15_scaling import block_flops, frontier, power_law
+from .n15_scaling import block_flops, frontier, points, power_law
 from .n15_tokens import from_tokens, place_code, shuffle_patches, to_tokens
 from .n17_functions import ddim, join_qkv, owned, quantise, released_attention
-from .n17_modules import attend, image_attention, small_unet, time_embedding
+from .n17_modules import attend, compared, image_attention, small_unet, time_embedding
 from .n17_real_thing import block_from_compvis, epsilon, pooled_scale, res_block_parameters, split_qkv
 from .n18_conditions import caption_spread, test_condition, test_drop_labels
 from .n18_diffusion import ddpm_constants, test_through_u, test_walk, weighted_loss
@@ -75,6 +75,7 @@ __all__ = [
     "CheckFailed", "adaptive_lambda", "add_noise", "alpha_over", "as_flow", "attend", "attention", "attention_macs",
     "batched_guidance", "best_guess", "block_flops", "block_from_compvis", "border_reach", "box_iou", "box_of",
     "box_painter", "box_tokens", "caption_spread", "class_gradient", "class_shares", "class_tokens", "clipping",
+    "compared",
     "compression", "conditional_loss", "coordinates", "corner_step", "crookedness", "ddim", "ddim_inversion",
     "ddim_step", "ddim_walk", "ddpm_constants", "ddpm_letters", "ddpm_sampling", "ddpm_step", "decode_boxes",
     "decoder_channels", "denoiser_step", "descend", "diffusion_posterior", "discriminator_step", "dit_block",
@@ -85,11 +86,13 @@ __all__ = [
     "hinge_losses", "hourglass", "ideal_x0", "image_attention", "inpaint_condition", "inpainting_input",
     "is_order_blind", "join_conditions", "join_lowres", "join_qkv", "joint_losses", "keep_known", "known_latents",
     "knows_where", "latent_loss", "latent_numbers", "latent_sample", "latent_train_step", "latent_training",
-    "layer_distance", "learn_to_copy", "linear_enlarger", "local_mean", "loss_per_t", "lpips", "lr_factor",
+    "layer_distance", "learn_to_copy", "linear_enlarger", "local_errors",
+    "local_mean", "loss_per_t", "lpips", "lr_factor",
     "make_decoder", "masked_attention", "mended_condition", "mended_drop_labels", "mended_through_u", "mended_vq_loss",
     "mended_walk", "mixture_score", "mixture_x0", "multi_head", "nearest_code", "noise_again", "noising_walk",
     "obedience", "order_error", "owned", "paint", "painter", "painter_step", "palette", "palette_conditioner",
-    "palette_error", "paste", "patch_critic", "perplexity", "place", "place_code", "pooled_scale", "power_law",
+    "palette_error", "paste", "patch_critic", "perplexity", "place", "place_code", "points",
+    "pooled_scale", "power_law",
     "preview", "probe", "pulls", "quantise", "read_as_tokens", "receptive_field", "reflow_step", "released_attention",
     "replace_and_draw", "res_block", "res_block_parameters", "restart_dead", "sampling_timesteps", "scale_factor",
     "scale_shift", "shift_error", "shortcut_target", "shuffle_objects", "shuffle_patches", "slerp",

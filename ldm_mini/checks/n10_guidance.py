@@ -22,8 +22,8 @@ def guided_denoiser(function):
         name = f"guided_denoiser(..., scale={scale:g})"
         denoise = attempt(function, given, anything, SCHEDULE, scale, name="guided_denoiser")
         if not callable(denoise):
-            raise CheckFailed("guided_denoiser should return a function, denoise(x_t, t). Is `return denoise` still "
-                              "there?")
+            raise CheckFailed("guided_denoiser should return a function, denoise(x_t, t): end with `return denoise`, "
+                              "without brackets.")
         x0, eps = several(attempt(denoise, x_t, t, name="denoise"), name, "two things: x0 and eps")
         (x0_c, c), (x0_u, u) = given(x_t, t), anything(x_t, t)
         right = u + scale * (c - u)

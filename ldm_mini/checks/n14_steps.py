@@ -1,4 +1,4 @@
-"""Checks of notebook 14, the steps of a flow: walks, crooked paths, reflow, shortcuts. Time falls from 1 to 0."""
+"""Checks of notebook 14, the steps of a flow: walks, crooked paths, reflow, errors, shortcuts. Time falls: 1 to 0."""
 
 import torch
 from torch import Tensor
@@ -166,6 +166,58 @@ def reflow_step(function):
             raise CheckFailed(f"reflow_step should return the loss as a float, not {type(got).__name__}: loss.item().")
         compare(torch.tensor(got), torch.tensor(want), "the returned loss", rtol=1e-3)
     passed("reflow_step: the pairs that the flow made, and straight lines between them")
+
+
+def local_errors(function):
+    """`function(path, times, count)`: path (K+1,B,D), times (K+1,) from 1 to 0 -> `count` mean distances, floats."""
+    draw = fresh()
+    for steps, count, shape in ((12, 4, (5, 2)), (6, 2, (3, 4))):
+        lasts = 0.2 + draw(steps).abs()
+        times = 1 - torch.cat([torch.zeros(1), (lasts / lasts.sum()).cumsum(0)])
+        path, every = draw(steps + 1, *shape), steps // count
+        missed = lambda how="": _missed(path, times, every, how)  # noqa: B023
+        got, what = attempt(function, path, times, count, name="local_errors"), f"local_errors(path, times, {count})"
+        if not isinstance(got, (list, tuple, Tensor)):
+            raise CheckFailed(f"{what} should return a list of {count} numbers, not {type(got).__name__}.")
+        got = torch.stack([number(value, f"each of {what}") for value in got]) if len(got) else torch.zeros(0)
+        far = missed().norm(dim=2)
+        compare(got, far.mean(1).double(), what, rtol=1e-3, mistakes=[
+            *((missed(how).norm(dim=2).mean(1), hint) for how, hint in MISSED.items()),
+            (far.sum(1), "the mean over the points, not their sum."),
+            (far.square().mean(1), "the distance, not its square."),
+            (far.square().mean(1).sqrt(), "the mean of the distances: the root comes before the mean."),
+            (missed().abs().mean((1, 2)), "the distance of two points: the root of a sum of squares over coordinates."),
+            (far.mean(1).flip(0), "in order: the step that begins at tau = 1 comes first."),
+        ], shapes={(steps,): "these are all steps of the fine path; a long one spans K / count of them.",
+                   (count + 1,): "the last long step *ends* at tau = 0; none begins there."})
+    passed("local_errors: how far each long step misses, for itself")
+
+
+MISSED = {
+    "goes on": "a long step begins *on the path*, not where the one before has landed.",
+    "up": "time falls: the step is (next time) - (this time), which is negative.",
+    "first": "each long step asks for the velocity where it begins; the first one's was used for all.",
+    "chord": "with the mean velocity of the whole long step no error is left but rounding: take that of its first fine "
+             "step.",
+    "late": "the velocity at the *beginning* of a long step, not at its end.",
+    "fine": "a long step lasts until the next long one begins, not until the next time of the fine path.",
+    "even": "a step lasts from its time to that of the next long step; the times are not even here.",
+    "stays": "the place is compared with the path's at the *end* of the long step.",
+}
+
+
+def _missed(path, times, every: int, how: str = "") -> Tensor:
+    """(count, B, D): where each long step lands, less where the path is then."""
+    u, x, found = path.diff(dim=0) / times.diff()[:, None, None], path[0], []
+    for k in range(0, len(u), every):
+        end = k + every
+        lasts = {"up": times[k] - times[end], "fine": times[k + 1] - times[k],
+                 "even": -every / len(u)}.get(how, times[end] - times[k])
+        speed = {"first": u[0], "late": u[end - 1],
+                 "chord": (path[end] - path[k]) / (times[end] - times[k])}.get(how, u[k])
+        x = (x if how == "goes on" else path[k]) + lasts * speed
+        found.append(x - path[k if how == "stays" else end])
+    return torch.stack(found)
 
 
 def shortcut_target(function):

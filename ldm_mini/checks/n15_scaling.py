@@ -1,10 +1,12 @@
 """Checks of notebook 15: what a block costs, and how the loss falls with compute."""
 
+from copy import deepcopy
+
 import torch
 from torch import Tensor
 
 from .checking import CheckFailed, attempt, compare, count, number, passed, several
-from .properties import fresh_whole, generator
+from .properties import fresh, fresh_whole, generator
 
 
 def block_flops(function):
@@ -112,3 +114,63 @@ def power_law(function):
 
 def _slope(x: Tensor, y: Tensor) -> Tensor:
     return ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
+
+
+def points(function):
+    """`function(study, kind, seed, price="flops")` -> (2, K), float64: what was spent by each look, and its loss."""
+    study, some = _study(), fresh_whole()
+    for kind, price in (("DiT", "flops"), ("U-Net", "cpu_s"), ("U-Net", None)):
+        seed = some(0, 3)
+        what = f"points(study, {kind!r}, {seed}{f', {price!r}' if price else ''})"
+        got = attempt(function, deepcopy(study), kind, seed, *([price] if price else []), name="points")
+        rows = lambda **other: _points(study, **{"kind": kind, "seed": seed, "price": price} | other)  # noqa: B023
+        right = rows()
+        if isinstance(got, Tensor) and got.ndim == 2 and got.shape == right.shape:
+            got = _by_price(got)  # any order will do
+        compare(got, right, what, rtol=1e-5, shapes={
+            tuple(right.mT.shape): "first all that was spent, then all losses: (2, K). Is `.T` missing?",
+            tuple(rows(seed=None).shape): "these are the looks of all seeds; take those of `seed`.",
+            tuple(rows(kind=None).shape): "these are the looks of all kinds; take those of `kind`.",
+            tuple(rows(kind=None, seed=None).shape): "these are all looks of all trainings; take `kind` and `seed`.",
+            (2, right.shape[1] // LOOKS): "one point for each training: take all its looks.",
+            (2, LOOKS): "these are the looks of one training; take all trainings of this kind and seed.",
+        }, mistakes=[
+            (_by_price(right.flip(0)), "what was spent comes first, then the loss."),
+            (rows(price="flops"), 'with price="cpu_s" the price is the look\'s "cpu_s".'),
+            (rows(price="cpu_s"), "the price is in FLOPs here, not in seconds."),
+            *((_by_price(right * torch.tensor([[factor], [1.0]])), hint) for factor, hint in (
+                (1 / 3, "a training step costs three evaluations: one forward, two for the gradients."),
+                (2 / 3, "a training step costs three evaluations: one forward, *two* for the gradients."),
+                (1 / study["batch"], "each step sees a batch: times study[\"batch\"]."),
+                (1 / study["batch"] / 3, "three evaluations for each picture of the batch, in each step."))),
+            (rows(steps=False), "by its step, a training has made so many steps: times int(step)."),
+        ])
+    passed("points: every look, and what it had cost")
+
+
+LOOKS = 3  # of each training
+
+
+def _study() -> dict:
+    """A study of two transformers and five U-Nets, with three seeds each, as the notebook's is stored."""
+    some, draw = fresh_whole(), fresh()
+    steps = [str(some(10 * i, 10 * i + 9)) for i in range(1, LOOKS + 1)]
+    look = lambda: dict(zip(("loss", "cpu_s"), (0.1 + draw(2).abs()).tolist()))
+    runs = [{"kind": kind, "name": f"size {i}", "seed": seed, "flops": some(1000, 9000) * 100,
+             "looks": {step: look() for step in steps}}
+            for kind, sizes in (("DiT", 2), ("U-Net", 5)) for i in range(sizes) for seed in range(3)]
+    return {"batch": some(4, 30), "runs": [runs[i] for i in torch.randperm(len(runs), generator=generator(8))]}
+
+
+def _points(study, kind, seed, price, steps: bool = True) -> Tensor:
+    """The points, cheapest first; None: of all kinds or seeds."""
+    rows = [(look["cpu_s"] if price == "cpu_s" else 3 * run["flops"] * study["batch"] * (int(step) if steps else 1),
+             look["loss"]) for run in study["runs"] if kind in (None, run["kind"]) and seed in (None, run["seed"])
+            for step, look in run["looks"].items()]
+    return _by_price(torch.tensor(rows, dtype=torch.float64).T)
+
+
+def _by_price(points: Tensor) -> Tensor:
+    """In the order of what was spent, and where that is equal, of the loss."""
+    points = points[:, points[1].argsort(stable=True)]
+    return points[:, points[0].argsort(stable=True)]

@@ -1,12 +1,13 @@
 """Checks of notebook 17: the modules that read diffusers' weights. What is held is how the parts work together."""
 
 import math
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .checking import CheckFailed, attempt, compare, passed
+from .checking import CheckFailed, attempt, compare, number, passed
 from .properties import fresh, generator, learn, own_randomness, same_dtype, same_gradient
 
 
@@ -196,3 +197,75 @@ def _small(net, x, t, how=""):
         h = high.step(i, join(h), time)
     h = h if how == "no norm" else net.conv_norm_out(h)
     return net.conv_out(h if how == "no silu" else F.silu(h))
+
+
+class _Module(nn.Module):
+    """A small module of two inputs; `handed` wraps its output as some of diffusers do."""
+
+    def __init__(self, width, gain=1.0, handed=lambda out: out):
+        super().__init__()
+        self.layer, self.gain, self.handed = nn.Linear(width, width), gain, handed
+
+    def forward(self, x, other):
+        return self.handed(self.gain * torch.tanh(self.layer(x)) + 0.1 * torch.tanh(other))
+
+
+def compared(function):
+    """`function(mine, theirs, *inputs, sizes=(1, 1e-3))`, weights loaded strictly -> [difference, one for each size].
+
+    A difference is the largest of two outputs, in standard deviations of theirs.
+    """
+    draw = fresh()
+    with own_randomness():
+        for width, rows, sizes, handed in ((3, 5, (1, 1e-3), lambda out: out),
+                                           (6, 4, (2.0, 0.5, 0.01), lambda out: SimpleNamespace(sample=out))):
+            mine, theirs = _Module(width, gain=1.3), _Module(width, handed=handed)
+            state = {name: value.clone() for name, value in theirs.state_dict().items()}
+            x, other = draw(rows, width), draw(rows, width)
+            got = attempt(lambda *inputs: function(*inputs, sizes=sizes), mine, theirs, x, other,  # noqa: B023
+                          name="compare")
+            if any(not torch.equal(value, state[name]) for name, value in theirs.state_dict().items()):
+                raise CheckFailed("compare changed the weights of the trusted module: `mine` loads those of `theirs`.")
+            if any(not torch.equal(value, state[name]) for name, value in mine.state_dict().items()):
+                raise CheckFailed("compare: yours has other weights than the trusted module: "
+                                  "mine.load_state_dict(theirs.state_dict()).")
+            if not isinstance(got, (list, tuple, torch.Tensor)) or len(got) != len(sizes):
+                raise CheckFailed(f"compare should return a list with a difference for each of the {len(sizes)} sizes.")
+            got = torch.stack([number(value, "each of compare's differences") for value in got])
+            _hold_differences(got, mine, theirs, x, other, sizes)
+        _is_strict(function, draw)
+    passed("compared: the same weights, the same questions")
+
+
+@torch.no_grad()
+def _hold_differences(got, mine, theirs, x, other, sizes):
+    def asked(measure=lambda a, b: (a - b).abs().max() / b.std(), first=lambda size: size, second=lambda size: 1):
+        pairs = [[net(first(size) * x, second(size) * other) for net in (mine, theirs)] for size in sizes]
+        return torch.stack([measure(a, getattr(b, "sample", b)) for a, b in pairs])
+
+    ones, size = (lambda size: 1), (lambda size: size)
+    compare(got, asked().double(), "compare(mine, theirs, x, other)", rtol=1e-3, mistakes=[
+        (asked(second=size), "only the *first* input is multiplied by the size; the others stay."),
+        (asked(first=ones, second=size), "the *first* input is multiplied by the size, not the second."),
+        (asked(first=ones), "the first input is to be multiplied by each size."),
+        (asked(first=lambda size: size if size == sizes[0] else size * sizes[0]), "each size is applied to the input "
+                                                                                 "that was given, not to the last."),
+        (asked(lambda a, b: (a - b).abs().max()), "in standard deviations of the trusted output: difference(...)."),
+        (asked(lambda a, b: (a - b).abs().max() / a.std()), "the deviation is that of the trusted output: it comes "
+                                                            "second in difference(mine, theirs)."),
+        (asked(lambda a, b: (a - b).abs().mean() / b.std()), "the *largest* difference, not the mean."),
+        (asked().flip(0), "in the order of the sizes."),
+    ])
+
+
+def _is_strict(function, draw):
+    """A weight that is left over, or missing, is to stop the comparison."""
+    for extra in ("mine", "theirs"):
+        nets = {"mine": _Module(3), "theirs": _Module(3)}
+        nets[extra].register_parameter("gain_of_a_norm", nn.Parameter(torch.ones(3)))
+        try:
+            function(*nets.values(), draw(2, 3), draw(2, 3))
+        except RuntimeError:
+            continue
+        raise CheckFailed(f"compare: `{extra}` has a weight that the other lacks, and nobody noticed. Load strictly, "
+                          "as load_state_dict does by itself.")

@@ -100,15 +100,50 @@ def target_by_detach(field, x, tau, d, told):
     return ((x - end) / d.view(-1, 1)).detach()
 
 
+def missed(path, times, count, how="", *, measure=lambda e: e.norm(dim=1).mean().item(), every=None):
+    every = every or (len(times) - 1) // count
+    u, x, found = (path[1:] - path[:-1]) / (times[1:] - times[:-1])[:, None, None], path[0], []
+    for k in range(0, len(times) - 1, every):
+        end = k + every
+        lasts = {"up": times[k] - times[end], "fine": times[k + 1] - times[k], "even": -1 / count}.get(
+            how, times[end] - times[k])
+        speed = {"first": u[0], "late": u[end - 1],
+                 "chord": (path[end] - path[k]) / (times[end] - times[k])}.get(how, u[k])
+        x = (x if how == "goes on" else path[k]) + lasts * speed
+        found.append(measure(x - path[k if how == "stays" else end]))
+    return found
+
+
+def missed_at_once(path, times, count):
+    every = (len(times) - 1) // count
+    begin, end = path[:-1:every], path[every::every]
+    u = (path[1::every] - begin) / (times[1::every] - times[:-1:every])[:, None, None]
+    landed = begin + times[::every].diff()[:, None, None] * u
+    return torch.linalg.vector_norm(landed - end, dim=2).mean(1)
+
+
 CORRECT = {
     checks.flow_walk: [euler, euler_yields, lambda *a: torch.stack(euler(*a))],
     checks.heun_walk: [heun, heun_by_trapezoid],
     checks.crookedness: [crooked, crooked_by_loop],
     checks.reflow_step: [reflow],
     checks.shortcut_target: [target, target_by_detach],
+    checks.local_errors: [missed, missed_at_once, lambda *a: tuple(missed(*a))],
 }
 
 MUTANTS = {
+    checks.local_errors: [
+        *spoiled(missed, ("goes on", "\\*on the path\\*"), ("up", "negative"), ("first", "where it begins"),
+                 ("chord", "no error is left"), ("late", "at the \\*beginning\\*"), ("fine", "next long one"),
+                 ("even", "not even"), ("stays", "at the \\*end\\*"), (dict(every=1), "all steps"),
+                 (dict(measure=lambda e: e.norm(dim=1).sum()), "not their sum"),
+                 (dict(measure=lambda e: e.norm(dim=1).square().mean()), "not its square"),
+                 (dict(measure=lambda e: e.norm(dim=1).square().mean().sqrt()), "root comes before"),
+                 (dict(measure=lambda e: e.abs().mean()), "squares over coordinates"),
+                 (dict(measure=lambda e: e.norm(dim=1)), "one number")),
+        (lambda *a: missed(*a)[::-1], "in order"), (lambda *a: [*missed(*a), 0.0], "none begins there"),
+        (lambda *a: missed(*a)[0], "a list of"),
+    ],
     checks.flow_walk: [
         *spoiled(euler, ("up", "negative"), ("stays", "the first x"), ("even", "not even"), ("first", "ask anew"),
                  ("late", "where it \\*is\\*")),

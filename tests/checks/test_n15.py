@@ -236,6 +236,20 @@ def law_by_ends(flops, losses):
     return 10 ** (v.mean() + b * u.mean()), b
 
 
+def spent(study, kind, seed, price="flops", *, work=lambda run, study, step: 3 * run["flops"] * study["batch"] * step,
+          keep=lambda run, kind, seed: run["kind"] == kind and run["seed"] == seed, of=lambda looks: looks,
+          seconds=lambda price: price == "cpu_s", end=lambda rows: rows.T):
+    rows = [(look["cpu_s"] if seconds(price) else work(run, study, int(step)), look["loss"])
+            for run in study["runs"] if keep(run, kind, seed) for step, look in of(list(run["looks"].items()))]
+    return end(torch.tensor(rows, dtype=torch.float64))
+
+
+def spent_dearest_first(study, kind, seed, price="flops"):
+    """Another order of the points is as good."""
+    found = spent(study, kind, seed, price)
+    return found[:, found[0].argsort(descending=True)]
+
+
 CORRECT = {
     checks.to_tokens: [tokens, tokens_by_unfold, tokens_by_loops],
     checks.from_tokens: [picture, picture_by_fold],
@@ -247,10 +261,24 @@ CORRECT = {
     checks.small_dit: [SmallDiT, ByLibrary],
     checks.block_flops: [cost, lambda n, d: 24 * n * d**2 + 4 * n**2 * d + 12 * d**2],
     checks.frontier: [best, best_by_sorting, lambda f, a: best(f, a, found=list)],
+    checks.points: [spent, spent_dearest_first],
     checks.power_law: [law, law_by_lstsq, lambda f, a: law(f.double(), a.double())],
 }
 
 MUTANTS = {
+    checks.points: spoiled(
+        spent, (dict(work=lambda run, study, step: run["flops"] * study["batch"] * step), "three evaluations"),
+        (dict(work=lambda run, study, step: 2 * run["flops"] * study["batch"] * step), r"\*two\*"),
+        (dict(work=lambda run, study, step: 3 * run["flops"] * step), "sees a batch"),
+        (dict(work=lambda run, study, step: run["flops"] * step), "for each picture"),
+        (dict(work=lambda run, study, step: 3 * run["flops"] * study["batch"]), "so many steps"),
+        (dict(keep=lambda run, kind, seed: run["kind"] == kind), "all seeds"),
+        (dict(keep=lambda run, kind, seed: run["seed"] == seed), "all kinds"),
+        (dict(keep=lambda run, kind, seed: True), "of all trainings"),
+        (dict(of=lambda looks: looks[-1:]), "each training"),
+        (dict(seconds=lambda price: False), "the look's"), (dict(seconds=lambda price: True), "not in seconds"),
+        (dict(end=lambda rows: rows), "T` missing"), (dict(end=lambda rows: rows.T.flip(0)), "comes first"),
+        (dict(end=lambda rows: rows.tolist()), "torch.Tensor")),
     checks.to_tokens: [
         *spoiled(tokens, (dict(to="b (i j) (p q c)"), "channel comes first"), (dict(to="b (j i) (c p q)"), "reading"),
                  (dict(to="b (i j) (c q p)"), "rows come before"), (dict(to="b (c p q) (i j)"), "tokens first|reading"),

@@ -170,7 +170,33 @@ def with_how(cls, *rows):
             for how, hint in rows]
 
 
+def difference(mine, theirs):
+    return ((mine - theirs).abs().max() / theirs.std()).item()
+
+
+@torch.no_grad()
+def compared(mine, theirs, *inputs, sizes=(1, 1e-3),
+             load=lambda mine, theirs: mine.load_state_dict(theirs.state_dict()),
+             ask=lambda size, x, *others: (size * x, *others), measure=difference, end=list):
+    load(mine, theirs)
+    found = []
+    for size in sizes:
+        scaled = ask(size, *inputs)
+        out = theirs(*scaled)
+        found.append(measure(mine(*scaled), getattr(out, "sample", out)))
+    return end(found)
+
+
+@torch.no_grad()
+def compared_in_tensors(mine, theirs, x, *others, sizes=(1, 1e-3)):
+    mine.load_state_dict(theirs.state_dict(), assign=True)
+    outs = [(mine(x * size, *others), theirs(x * size, *others)) for size in sizes]
+    outs = [(a, b if torch.is_tensor(b) else b.sample) for a, b in outs]
+    return torch.stack([(a - b).abs().max() / b.std() for a, b in outs])
+
+
 CORRECT = {
+    checks.compared: [compared, compared_in_tensors],
     checks.attend: [attended, attended_in_a_loop],
     checks.time_embedding: [Time, TimeByCosines],
     checks.image_attention: [Image, ImageByConvolutions],
@@ -178,6 +204,21 @@ CORRECT = {
 }
 
 MUTANTS = {
+    checks.compared: [
+        *spoiled(compared, (dict(load=lambda mine, theirs: None), "has other weights"),
+                 (dict(load=lambda mine, theirs: theirs.load_state_dict(mine.state_dict())), "loads those of"),
+                 (dict(load=lambda mine, theirs: mine.load_state_dict(theirs.state_dict(), strict=False)), "strictly"),
+                 (dict(ask=lambda size, *inputs: [size * x for x in inputs]), "others stay"),
+                 (dict(ask=lambda size, x, other: (x, size * other)), "not the second"),
+                 (dict(ask=lambda size, *inputs: inputs), "by each size"),
+                 (dict(measure=lambda a, b: (a - b).abs().max()), "standard deviations"),
+                 (dict(measure=lambda a, b: difference(b, a)), "it comes second"),
+                 (dict(measure=lambda a, b: (a - b).abs().mean() / b.std()), "not the mean"),
+                 (dict(measure=lambda a, b: difference(a, b) / 2), "off by"),
+                 (dict(end=lambda found: found[::-1]), "order of the sizes"), (dict(end=max), "each of the 2 sizes"),
+                 (dict(end=lambda found: found[:1]), "each of the 2 sizes")),
+        (lambda *a, sizes: compared(*a), "each of the 3 sizes|off by"),
+    ],
     checks.attend: spoiled(
         attended, ("one head", "all heads are one"), ("reshape", "mixes places"), ("heads last", "neighbouring"),
         ("no scale", "scale is missing"), ("scale", r"\*root\*"), ("whole width", r"width of a \*head\*"),
