@@ -39,6 +39,7 @@ VENV = ROOT / ".venv"
 MINE = "my-course"  # the learner's copy; git ignores it
 START, FIRST_NOTEBOOK = f"{MINE}/START.ipynb", "notebooks/00_start_here.ipynb"
 COMMANDS = ("lab", "edition", "test", "run", "teach", "grade", "site", "setup")
+OWN_HELP = ("lab", "edition", "test", "site", "setup")  # `--help` after these is ours; others explain themselves
 OLDEST, NEWEST = (3, 10), (3, 13)  # the versions of Python that are tested
 DISK_GB = 8  # what a CUDA build of PyTorch takes, and its download
 # PyTorch's threads spin while they wait for each other, and on a busy machine they spin instead of working: drawing
@@ -81,9 +82,9 @@ def check_venv_module():
 
 def parse(arguments):
     """(command, torch backend or None, arguments to pass on) of the words after `course.py`."""
-    if not arguments or arguments[0] in ("-h", "--help"):
+    command, backend, rest = (*arguments[:1], "help")[0], None, list(arguments[1:])
+    if command in ("help", "-h", "--help") or command in OWN_HELP and {"-h", "--help"} & {*rest}:
         return "help", None, []
-    command, backend, rest = arguments[0], None, list(arguments[1:])
     if command not in COMMANDS:
         raise Problem(f"there is no command {command!r}; there are: {', '.join(COMMANDS)}. `--help` tells more.")
     while rest and rest[0] in ("--cpu", "--torch"):

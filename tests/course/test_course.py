@@ -72,6 +72,8 @@ def test_missing_ensurepip_names_the_debian_package(monkeypatch):
 @pytest.mark.parametrize("words, expected", [
     ([], ("help", None, [])),
     (["--help"], ("help", None, [])),
+    (["lab", "--help"], ("help", None, [])),
+    (["teach", "--help"], ("teach", None, ["--help"])),
     (["lab"], ("lab", None, [])),
     (["lab", "--cpu", "--no-browser"], ("lab", "cpu", ["--no-browser"])),
     (["test", "--torch", "cu130", "-k", "unet"], ("test", "cu130", ["-k", "unet"])),
