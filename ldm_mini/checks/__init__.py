@@ -28,7 +28,7 @@ from .n03_vq_vae import nearest_code, straight_through, vq_loss
 from .n04_descent import learn_to_copy, paint, strength_for
 from .n04_lpips import lpips
 from .n04_perceptual_loss import best_guess, layer_distance, local_mean, ssim_map, unit_normalise
-from .n05_game import forgive, gaussian_sample, vqgan_step
+from .n05_game import forgive, gaussian_sample, measured_pulls, vqgan_step
 from .n05_patches import footprint, patch_critic
 from .n05_players import adaptive_lambda, discriminator_step, vqgan_loss
 from .n05_vqgan import gaussian_kl, hinge_losses, receptive_field
@@ -86,8 +86,9 @@ __all__ = [
     "is_order_blind", "join_conditions", "join_lowres", "join_qkv", "joint_losses", "keep_known", "known_latents",
     "knows_where", "latent_loss", "latent_numbers", "latent_sample", "latent_train_step", "latent_training",
     "layer_distance", "learn_to_copy", "linear_enlarger", "local_mean", "loss_per_t", "lpips", "lr_factor",
-    "make_decoder", "masked_attention", "mended_condition", "mended_drop_labels", "mended_through_u", "mended_vq_loss",
-    "mended_walk", "mixture_score", "mixture_x0", "multi_head", "nearest_code", "noise_again", "noising_walk",
+    "make_decoder", "masked_attention", "measured_pulls", "mended_condition", "mended_drop_labels", "mended_through_u",
+    "mended_vq_loss", "mended_walk",
+    "mixture_score", "mixture_x0", "multi_head", "nearest_code", "noise_again", "noising_walk",
     "obedience", "order_error", "owned", "paint", "painter", "painter_step", "palette", "palette_conditioner",
     "palette_error", "paste", "patch_critic", "perplexity", "place", "place_code", "pooled_scale", "power_law",
     "preview", "probe", "pulls", "quantise", "read_as_tokens", "receptive_field", "reflow_step", "released_attention",
