@@ -18,7 +18,7 @@ from .n00_start import guidance, latent_numbers, to_picture
 from .n01_data import alpha_over, box_iou, inpainting_input
 from .n01_scenes import box_of, obedience, place
 from .n02_attention import attention, masked_attention, multi_head
-from .n02_order import attention_macs, is_order_blind
+from .n02_order import attention_macs, is_order_blind, undecided
 from .n02_painter import painter, painter_step, spatial_transformer
 from .n03_codebook import ema_codebook, restart_dead
 from .n03_gradients import descend, pulls
@@ -98,7 +98,8 @@ __all__ = [
     "start_as_identity", "stopwatch", "straight_through", "strength_for", "superres_loss", "superres_sample",
     "test_cache", "test_condition", "test_drop_labels", "test_load_heads", "test_scale", "test_through_u",
     "test_vq_loss", "test_walk", "text_transformer", "through_the_u", "time_embedding", "time_layers",
-    "timestep_embedding", "to_picture", "to_tokens", "to_x0", "train_painter", "transplant", "two_guidances", "unet",
+    "timestep_embedding", "to_picture", "to_tokens", "to_x0", "train_painter", "transplant", "two_guidances",
+    "undecided", "unet",
     "unet_train_step", "unet_training", "unit_normalise", "v_loss", "vector_quantizer", "velocity_from_score",
     "vq_loss", "vq_vae_step", "vqgan_loss", "vqgan_step", "weighted_loss", "what_it_sees", "widen", "with_map",
     "without_gradient", "word_maps",
