@@ -18,7 +18,7 @@ from .n00_start import guidance, latent_numbers, to_picture
 from .n01_data import alpha_over, box_iou, inpainting_input
 from .n01_scenes import box_of, obedience, place
 from .n02_attention import attention, masked_attention, multi_head
-from .n02_order import attention_macs, is_order_blind
+from .n02_order import attention_macs, is_order_blind, undecided
 from .n02_painter import painter, painter_step, spatial_transformer
 from .n03_codebook import ema_codebook, restart_dead
 from .n03_gradients import descend, pulls
@@ -28,7 +28,7 @@ from .n03_vq_vae import nearest_code, straight_through, vq_loss
 from .n04_descent import learn_to_copy, paint, strength_for
 from .n04_lpips import lpips
 from .n04_perceptual_loss import best_guess, layer_distance, local_mean, ssim_map, unit_normalise
-from .n05_game import forgive, gaussian_sample, vqgan_step
+from .n05_game import forgive, gaussian_sample, measured_pulls, vqgan_step
 from .n05_patches import footprint, patch_critic
 from .n05_players import adaptive_lambda, discriminator_step, vqgan_loss
 from .n05_vqgan import gaussian_kl, hinge_losses, receptive_field
@@ -75,35 +75,32 @@ __all__ = [
     "CheckFailed", "adaptive_lambda", "add_noise", "alpha_over", "as_flow", "attend", "attention", "attention_macs",
     "batched_guidance", "best_guess", "block_flops", "block_from_compvis", "border_reach", "box_iou", "box_of",
     "box_painter", "box_tokens", "caption_spread", "class_gradient", "class_shares", "class_tokens", "clipping",
-    "compared",
-    "compression", "conditional_loss", "coordinates", "corner_step", "crookedness", "ddim", "ddim_inversion",
-    "ddim_step", "ddim_walk", "ddpm_constants", "ddpm_letters", "ddpm_sampling", "ddpm_step", "decode_boxes",
-    "decoder_channels", "denoiser_step", "descend", "diffusion_posterior", "discriminator_step", "dit_block",
-    "dpm_step", "dpm_walk", "draw_subsets", "drop_conditions", "eight_evaluations", "ema_codebook", "ema_update",
-    "encode_layout", "epsilon", "euler_step", "first_stage_budget", "first_stage_training", "flow_back", "flow_loss",
-    "flow_walk", "fold_patches", "footprint", "forgive", "found_corner", "freeze", "from_tokens", "frontier",
-    "gaussian_kl", "gaussian_sample", "grid_bayes", "group_norm", "guidance", "guided_denoiser", "heun_walk",
-    "hinge_losses", "hourglass", "ideal_x0", "image_attention", "inpaint_condition", "inpainting_input",
+    "compared", "compression", "conditional_loss", "coordinates", "corner_step", "crookedness", "ddim",
+    "ddim_inversion", "ddim_step", "ddim_walk", "ddpm_constants", "ddpm_letters", "ddpm_sampling", "ddpm_step",
+    "decode_boxes", "decoder_channels", "denoiser_step", "descend", "diffusion_posterior", "discriminator_step",
+    "dit_block", "dpm_step", "dpm_walk", "draw_subsets", "drop_conditions", "eight_evaluations", "ema_codebook",
+    "ema_update", "encode_layout", "epsilon", "euler_step", "first_stage_budget", "first_stage_training", "flow_back",
+    "flow_loss", "flow_walk", "fold_patches", "footprint", "forgive", "found_corner", "freeze", "from_tokens",
+    "frontier", "gaussian_kl", "gaussian_sample", "grid_bayes", "group_norm", "guidance", "guided_denoiser",
+    "heun_walk", "hinge_losses", "hourglass", "ideal_x0", "image_attention", "inpaint_condition", "inpainting_input",
     "is_order_blind", "join_conditions", "join_lowres", "join_qkv", "joint_losses", "keep_known", "known_latents",
     "knows_where", "latent_loss", "latent_numbers", "latent_sample", "latent_train_step", "latent_training",
-    "layer_distance", "learn_to_copy", "linear_enlarger", "local_errors",
-    "local_mean", "loss_per_t", "lpips", "lr_factor",
-    "make_decoder", "masked_attention", "mended_condition", "mended_drop_labels", "mended_through_u", "mended_vq_loss",
-    "mended_walk", "mixture_score", "mixture_x0", "multi_head", "nearest_code", "noise_again", "noising_walk",
-    "obedience", "order_error", "owned", "paint", "painter", "painter_step", "palette", "palette_conditioner",
-    "palette_error", "paste", "patch_critic", "perplexity", "place", "place_code", "points",
-    "pooled_scale", "power_law",
-    "preview", "probe", "pulls", "quantise", "read_as_tokens", "receptive_field", "reflow_step", "released_attention",
-    "replace_and_draw", "res_block", "res_block_parameters", "restart_dead", "sampling_timesteps", "scale_factor",
-    "scale_shift", "shift_error", "shortcut_target", "shuffle_objects", "shuffle_patches", "slerp",
-    "sliced_wasserstein", "small_dit", "small_unet", "solve", "spatial_transformer", "split_qkv", "ssim_map",
-    "start_as_identity", "stopwatch", "straight_through", "strength_for", "superres_loss", "superres_sample",
-    "test_cache", "test_condition", "test_drop_labels", "test_load_heads", "test_scale", "test_through_u",
-    "test_vq_loss", "test_walk", "text_transformer", "through_the_u", "time_embedding", "time_layers",
-    "timestep_embedding", "to_picture", "to_tokens", "to_x0", "train_painter", "transplant", "two_guidances", "unet",
-    "unet_train_step", "unet_training", "unit_normalise", "v_loss", "vector_quantizer", "velocity_from_score",
-    "vq_loss", "vq_vae_step", "vqgan_loss", "vqgan_step", "weighted_loss", "what_it_sees", "widen", "with_map",
-    "without_gradient", "word_maps",
+    "layer_distance", "learn_to_copy", "linear_enlarger", "local_errors", "local_mean", "loss_per_t", "lpips",
+    "lr_factor", "make_decoder", "masked_attention", "measured_pulls", "mended_condition", "mended_drop_labels",
+    "mended_through_u", "mended_vq_loss", "mended_walk", "mixture_score", "mixture_x0", "multi_head", "nearest_code",
+    "noise_again", "noising_walk", "obedience", "order_error", "owned", "paint", "painter", "painter_step", "palette",
+    "palette_conditioner", "palette_error", "paste", "patch_critic", "perplexity", "place", "place_code", "points",
+    "pooled_scale", "power_law", "preview", "probe", "pulls", "quantise", "read_as_tokens", "receptive_field",
+    "reflow_step", "released_attention", "replace_and_draw", "res_block", "res_block_parameters", "restart_dead",
+    "sampling_timesteps", "scale_factor", "scale_shift", "shift_error", "shortcut_target", "shuffle_objects",
+    "shuffle_patches", "slerp", "sliced_wasserstein", "small_dit", "small_unet", "solve", "spatial_transformer",
+    "split_qkv", "ssim_map", "start_as_identity", "stopwatch", "straight_through", "strength_for", "superres_loss",
+    "superres_sample", "test_cache", "test_condition", "test_drop_labels", "test_load_heads", "test_scale",
+    "test_through_u", "test_vq_loss", "test_walk", "text_transformer", "through_the_u", "time_embedding", "time_layers",
+    "timestep_embedding", "to_picture", "to_tokens", "to_x0", "train_painter", "transplant", "two_guidances",
+    "undecided", "unet", "unet_train_step", "unet_training", "unit_normalise", "v_loss", "vector_quantizer",
+    "velocity_from_score", "vq_loss", "vq_vae_step", "vqgan_loss", "vqgan_step", "weighted_loss", "what_it_sees",
+    "widen", "with_map", "without_gradient", "word_maps",
 ]
 
 # what a learner meets is the check with its way on

@@ -1,9 +1,61 @@
-"""Checks of notebook 02, continued: what attention does not know, and what it costs."""
+"""Checks of notebook 02, continued: how undecided a softmax is, what attention does not know, and what it costs."""
 
 import torch
 
-from .checking import CheckFailed, attempt, count, passed, truth
+from .checking import CheckFailed, attempt, compare, count, number, passed, several, truth
 from .properties import fresh, own_randomness, plain
+
+
+def undecided(function):
+    """`function(q, k, divisor)`: q (T,1,d), k (T,M,d) -> spread of the scores, mean largest weight, mean slope."""
+    draw = fresh()
+    for t, m, d, divisor in ((6, 5, 3, 1.5), (9, 4, 8, 4.0)):
+        q, k = draw(t, 1, d).double(), draw(t, m, d).double()
+        scores = (q * k).sum(-1) / divisor
+        name = f"undecided(q {tuple(q.shape)}, k {tuple(k.shape)}, {divisor})"
+        got = several(attempt(function, q, k, divisor, name="undecided"), name,
+                      "three numbers: spread, largest weight, slope")
+        spread, most, slope = (number(v, f"{name}, the {which}") for v, which in zip(got, ("first", "second", "third")))
+        _judge_spread(spread, scores, q, k, divisor, name)
+        w = scores.softmax(-1)
+        compare(most, w.amax(-1).mean(), name + ": the mean largest weight", mistakes=[
+            ((scores * divisor).softmax(-1).amax(-1).mean(), "the weights are the softmax of the scores, divided."),
+            (scores.softmax(0).amax(-1).mean(), "the softmax goes over the keys of one query: dim=-1."),
+            (scores.softmax(0).amax(0).mean(), "the softmax goes over the keys of one query: dim=-1."),
+            (w.max(), "this is the largest of all; each query has its largest weight, and here is their mean."),
+            (w.amax(0).mean(), "the largest weight of each query, over its keys: the last axis."),
+            (scores.amax(-1).mean(), "this is the largest score; take the softmax first."),
+            (w.mean(), "this is the mean of all weights, 1 / M; take the largest of each query.")])
+        _judge_slope(slope, w, name + ": the mean size of the slope")
+    passed("undecided: how far the scores spread, who takes most, and how steep the softmax is there")
+
+
+def _judge_spread(got, scores, q, k, divisor, name: str):
+    if not torch.allclose(got, scores.std(unbiased=False), rtol=1e-4):  # both are in use
+        compare(got, scores.std(), name + ": the spread of the scores", mistakes=[
+            ((scores * divisor).std(), "the scores are divided by `divisor`."),
+            ((scores * divisor**2).std(), "divided, not multiplied."),
+            (scores.var(), "this is the variance; the spread is its root."),
+            (scores.std(-1).mean(), "one spread of all scores, not a mean over the queries."),
+            ((q * k).mean(-1).div(divisor).std(), "a dot product is a sum over d, not a mean.")])
+
+
+def _judge_slope(got, w, what: str):
+    outer, diagonal = w[:, :, None] * w[:, None, :], torch.diag_embed(w)
+    slope = diagonal - outer
+    size = lambda table: table.flatten(1).norm(dim=1).mean()
+    compare(got, size(slope), what, mistakes=[
+        (size(outer), "the diagonal is missing: w_i where i = j, minus w_i w_j everywhere."),
+        (size(diagonal), "w_i w_j is missing: a softmax that gives to one takes from the others."),
+        (size(torch.eye(w.shape[1], dtype=w.dtype) - outer), "on the diagonal stands w_i (1 - w_i): w_i, not 1."),
+        (size(diagonal + outer), "minus: what one key gains the others lose."),
+        ((w * (1 - w)).norm(dim=1).mean(), "this is the diagonal alone; the whole table, M x M, has a size."),
+        (slope.norm(), "each query has a table: the size of each, then the mean."),
+        (size(slope).square(), "the root of the sum of the squares, for each query."),
+        (slope.square().sum((1, 2)).mean(), "the root of the sum of the squares, for each query."),
+        (slope.abs().sum((1, 2)).mean(), "squares, not absolute values: .norm does it."),
+        (slope.square().mean((1, 2)).sqrt().mean(), "the root of the *sum* of the squares, not of their mean."),
+        (slope.norm(dim=1).mean(), "one size for a whole table: flatten it first.")])
 
 
 def is_order_blind(function):

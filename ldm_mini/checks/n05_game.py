@@ -1,4 +1,4 @@
-"""Checks of notebook 05, continued: the step of both players, and what a decoder makes of noise."""
+"""Checks of notebook 05, continued: the step of both players and their pulls, and what a decoder makes of noise."""
 
 import torch
 import torch.nn.functional as F
@@ -98,6 +98,47 @@ def _judge_returned(got, x_rec: Tensor, lam: Tensor, d_loss: Tensor, g_loss: Ten
     compare(scalar(got[1]), lam, at + "the returned lambda")
     compare(scalar(got[2]), d_loss, at + "the returned loss of the critic", mistakes=[
         (g_loss, "this is the autoencoder's; return what discriminator_step gave.")])
+
+
+def measured_pulls(function):
+    """`function(losses, layer, step)`: losses() -> scalars () of a parameter -> for each, how fast it changes when the
+    parameter moves along its gradient: numbers.
+    """
+    draw = fresh()
+    for count, shape, step in ((2, (3, 4), 0.3), (3, (2, 3, 2, 2), 0.2)):
+        _move(function, draw(count, *shape).double(), torch.nn.Parameter(draw(*shape).double()), step)
+    passed("measured_pulls: how hard each loss pulls, asked of the loss itself")
+
+
+def _move(function, weights: Tensor, layer: Tensor, step: float):
+    each = lambda v: [(w * (1.5 * v).exp()).sum() for w in weights]  # curved, so that the step and its side matter
+    grads = [torch.autograd.grad(loss, layer)[0] for loss in each(layer)]
+    start, unit = layer.detach().clone(), lambda ways: [way / way.norm() for way in ways]
+    ways, one_side = unit(grads), "one side only: ask for the loss `step` along the gradient and `step` against it."
+
+    def slopes(ways, high=step, low=-step, way=2 * step, drift=0.0):
+        from_ = [start + drift * sum(ways[:i]) for i in range(len(ways))]
+        return torch.stack([(each(v + high * d)[i] - each(v + low * d)[i]) / way
+                            for i, (v, d) in enumerate(zip(from_, ways))])
+
+    name = f"measured_pulls of {len(weights)} losses with step={step}"
+    got = attempt(lambda: function(lambda: tuple(each(layer)), layer, step), name="measured_pulls")
+    got = several(got, "measured_pulls", f"{'two' if len(weights) == 2 else 'three'} numbers, one for each loss")
+    compare(torch.stack([number(v, name) for v in got]), slopes(ways), name, mistakes=[
+        (slopes(ways, low=0, way=step), one_side), (slopes(ways, high=0, way=step), one_side),
+        (slopes(ways, way=step), "the two places lie 2 * step apart: divide by that."),
+        (slopes(ways, way=1), "a slope: divide the difference by the way between the two places, 2 * step."),
+        (-slopes(ways), "the sign: *along* its gradient a loss rises; subtract what it is on the other side."),
+        (slopes(grads), "the direction has length 1: divide the gradient by its norm."),
+        (torch.stack([g.norm() for g in grads]), "this is what autograd says. Ask the losses: move the layer."),
+        (slopes([ways[0]] * len(ways)), "each loss has a gradient, and so a direction, of its own."),
+        (slopes(unit([sum(grads[:i + 1]) for i in range(len(grads))])), "the gradient of the loss before was added to "
+         "the next one's: torch.autograd.grad does not collect them."),
+        (slopes(ways, drift=-step), "the layer was not put back between two losses: start each where it stood."),
+        (slopes(ways, drift=step), "the layer was not put back between two losses: start each where it stood."),
+    ])
+    if not torch.allclose(layer.detach(), start):
+        raise CheckFailed("measured_pulls left the layer moved: at the end put it back where it stood.")
 
 
 def gaussian_sample(function):

@@ -2,6 +2,7 @@
 
 import math
 import random
+from functools import partial
 
 import numpy as np
 import torch
@@ -113,7 +114,25 @@ def macs(n, m, d, c, q=1, kv=2, table=2, out=1):
     return q * n * d * d + kv * m * c * d + table * n * m * d + out * n * d * d
 
 
+def undecided(q, k, divisor, scores=lambda q, k, by: (q * k).sum(-1) / by, weigh=lambda s: s.softmax(-1),
+              spread=torch.std, most=lambda w: w.amax(-1).mean(),
+              table=lambda w: torch.diag_embed(w) - w[:, :, None] * w[:, None],
+              size=lambda t: t.flatten(1).norm(dim=1).mean(), end=lambda *three: three):
+    """Spread, largest weight, slope; the options change one thing."""
+    s = scores(q, k, divisor)
+    w = weigh(s)
+    return end(spread(s), most(w), size(table(w)))
+
+
+def undecided_by_autograd(q, k, divisor):
+    s = (k @ q.mT)[..., 0] / divisor
+    tables = [torch.autograd.functional.jacobian(lambda v: v.softmax(0), row) for row in s]
+    return [s.std(correction=0).item(), float(s.softmax(1).max(1).values.mean()),
+            sum(table.square().sum() ** 0.5 for table in tables) / len(s)]
+
+
 CORRECT = {
+    checks.undecided: [undecided, undecided_by_autograd, partial(undecided, end=lambda *v: [float(x) for x in v])],
     checks.attention: [
         attention_in_loops, attention_in_einsum, F.scaled_dot_product_attention, ours.attention,
         lambda q, k, v: (k @ q.mT / q.shape[-1] ** 0.5).softmax(-2).mT @ v,
@@ -142,6 +161,23 @@ CORRECT = {
 }
 
 MUTANTS = {
+    checks.undecided: [
+        *spoiled(undecided, (dict(scores=lambda q, k, by: (q * k).sum(-1)), "are divided"),
+                 (dict(scores=lambda q, k, by: (q * k).sum(-1) * by), "not multiplied"),
+                 (dict(scores=lambda q, k, by: (q * k).mean(-1) / by), "a sum over d"),
+                 (dict(spread=torch.var), "its root"), (dict(spread=lambda s: s.std(-1).mean()), "all scores"),
+                 (dict(weigh=lambda s: s.softmax(0)), "over the keys"), (dict(weigh=lambda s: s), "softmax first"),
+                 (dict(most=torch.max), "their mean"), (dict(most=torch.mean), "1 / M"),
+                 (dict(table=lambda w: w[:, :, None] * w[:, None]), "the diagonal is missing"),
+                 (dict(table=torch.diag_embed), "takes from the others"),
+                 (dict(table=lambda w: torch.eye(w.shape[1]) - w[:, :, None] * w[:, None]), "not 1"),
+                 (dict(table=lambda w: torch.diag_embed(w) + w[:, :, None] * w[:, None]), "minus"),
+                 (dict(table=lambda w: torch.diag_embed(w * (1 - w))), "diagonal alone"),
+                 (dict(size=torch.norm), "then the mean"), (dict(size=lambda t: t.norm(dim=1).mean()), "flatten"),
+                 (dict(size=lambda t: t.square().sum((1, 2)).mean()), "the root"),
+                 (dict(size=lambda t: t.abs().sum((1, 2)).mean()), "squares"),
+                 (dict(size=lambda t: t.square().mean((1, 2)).sqrt().mean()), "not of their mean"),
+                 (dict(end=lambda *three: three[:2]), "three numbers"), (dict(size=lambda t: t), "one number"))],
     checks.attention: [
         (lambda q, k, v: (q @ k.mT).softmax(-1) @ v, "scale is missing"),
         (lambda q, k, v: (q @ k.mT / q.shape[-1]).softmax(-1) @ v, "not by d"),

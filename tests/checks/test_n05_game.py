@@ -46,6 +46,47 @@ def seen_by_backward(critic, x):
     return x.grad[0].abs().sum(dim=0)
 
 
+def by_trial(losses, layer, step=1e-3, unit=lambda g: g / g.norm(), sides=(1, -1), way=2, back=lambda start, now: start,
+             left=lambda start, now: start, end=list):
+    """The pulls by central differences; the options change one thing."""
+    ways = [unit(torch.autograd.grad(loss, layer, retain_graph=True)[0]) for loss in losses()]
+    first, start, slopes = layer.data.clone(), layer.data.clone(), []
+    for i, direction in enumerate(ways):
+        values = []
+        for side in sides:
+            layer.data = start + side * step * direction
+            values.append(losses()[i].item())
+        start = back(start, layer.data.clone())
+        slopes.append((values[0] - values[1]) / (way * step))
+    layer.data = left(first, layer.data)
+    return end(slopes)
+
+
+def by_trial_in_place(losses, layer, step):
+    slopes = []
+    for i in range(len(losses())):
+        gradient, = torch.autograd.grad(losses()[i], layer)
+        direction = torch.nn.functional.normalize(gradient.flatten(), dim=0).view_as(gradient)
+        with torch.no_grad():
+            above = losses()[i] if layer.add_(step * direction) is layer else None
+            slopes.append((above - (losses()[i] if layer.sub_(2 * step * direction) is layer else None)) / (2 * step))
+            layer.add_(step * direction)
+    return tuple(slopes)
+
+
+def by_collected_gradients(losses, layer, step):
+    start, slopes = layer.data.clone(), []
+    for i, loss in enumerate(losses()):
+        loss.backward()
+        values = []
+        for side in (1, -1):
+            layer.data = start + side * step * layer.grad / layer.grad.norm()
+            values.append(losses()[i].item())
+        layer.data = start
+        slopes.append((values[0] - values[1]) / (2 * step))
+    return slopes
+
+
 def d_step(critic, optimizer, x, x_rec):
     loss = hinge_d_loss(critic(x), critic(x_rec.detach()))
     optimizer.zero_grad()
@@ -116,6 +157,7 @@ def forgive_at_once(model, x, eps, levels, quantize):
 
 
 CORRECT = {
+    checks.measured_pulls: [by_trial, by_trial_in_place, partial(by_trial, end=tuple)],
     checks.patch_critic: [layers_of, appended, lambda c, n: PatchDiscriminator(channels=c, num_layers=n).main,
                           lambda c, n: nn.Sequential(*list(layers_of(c, n)))],
     checks.footprint: [seen, seen_by_backward, partial(seen, end=lambda g: g[0].abs().sum(0)),
@@ -130,6 +172,16 @@ CORRECT = {
 }
 
 MUTANTS = {
+    checks.measured_pulls: [
+        *spoiled(by_trial, (dict(unit=lambda g: g), "length 1"), (dict(sides=(1, 0), way=1), "one side"),
+                 (dict(sides=(0, -1), way=1), "one side"), (dict(way=1), "2 . step apart"),
+                 (dict(sides=(-1, 1)), "the sign"), (dict(back=lambda start, now: now), "between two losses"),
+                 (dict(left=lambda start, now: now), "left the layer moved"), (dict(end=sum), "should return t"),
+                 (dict(end=lambda slopes: slopes[:1]), "numbers"), (dict(unit=lambda g: g.sign()), "off by")),
+        (lambda losses, layer, step: [torch.autograd.grad(loss, layer)[0].norm() for loss in losses()], "autograd"),
+        (lambda losses, layer, step: by_trial(losses, layer, 1e-3), "autograd says|off by"),
+        (by_collected_gradients, "the loss before"),
+    ],
     checks.patch_critic: [
         *spoiled(layers_of, (dict(slope=lambda: nn.LeakyReLU()), "0.01"), (dict(slope=nn.ReLU), "has the layers"),
                  (dict(most=16), "channels"), (dict(kernel=3), "kernel"), (dict(padding=0), "padding"),

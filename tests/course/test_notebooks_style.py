@@ -17,7 +17,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 import course
-from ldm_mini.editions.source import exercises, without_solution
+from ldm_mini.editions.source import REGION, exercises, without_solution
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted(path for path in (ROOT / "notebooks").glob("*.ipynb") if not path.name.startswith("."))
@@ -42,6 +42,21 @@ WITHOUT_A_NOTEBOOK = {"__init__.py", "__main__.py", "options.py", "extras.py",
 FORBIDDEN = r"^%%(time|capture)|%matplotlib|^\s*#.*NBVAL_|warnings\.(simplefilter|filterwarnings)"
 COLUMNS = 88  # of code, so that a laptop's window shows whole lines
 MACHINE = r"/(?:home|root|Users|tmp|work)/[\w.]+|[A-Z]:\\\\?Users"
+OWN_SHARE = 0.15  # of the lines of code that are not folded away: what the learner writes
+NOT_YET = (  # notebooks in which it is less
+    "06_diffusion_mathematics",
+    "07_unet",
+    "08_samplers",
+    "09_latent_diffusion",
+    "10_meaning_as_condition",
+    "11_pictures_as_condition",
+    "12_layouts_and_all_at_once",
+    "13_does_attention_know_where",
+    "14_flow_matching",
+    "15_diffusion_transformer",
+    "17_the_real_thing",
+    "18_bug_clinic",
+)
 
 
 def text_of(output):
@@ -162,6 +177,28 @@ def test_a_header_says_how_long_it_takes(path):
     stated.insert(1, int(re.search(r"\*\*Exercises:\*\* (\d+) min", header)[1]))
     read, *rest = minutes_of(path)
     assert stated[1:] == rest and abs(stated[0] - read) <= 5  # texts are mended often
+
+
+def own_share(nb):
+    """The part of the lines of code that are not folded away that the learner writes."""
+    shown = [cell.source for cell in nb.cells
+             if cell.cell_type == "code" and "hide-input" not in cell.metadata.get("tags", [])]
+    lines = lambda texts: sum(not re.match(r"\s*(#|$)", line) for text in texts for line in text.splitlines())
+    return lines(own for source in shown for _, own in REGION.findall(source)) / lines(shown)
+
+
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS[1:] if path.stem not in NOT_YET],
+                         ids=lambda path: path.stem)
+def test_a_learner_meets_ideas_and_writes_code(path):
+    """Where less is the learner's: fold the cells that only draw (tag hide-input), or ask for more."""
+    assert own_share(nbformat.read(path, as_version=4)) >= OWN_SHARE
+
+
+def test_folded_lines_do_not_count():
+    nb = good_notebook()
+    assert own_share(nb) == 1 / 5
+    nb.cells[2].metadata.tags.append("hide-input")
+    assert own_share(nb) == 1 / 3
 
 
 def test_the_course_is_complete_and_in_order():
