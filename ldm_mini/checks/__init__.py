@@ -33,7 +33,7 @@ from .n05_patches import footprint, patch_critic
 from .n05_players import adaptive_lambda, discriminator_step, vqgan_loss
 from .n05_vqgan import gaussian_kl, hinge_losses, receptive_field
 from .n06_diffusion import add_noise, ddpm_letters, diffusion_posterior, ideal_x0, to_x0
-from .n06_flow import flow_back
+from .n06_flow import flow_back, flow_training
 from .n06_training import denoiser_step, loss_per_t, v_loss
 from .n06_walks import ddpm_sampling, grid_bayes, mixture_score, noising_walk
 from .n07_parts import ema_update, res_block, timestep_embedding
@@ -80,9 +80,9 @@ __all__ = [
     "decoder_channels", "denoiser_step", "descend", "diffusion_posterior", "discriminator_step", "dit_block",
     "dpm_step", "dpm_walk", "draw_subsets", "drop_conditions", "eight_evaluations", "ema_codebook", "ema_update",
     "encode_layout", "epsilon", "euler_step", "first_stage_budget", "first_stage_training", "flow_back", "flow_loss",
-    "flow_walk", "fold_patches", "footprint", "forgive", "found_corner", "freeze", "from_tokens", "frontier",
-    "gaussian_kl", "gaussian_sample", "grid_bayes", "group_norm", "guidance", "guided_denoiser", "heun_walk",
-    "hinge_losses", "hourglass", "ideal_x0", "image_attention", "inpaint_condition", "inpainting_input",
+    "flow_training", "flow_walk", "fold_patches", "footprint", "forgive", "found_corner", "freeze", "from_tokens",
+    "frontier", "gaussian_kl", "gaussian_sample", "grid_bayes", "group_norm", "guidance", "guided_denoiser",
+    "heun_walk", "hinge_losses", "hourglass", "ideal_x0", "image_attention", "inpaint_condition", "inpainting_input",
     "is_order_blind", "join_conditions", "join_lowres", "join_qkv", "joint_losses", "keep_known", "known_latents",
     "knows_where", "latent_loss", "latent_numbers", "latent_sample", "latent_train_step", "latent_training",
     "layer_distance", "learn_to_copy", "linear_enlarger", "local_mean", "loss_per_t", "lpips", "lr_factor",
