@@ -46,7 +46,7 @@ from .n08_samplers import batched_guidance, ddim_step, ddpm_step, sampling_times
 from .n08_solvers import dpm_step, euler_step
 from .n08_tools import clipping, forgotten_variance, mixture_x0, slerp, sliced_wasserstein
 from .n09_latent_diffusion import compression, freeze, latent_loss, latent_sample, scale_factor
-from .n09_training import joint_losses, latent_train_step, latent_training, lr_factor
+from .n09_training import joint_losses, joint_step, latent_train_step, latent_training, lr_factor
 from .n10_guidance import conditional_loss, guided_denoiser
 from .n10_meaning import class_tokens, drop_conditions, text_transformer, word_maps
 from .n11_pictures import class_shares, inpaint_condition, join_lowres, keep_known, paste, widen
@@ -83,8 +83,8 @@ __all__ = [
     "flow_training", "flow_walk", "fold_patches", "footprint", "forgive", "forgotten_variance", "found_corner",
     "freeze", "from_tokens", "frontier", "gaussian_kl", "gaussian_sample", "grid_bayes", "group_norm", "guidance",
     "guided_denoiser", "heun_walk", "hinge_losses", "hourglass", "ideal_x0", "image_attention", "inpaint_condition",
-    "inpainting_input", "is_order_blind", "join_conditions", "join_lowres", "join_qkv", "joint_losses", "keep_known",
-    "known_latents", "knows_where", "latent_loss", "latent_numbers", "latent_sample", "latent_train_step",
+    "inpainting_input", "is_order_blind", "join_conditions", "join_lowres", "join_qkv", "joint_losses", "joint_step",
+    "keep_known", "known_latents", "knows_where", "latent_loss", "latent_numbers", "latent_sample", "latent_train_step",
     "latent_training", "layer_distance", "learn_to_copy", "linear_enlarger", "local_mean", "loss_per_t", "lpips",
     "lr_factor", "make_decoder", "masked_attention", "mended_condition", "mended_drop_labels", "mended_through_u",
     "mended_vq_loss", "mended_walk", "mixture_score", "mixture_x0", "multi_head", "nearest_code", "noise_again",
