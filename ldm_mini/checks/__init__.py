@@ -33,7 +33,7 @@ from .n05_patches import footprint, patch_critic
 from .n05_players import adaptive_lambda, discriminator_step, vqgan_loss
 from .n05_vqgan import gaussian_kl, hinge_losses, receptive_field
 from .n06_diffusion import add_noise, ddpm_letters, diffusion_posterior, ideal_x0, to_x0
-from .n06_flow import flow_back
+from .n06_flow import flow_back, flow_training
 from .n06_training import denoiser_step, loss_per_t, v_loss
 from .n06_walks import ddpm_sampling, grid_bayes, mixture_score, noising_walk
 from .n07_parts import ema_update, res_block, timestep_embedding
@@ -44,9 +44,9 @@ from .n07_unet import decoder_channels, through_the_u, unet
 from .n08_loops import ddim_inversion, ddim_walk, dpm_walk
 from .n08_samplers import batched_guidance, ddim_step, ddpm_step, sampling_timesteps
 from .n08_solvers import dpm_step, euler_step
-from .n08_tools import clipping, mixture_x0, slerp, sliced_wasserstein
+from .n08_tools import clipping, forgotten_variance, mixture_x0, slerp, sliced_wasserstein
 from .n09_latent_diffusion import compression, freeze, latent_loss, latent_sample, scale_factor
-from .n09_training import joint_losses, latent_train_step, latent_training, lr_factor
+from .n09_training import joint_losses, joint_step, latent_train_step, latent_training, lr_factor
 from .n10_guidance import conditional_loss, guided_denoiser
 from .n10_meaning import class_tokens, drop_conditions, text_transformer, word_maps
 from .n11_pictures import class_shares, inpaint_condition, join_lowres, keep_known, paste, widen
@@ -80,23 +80,24 @@ __all__ = [
     "decode_boxes", "decoder_channels", "denoiser_step", "descend", "diffusion_posterior", "discriminator_step",
     "dit_block", "dpm_step", "dpm_walk", "draw_subsets", "drop_conditions", "eight_evaluations", "ema_codebook",
     "ema_update", "encode_layout", "epsilon", "euler_step", "first_stage_budget", "first_stage_training", "flow_back",
-    "flow_loss", "flow_walk", "fold_patches", "footprint", "forgive", "found_corner", "freeze", "from_tokens",
-    "frontier", "gaussian_kl", "gaussian_sample", "grid_bayes", "group_norm", "guidance", "guided_denoiser",
-    "heun_walk", "hinge_losses", "hourglass", "ideal_x0", "image_attention", "inpaint_condition", "inpainting_input",
-    "is_order_blind", "join_conditions", "join_lowres", "join_qkv", "joint_losses", "keep_known", "known_latents",
-    "knows_where", "latent_loss", "latent_numbers", "latent_sample", "latent_train_step", "latent_training",
-    "layer_distance", "learn_to_copy", "linear_enlarger", "local_errors", "local_mean", "loss_per_t", "lpips",
-    "lr_factor", "make_decoder", "masked_attention", "measured_pulls", "mended_condition", "mended_drop_labels",
-    "mended_through_u", "mended_vq_loss", "mended_walk", "mixture_score", "mixture_x0", "multi_head", "nearest_code",
-    "noise_again", "noising_walk", "obedience", "order_error", "owned", "paint", "painter", "painter_step", "palette",
-    "palette_conditioner", "palette_error", "paste", "patch_critic", "perplexity", "place", "place_code", "points",
-    "pooled_scale", "power_law", "preview", "probe", "pulls", "quantise", "read_as_tokens", "receptive_field",
-    "reflow_step", "released_attention", "replace_and_draw", "res_block", "res_block_parameters", "restart_dead",
-    "sampling_timesteps", "scale_factor", "scale_shift", "shift_error", "shortcut_target", "shuffle_objects",
-    "shuffle_patches", "slerp", "sliced_wasserstein", "small_dit", "small_unet", "solve", "spatial_transformer",
-    "split_qkv", "ssim_map", "start_as_identity", "stopwatch", "straight_through", "strength_for", "superres_loss",
-    "superres_sample", "test_cache", "test_condition", "test_drop_labels", "test_load_heads", "test_scale",
-    "test_through_u", "test_vq_loss", "test_walk", "text_transformer", "through_the_u", "time_embedding", "time_layers",
+    "flow_loss", "flow_training", "flow_walk", "fold_patches", "footprint", "forgive", "forgotten_variance",
+    "found_corner", "freeze", "from_tokens", "frontier", "gaussian_kl", "gaussian_sample", "grid_bayes", "group_norm",
+    "guidance", "guided_denoiser", "heun_walk", "hinge_losses", "hourglass", "ideal_x0", "image_attention",
+    "inpaint_condition", "inpainting_input", "is_order_blind", "join_conditions", "join_lowres", "join_qkv",
+    "joint_losses", "joint_step", "keep_known", "known_latents", "knows_where", "latent_loss", "latent_numbers",
+    "latent_sample", "latent_train_step", "latent_training", "layer_distance", "learn_to_copy", "linear_enlarger",
+    "local_errors", "local_mean", "loss_per_t", "lpips", "lr_factor", "make_decoder", "masked_attention",
+    "measured_pulls", "mended_condition", "mended_drop_labels", "mended_through_u", "mended_vq_loss", "mended_walk",
+    "mixture_score", "mixture_x0", "multi_head", "nearest_code", "noise_again", "noising_walk", "obedience",
+    "order_error", "owned", "paint", "painter", "painter_step", "palette", "palette_conditioner", "palette_error",
+    "paste", "patch_critic", "perplexity", "place", "place_code", "points", "pooled_scale", "power_law", "preview",
+    "probe", "pulls", "quantise", "read_as_tokens", "receptive_field", "reflow_step", "released_attention",
+    "replace_and_draw", "res_block", "res_block_parameters", "restart_dead", "sampling_timesteps", "scale_factor",
+    "scale_shift", "shift_error", "shortcut_target", "shuffle_objects", "shuffle_patches", "slerp",
+    "sliced_wasserstein", "small_dit", "small_unet", "solve", "spatial_transformer", "split_qkv", "ssim_map",
+    "start_as_identity", "stopwatch", "straight_through", "strength_for", "superres_loss", "superres_sample",
+    "test_cache", "test_condition", "test_drop_labels", "test_load_heads", "test_scale", "test_through_u",
+    "test_vq_loss", "test_walk", "text_transformer", "through_the_u", "time_embedding", "time_layers",
     "timestep_embedding", "to_picture", "to_tokens", "to_x0", "train_painter", "transplant", "two_guidances",
     "undecided", "unet", "unet_train_step", "unet_training", "unit_normalise", "v_loss", "vector_quantizer",
     "velocity_from_score", "vq_loss", "vq_vae_step", "vqgan_loss", "vqgan_step", "weighted_loss", "what_it_sees",

@@ -1,11 +1,16 @@
-"""Check of notebook 06, the normalising flow: the way back through its couplings."""
+"""Checks of notebook 06, the normalising flow: the way back through its couplings, and its training."""
 
-from functools import partial
+import copy
+import math
+from functools import cache, partial
 
 import torch
+from torch import Tensor, nn
 
-from .checking import attempt, compare, passed
-from .properties import fresh, same_dtype, same_gradient
+from .checking import CheckFailed, attempt, compare, passed
+from .properties import fresh, fresh_whole, same_dtype, same_gradient
+
+BATCH = 256  # of the flow's training
 
 
 def flow_back(function):
@@ -52,3 +57,89 @@ def _undone(couplings, z, order=-1, swap=True, places=True, only=None,
         b = back(b, *coupling(a))
         z = torch.stack([a, b] if places else [b, a], dim=1)
     return z
+
+
+def flow_training(function):
+    """`function(couplings, sample, steps, seed, every, watch)`: maximum likelihood -> what watch said, a list."""
+    draw, some = fresh(), fresh_whole()
+    for count, steps, every in ((2, 6, 2), (3, 4, 1)):
+        start, middle, seed = nn.ModuleList(_Coupling(draw) for _ in range(count)), draw(2), some(0, 1000)
+
+        def run(train, start=start, middle=middle, options=(steps, seed, every)):
+            couplings, seen = copy.deepcopy(start), []
+
+            def sample(batch, generator):
+                if batch != BATCH or not isinstance(generator, torch.Generator):
+                    raise CheckFailed(f"train_flow: each step draws sample({BATCH}, g), with the generator g.")
+                return middle + 0.5 * torch.randn(batch, 2, generator=generator)
+
+            def watch(learner):
+                seen.append(_weights(learner))
+                return len(seen)
+
+            return train(couplings, sample, *options, watch), _weights(couplings), seen
+
+        said, weights, seen = attempt(run, function, name="train_flow")
+        right_said, right, right_seen = run(_trained)
+        known = cache(lambda change, run=run: run(partial(_trained, change=change)))  # asked if something is wrong
+        compare(weights, right, "the weights after train_flow", rtol=1e-3, mistakes=(
+            (known(change)[1], message) for change, message in TRAINING_MISTAKES.items()))  # noqa: B023
+        if len(seen) != len(right_seen):
+            raise CheckFailed(f"train_flow asked watch {len(seen)} times in {steps} steps; it should be once after "
+                              f"every {every}, {len(right_seen)} times: where (step + 1) % every is 0.")
+        compare(torch.stack(seen), torch.stack(right_seen), "the weights that watch saw", rtol=1e-3, mistakes=(
+            (torch.stack(known(change)[2]), "watch was asked before the step: it belongs after it, where "  # noqa: B023
+             "(step + 1) % every is 0.") for change in ["early"]))
+        if said != right_said:
+            raise CheckFailed("train_flow should return a list of all that watch returned, in order.")
+    passed("train_flow: the data made likelier, step by step")
+
+
+TRAINING_MISTAKES = {
+    "uphill": "the sign: the loss is *minus* the mean of log_p, so that its fall makes the data likelier.",
+    "no zero": "the gradients of the steps before were added: optimizer.zero_grad() before backward().",
+    "no step": "nothing has moved. In order: zero_grad, backward, step.",
+    "same rate": "the learning rate never fell: slower.step() after each step.",
+    "same batch": "every step saw the same batch: draw anew in each.",
+    "volume": "log_p counts the change of volume, too: take it as it is, and not z alone.",
+}
+
+
+class _Coupling(nn.Module):
+    """a (B,) -> scale, shift (B,), with four weights."""
+
+    def __init__(self, draw):
+        super().__init__()
+        self.mix = nn.Parameter(0.5 * draw(4))
+
+    def forward(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.tanh(self.mix[0] * a + self.mix[1]), torch.sin(self.mix[2] * a) + self.mix[3]
+
+
+def _weights(couplings) -> Tensor:
+    return torch.cat([p.detach().flatten().clone() for p in couplings.parameters()])
+
+
+def _trained(couplings, sample, steps, seed, every, watch, change=""):
+    """The flow's training with one thing changed."""
+    g, said = torch.Generator().manual_seed(seed), []
+    optimizer = torch.optim.Adam(couplings.parameters(), 5e-3)
+    first = sample(BATCH, g) if change == "same batch" else None
+    for step in range(steps):
+        if change == "early" and (step + 1) % every == 0:
+            said.append(watch(couplings))
+        optimizer.param_groups[0]["lr"] = 5e-3 * (1 if change == "same rate" else 1 - step / steps)
+        z, volume = sample(BATCH, g) if first is None else first, 0
+        for coupling in couplings:
+            a, b = z.unbind(1)
+            scale, shift = coupling(a)
+            z, volume = torch.stack([scale.exp() * b + shift, a], dim=1), volume + scale
+        log_p = (0 if change == "volume" else volume) - z.square().sum(1) / 2 - math.log(2 * math.pi)
+        if change != "no zero":
+            optimizer.zero_grad()
+        (log_p if change == "uphill" else -log_p).mean().backward()
+        if change != "no step":
+            optimizer.step()
+        if change != "early" and (step + 1) % every == 0:
+            said.append(watch(couplings))
+    return said

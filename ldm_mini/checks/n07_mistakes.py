@@ -2,9 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..blocks import ResBlock
+from ..blocks import ResBlock, Upsample
 from ..unet import UNet
 
 
@@ -118,6 +118,30 @@ def channels_with(channels, mults, num_res_blocks, change=""):
             pairs.append((joined, width))
             h = width
     return pairs[::-1] if change == "upwards" else pairs
+
+
+WAY_UP_MISTAKES = {
+    "no attention": "attention is missing on the way up: *attn(level, width) after each residual block, as on the way "
+                    "down.",
+    "a block less": "the way up has num_res_blocks + 1 residual blocks on each level, one for each skip.",
+    "top first": "the way up begins at the lowest level: go through the levels in reverse.",
+    "no upsampling": "nothing is enlarged: the last step of each level, but of level 0, ends with p[\"up\"](width).",
+    "too far": "level 0 has the picture's size already: enlarge where level > 0.",
+    "each step": "a level is enlarged once, after its last residual block, not after each.",
+}
+
+
+def layers_with(net: UNet, change: str) -> list[nn.Module]:
+    """All layers of a U-Net of two levels, the lower one with attention, its way up built with one thing changed."""
+    blocks, (_, attention, up) = (step[0] for step in net.up), net.up[len(net.up) // 2 - 1]
+    per_level, layers = len(net.up) // 2 - (change == "a block less"), []
+    for level in (0, 1) if change == "top first" else (1, 0):
+        for i in range(per_level):
+            layers += [next(blocks)] + [attention] * (level == 1 and change != "no attention")
+            if level == 1 and change != "no upsampling" and (change == "each step" or i == per_level - 1):
+                layers.append(up)
+    layers += [Upsample(net.config.channels)] * (change == "too far")
+    return [net.time_embedding, net.down, net.middle, *layers, net.norm_out, net.conv_out]
 
 
 UNET_MISTAKES = {

@@ -139,8 +139,11 @@ def ema_update(function):
     passed("ema_update: 2/11, 3/12, ... up to max_decay, trainable weights only")
 
 
-def same_layers(make, args, reference: nn.Module, name: str):
-    """The learner's module, its call, and proof that its layers are the reference's."""
+def same_layers(make, args, reference: nn.Module, name: str, mistakes=()):
+    """The learner's module, its call, and proof that its layers are the reference's.
+
+    mistakes: pairs (the layers that a known mistake makes, what to tell the learner).
+    """
     try:
         mine = make(*args)
     except NotImplementedError as error:
@@ -158,6 +161,9 @@ def same_layers(make, args, reference: nn.Module, name: str):
                               "concatenated? It is *added*, projected to as many channels as h has.")
     same = [s for _, s in shapes] == [s for _, s in wanted] if by_order else dict(shapes) == dict(wanted)
     if not same:
+        for layers, message in mistakes:
+            if [s for _, s in shapes] == [tuple(v.shape) for layer in layers for v in layer.state_dict().values()]:
+                raise CheckFailed(f"{name}: {message}")
         k = next((i for i, (a, b) in enumerate(zip(shapes, wanted)) if a[by_order:] != b[by_order:]),
                  min(len(shapes), len(wanted)))
         found, want = (s[k] if k < len(s) else "nothing more" for s in (shapes, wanted))

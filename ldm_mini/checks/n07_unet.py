@@ -7,7 +7,16 @@ from torch import Tensor
 from ..cond import Cond
 from ..unet import UNet, UNetConfig
 from .checking import CheckFailed, attempt, compare, passed
-from .n07_mistakes import DECODER_MISTAKES, U_MISTAKES, UNET_MISTAKES, channels_with, unet_with, way_through
+from .n07_mistakes import (
+    DECODER_MISTAKES,
+    U_MISTAKES,
+    UNET_MISTAKES,
+    WAY_UP_MISTAKES,
+    channels_with,
+    layers_with,
+    unet_with,
+    way_through,
+)
 from .n07_parts import same_layers, same_learning, wake
 from .properties import fresh, fresh_whole, learn, own_randomness, same_gradient
 
@@ -100,7 +109,8 @@ def unet(cls):
     draw = fresh()
     with own_randomness():
         reference = UNet(config)
-        mine, call = same_layers(lambda: cls(**args), (), reference, "MyUNet")
+        mine, call = same_layers(lambda: cls(**args), (), reference, "MyUNet", mistakes=(
+            (layers_with(reference, change), message) for change, message in WAY_UP_MISTAKES.items()))
     x, t = draw(2, 3, 8, 8), torch.tensor([3, 700])
     got = _net_call(call, x, t)
     compare(got, torch.zeros(2, 3, 8, 8), "a fresh MyUNet", mistakes=[

@@ -1,11 +1,14 @@
-"""Checks of notebook 08, what is built around samplers: an arc between two noises, clipping, a distance of clouds."""
+"""Checks of notebook 08, around samplers: an arc of noises, clipping, a distance of clouds, what a step forgets."""
 
 import math
 
 import torch
 
+from ..schedule import NoiseSchedule
 from .checking import CheckFailed, attempt, compare, number, passed, several
-from .properties import fresh, same_dtype
+from .n06_walks import Oracle
+from .n08_samplers import SHAPES
+from .properties import fresh, fresh_whole, same_dtype
 
 
 def slerp(function):
@@ -148,3 +151,63 @@ def _hold_mixture(function, width, centres, x_t, alpha):
          "nearest cluster for sure: weigh them all."),
     ])
     same_dtype(got, x_t, what)
+
+
+def forgotten_variance(function):
+    """`function(denoise, schedule, x0, t, s, eps, more)` -> the variance that DDPM's step draws, and the true one."""
+    draw, some = fresh(), fresh_whole()
+    for last, T, shape in ((0.18, 50, (5, 3)), (0.12, 64, SHAPES[1])):
+        schedule = NoiseSchedule(torch.linspace(0.002, last, T, dtype=torch.float64))
+        oracle = Oracle(draw, shape, schedule.alphas_cumprod)
+        for t, s in ((40, 12), (30, 29 - some(5, 20))):
+            x0, eps, more = (draw(*shape) for _ in range(3))
+            got = attempt(function, oracle, schedule, x0, t, s, eps, more, name="step_variances")
+            got = several(got, "step_variances", "two things: the variance that is drawn, and the true one")
+            known = lambda change: _variances(oracle, schedule, x0, t, s, eps, more, change)  # noqa: B023
+            right, a = known(""), schedule.alphas_cumprod
+            compare(number(got[0], "what is drawn"), right[0], "the variance that is drawn", rtol=1e-3, mistakes=[
+                (right[1], "the two have changed places: first what is drawn, then the true one."),
+                (right[0].sqrt(), "this is the standard deviation: no root."),
+                (1 - a[t] / a[s], "this is the variance of the step up; what is drawn comes second from "
+                 "schedule.posterior."),
+                (known("next door")[0], "this is a step to t - 1: hand s to schedule.posterior, too."),
+            ])
+            compare(number(got[1], "the true one"), right[1], "the true variance", rtol=1e-3, mistakes=(
+                (known(change)[1], message) for change, message in VARIANCE_MISTAKES.items()))
+    passed("step_variances: a long step forgets the doubt about x0")
+
+
+VARIANCE_MISTAKES = {
+    "known x0": "the sampler does not know x0: the step's mean is made from what `denoise` believes.",
+    "eps": "the posterior wants x0, the first of the two things that denoise returns.",
+    "asked at s": "ask `denoise` about x_t at t.",
+    "own mean": "how far x_s lies from the *step's* mean, not from its own.",
+    "believed": "x_s is compared with the mean that schedule.posterior gives, not with the believed x0.",
+    "x_t": "it is x_s that one wants to know: how far *it* lies from the mean.",
+    "same noise": "x_t is made from x_s: one step up, with noise of its own (`more`).",
+    "from x0": "x_t is made from x_s, not from x0: one step up.",
+    "no roots": "a is a variance: the step up is sqrt(a) x_s + sqrt(1 - a) more.",
+    "whole noise": "the step up starts at x_s: a is abar_t / abar_s.",
+    "root": "this is the standard deviation: no root.",
+    "sum": "the mean over all rows and numbers, not the sum.",
+    "absolute": "a variance is a mean of *squares*.",
+    "next door": "this is a step to t - 1: hand s to schedule.posterior, too.",
+}
+
+
+def _variances(denoise, schedule, x0, t, s, eps, more, change=""):
+    """What notebook 08 measures of one long step, with one thing changed."""
+    now, then = (torch.full((len(x0),), k) for k in (t, s))
+    abar = schedule.alphas_cumprod
+    a = abar[t] / (1 if change == "whole noise" else abar[s])
+    x_s, root = schedule.add_noise(x0, eps, then), (lambda v: v) if change == "no roots" else torch.sqrt
+    x_t = {"same noise": lambda: schedule.add_noise(x0, eps, now), "from x0": lambda: schedule.add_noise(x0, more, now)
+           }.get(change, lambda: root(a) * x_s + root(1 - a) * more)()
+    believed, noise = denoise(x_t, then if change == "asked at s" else now)
+    guess = {"known x0": x0, "eps": noise}.get(change, believed)
+    mean, variance = schedule.posterior(guess, x_t, now, None if change == "next door" else then)
+    middle = {"own mean": x_s.mean(), "believed": believed}.get(change, mean)
+    off = (x_t if change == "x_t" else x_s) - middle
+    off = off.abs() if change == "absolute" else off.square()
+    true = off.sum() if change == "sum" else off.mean()
+    return variance.flatten()[0], true.sqrt() if change == "root" else true

@@ -3,7 +3,7 @@
 import copy
 import itertools
 import math
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -165,6 +165,72 @@ def joint_losses(function):
             (_stopped_target(stage, net, x, t, eps, leaves), "The target v has z in it too: nothing is detached.")])
         same_dtype(diffusion, x, "the diffusion loss")
     passed("joint_losses: two losses, and both reach the encoder")
+
+
+def joint_step(function):
+    """`function(autoencoder, net, optimizer, schedule, x, t, eps)` -> reconstruction, diffusion, std of z: floats."""
+    draw = fresh()
+    for channels, (size, height, width), rate in ((3, (4, 8, 8), 0.05), (4, (2, 4, 12), 0.02)):
+        start = torch.nn.ModuleList([FirstStage(channels).eval(), Model(channels).net.eval()])
+        x, t = draw(size, 3, height, width) / 2, torch.tensor([0, 3, 11, 19])[-size:]
+        eps = draw(size, channels, height // 2, width // 2)
+        left = [draw(*p.shape) for p in start.parameters()]
+
+        def run(step, start=start, left=left, rate=rate, inputs=(x, t, eps)):
+            both = copy.deepcopy(start)
+            for p, gradient in zip(both.parameters(), left):
+                p.grad = gradient.clone()
+            optimizer = torch.optim.SGD(both.parameters(), rate)  # a step is the gradient itself
+            return step(*both, optimizer, SCHEDULE, *inputs), flat(both)
+
+        got, weights = attempt(run, function, name="joint_step")
+        right, right_weights = run(_joint_step)
+        known = cache(lambda change, run=run: run(partial(_joint_step, change=change)))  # asked if something is wrong
+        told = JOINT_MISTAKES.items()
+        compare(weights, right_weights, "the weights after joint_step", atol=1e-6, mistakes=(
+            (known(change)[1], message) for change, message in told))  # noqa: B023
+        got = several(got, "joint_step", "three things: the two losses, and the standard deviation of z")
+        for k, name in enumerate(("reconstruction loss", "diffusion loss", "standard deviation of z")):
+            if isinstance(got[k], Tensor):
+                raise CheckFailed(f"joint_step: the {name} is a tensor, which kept in a list would hold on to every "
+                                  "step's memory: .item() makes it a float.")
+            swapped = ((value, "the order: reconstruction, diffusion, standard deviation of z.") for value in right)
+            compare(number(got[k], name), right[k], f"the {name}", mistakes=itertools.chain(swapped, (
+                (known(change)[0][k], JOINT_MISTAKES[change]) for change in ("after", "variance"))))  # noqa: B023
+    passed("joint_step: one step downhill on both losses, for both parts")
+
+
+JOINT_MISTAKES = {
+    "nothing": "nothing has moved. In order: zero_grad, backward, step.",
+    "no zero": "the last step's gradient was still there and was added: optimizer.zero_grad() before backward.",
+    "late zero": "nothing has moved: zero_grad came after backward, and took the gradients away.",
+    "reconstruction": "only the reconstruction was followed: the loss is the sum of both.",
+    "diffusion": "only the diffusion loss was followed: the loss is the sum of both.",
+    "difference": "the two losses are added, not subtracted.",
+    "mean": "this is half of the sum: add the two losses.",
+    "stopped": "the diffusion loss does not reach the encoder: nothing is detached.",
+    "twice": "two steps were made.",
+    "after": "these are the values after the step; return those that were computed before.",
+    "variance": "this is the variance: z.std().",
+}
+
+
+def _joint_step(autoencoder, net, optimizer, schedule, x, t, eps, change=""):
+    """The step of notebook 09 on both losses, with one thing changed."""
+    def losses():
+        z = autoencoder.encode(x)
+        shown = z.detach() if change == "stopped" else z
+        return (autoencoder.decode(z) - x).abs().mean(), diffusion_loss(net, schedule, shown, Cond(), "v", t, eps), z
+
+    for _ in range(2 if change == "twice" else 1):
+        a, b, z = losses()
+        if change != "no zero":
+            optimizer.zero_grad()
+        {"reconstruction": a, "diffusion": b, "difference": a - b, "mean": (a + b) / 2}.get(change, a + b).backward()
+        if change not in ("nothing", "late zero"):
+            optimizer.step()
+    a, b, z = losses() if change == "after" else (a, b, z)
+    return a.item(), b.item(), (z.var() if change == "variance" else z.std()).item()
 
 
 def _stopped_target(stage, net, x, t, eps, leaves):

@@ -211,8 +211,59 @@ def back_in_columns(couplings, z):
     return torch.cat([became, a], 1)
 
 
+def there(couplings, x):
+    """A flow's way to the noise, and its change of volume."""
+    change = 0
+    for coupling in couplings:
+        scale, shift = coupling(x[:, 0])
+        x, change = torch.stack([scale.exp() * x[:, 1] + shift, x[:, 0]], 1), change + scale
+    return x, change
+
+
+def learn(couplings, sample, steps, seed, every, watch, how="", size=256, due=lambda step, every: (step + 1) % every,
+          sign=-1, volume=1, result=lambda said: said):
+    """A flow's training with one thing changed."""
+    g, said = torch.Generator().manual_seed(seed), []
+    optimizer = torch.optim.Adam(couplings.parameters(), 5e-3)
+    slower = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    x = None
+    for step in range(steps):
+        x = sample(size, None if how == "global" else g) if x is None or how != "same batch" else x
+        z, change = there(couplings, x)
+        loss = sign * (volume * change - z.square().sum(1) / 2).mean()
+        if how != "no zero":
+            optimizer.zero_grad()
+        loss.backward()
+        if how == "watch first" and not due(step, every):
+            said.append(watch(couplings))
+        if how != "no step":
+            optimizer.step()
+        if how != "same rate":
+            slower.step()
+        if how != "watch first" and not due(step, every):
+            said.append(watch(couplings))
+    return result(said)
+
+
+def learn_by_blocks(couplings, sample, steps, seed, every, watch):
+    """The steps between two looks in a loop of their own, with the density from torch.distributions."""
+    g, normal = torch.Generator().manual_seed(seed), torch.distributions.Normal(0, 1)
+    optimizer, said = torch.optim.Adam(couplings.parameters(), 5e-3), []
+    slower = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, steps)
+    for _ in range(steps // every):
+        for _ in range(every):
+            z, change = there(couplings, sample(256, g))
+            optimizer.zero_grad(set_to_none=False)
+            (normal.log_prob(z).sum(1) + change).mean().neg().backward()
+            optimizer.step()
+            slower.step()
+        said += [watch(couplings)]
+    return said
+
+
 CORRECT = {
     checks.flow_back: [back, back_in_columns],
+    checks.flow_training: [learn, learn_by_blocks],
     checks.noising_walk: [walk, walk_at_once, lambda x, b, g: walk(x, b, g).clone().contiguous()],
     checks.ddpm_sampling: [sample, sample_yields, sample_stacked],
     checks.grid_bayes: [bayes, bayes_by_trapezoids],
@@ -238,6 +289,13 @@ MUTANTS = {
         (lambda c, z: back(c, z).double(), "dtype"), (lambda c, z: back(c, z.detach()), "no gradient"),
         (lambda c, z: z, "off by up to"), (lambda c, z: 1.01 * back(c, z), "off by up to"),
     ],
+    checks.flow_training: spoiled(
+        learn, (dict(sign=1), "the sign"), ("no zero", "steps before were added"), ("no step", "nothing has moved"),
+        ("same rate", "never fell"), ("same batch", "draw anew"), (dict(volume=0), "change of volume"),
+        ("watch first", "before the step"), (dict(size=128), r"sample\(256, g\)"), ("global", r"sample\(256, g\)"),
+        (dict(due=lambda step, every: step % every), "before the step|off by|times"),
+        (dict(due=lambda step, every: 0), "times in 6 steps"), (dict(due=lambda step, every: 1), "0 times"),
+        (dict(result=lambda said: said[-1]), "a list of all"), (dict(result=lambda said: None), "a list of all")),
     checks.noising_walk: [
         *spoiled(walk, (dict(keep=lambda b: 1), "does not shrink"), (dict(keep=lambda b: 1 - b), "the \\*root\\* of 1"),
                  (dict(add=lambda b: b), "the \\*root\\* of beta"), (dict(add=lambda b: 0), "no noise"),

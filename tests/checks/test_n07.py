@@ -186,6 +186,39 @@ def library_net(channels, mults, num_res_blocks, attn_levels, groups, head_dim):
                            attn_levels=attn_levels, groups=groups, head_dim=head_dim))
 
 
+class Skeleton(nn.Module):
+    """The notebook's __init__, from the library's blocks; its variants build the way up with one thing changed."""
+
+    order, attending, fewer, first_at, enlarged = reversed, True, 0, 1, "last"
+
+    def __init__(self, channels, mults, num_res_blocks, attn_levels, groups, head_dim):
+        super().__init__()
+        self.time_embedding, widths = blocks.TimeEmbedding(channels), [channels * m for m in mults]
+        net = library_net(channels, mults, num_res_blocks, attn_levels, groups, head_dim)
+        self.down, self.middle, self.up = net.down, net.middle, nn.ModuleList()
+        pairs, count = iter(channels_up(channels, mults, num_res_blocks)), num_res_blocks + 1 - self.fewer
+        for level, width in type(self).order(list(enumerate(widths))):
+            for i in range(count):
+                res = Block(*next(pairs), 4 * channels, groups)
+                attn = AttentionBlock(width, head_dim=head_dim, groups=groups, eps=1e-5, zero_init=True)
+                enlarge = level >= self.first_at and (self.enlarged == "each" or i == count - 1)
+                self.up.append(nn.ModuleList([res, *[attn] * (level in attn_levels and self.attending),
+                                              *[blocks.Upsample(width)] * enlarge]))
+        self.norm_out, self.conv_out = net.norm_out, net.conv_out
+
+    def forward(self, x, t, cond=None):
+        time, hs = self.time_embedding(t), []
+        for step in self.down:
+            x = step(x, time, None, None)
+            hs.append(x)
+        x = self.middle(x, time, None, None)
+        for step in self.up:
+            x = torch.cat([x, hs.pop()], 1)
+            for layer in step:
+                x = layer(x, time) if isinstance(layer, Block) else layer(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
 def ema(averages, net, n, max_decay=0.9999, rate=lambda n, m: min(m, (1 + n) / (10 + n)), detach=True):
     d = rate(n, max_decay)
     weights = {name: p.detach() if detach else p for name, p in net.named_parameters() if p.requires_grad}
@@ -217,7 +250,7 @@ CORRECT = {
     checks.decoder_channels: [channels_up, channels_of_the_library, lambda *a: zip(*zip(*channels_up(*a))),
                               lambda *a: (pair for pair in channels_up(*a)), lambda *a: torch.tensor(channels_up(*a)),
                               lambda *a: np.array(channels_up(*a)), lambda *a: tuple(map(list, channels_up(*a)))],
-    checks.unet: [Net, library_net],
+    checks.unet: [Net, library_net, Skeleton],
     checks.ema_update: [
         ema, ema_in_place, ema_of_the_library, partial(ema, rate=lambda n, m: torch.tensor(min(m, (1 + n) / (10 + n)))),
         lambda a, net, n, m: OrderedDict((k, torch.lerp(p.data, a[k], min(m, (1 + n) / (10 + n))))
@@ -326,6 +359,11 @@ MUTANTS = {
         (library_with("timeless up"), "output blocks get another"),
         (library_with("timeless down"), "input blocks get another"),
         (lambda **kw: library_net(**{**kw, "attn_levels": ()}), "other layers"),
+        (variant(Skeleton, attending=False), "attention is missing on the way up"),
+        (variant(Skeleton, fewer=1), r"num_res_blocks \+ 1"), (variant(Skeleton, order=iter), "at the lowest level"),
+        (variant(Skeleton, first_at=2), "nothing is enlarged"), (variant(Skeleton, first_at=0), "where level > 0"),
+        (variant(Skeleton, enlarged="each"), "not after each"),
+        (variant(Skeleton, enlarged="each", first_at=0), "other layers"),
     ],
     checks.ema_update: [
         *spoiled(ema, (dict(rate=lambda n, m: 1 - min(m, (1 + n) / (10 + n))), "decay is swapped"),

@@ -147,7 +147,33 @@ def mixture_by_clusters(centres, width, x_t, alpha, sigma):
     return sum(w * own for w, (_, own) in zip(weights, rows))
 
 
+def variances(denoise, schedule, x0, t, s, eps, more, up=lambda a, x, more: a.sqrt() * x + (1 - a).sqrt() * more,
+              guess=lambda x0, believed, eps: believed, ask=lambda t, s: t, to=lambda s: s,
+              size=lambda e: e.square().mean(),
+              result=lambda drawn, true: (drawn, true), off=lambda x_s, x_t, x0, mean: x_s - mean, start=None):
+    """What a step draws, and what it should, with one thing changed."""
+    at_t, at_s, at_ask = (torch.full((len(x0),), k) for k in (t, s, ask(t, s)))
+    a = schedule.alphas_cumprod[t] / schedule.alphas_cumprod[s]
+    x_s = schedule.add_noise(x0, eps, at_s)
+    x_t = up(a, x_s, more) if start is None else schedule.add_noise(x0, start(eps, more), at_t)
+    x0_, eps_ = denoise(x_t, at_ask)
+    mean, variance = schedule.posterior(guess(x0, x0_, eps_), x_t, at_t, to(at_s))
+    return result(variance[0].item(), size(off(x_s, x_t, x0_, mean)))
+
+
+def variances_by_levels(denoise, schedule, x0, t, s, eps, more):
+    """DDPM's formulas by hand, and floats."""
+    now, then = schedule.alphas_cumprod[[t, s]].float()
+    a = now / then
+    x_s = then**0.5 * x0 + (1 - then) ** 0.5 * eps
+    x_t = a**0.5 * x_s + (1 - a) ** 0.5 * more
+    x0_ = denoise(x_t, torch.tensor([t] * len(x0)))[0]
+    mean = (then**0.5 * (1 - a) * x0_ + a**0.5 * (1 - then) * x_t) / (1 - now)
+    return [((1 - a) * (1 - then) / (1 - now)).item(), nn.functional.mse_loss(x_s, mean).item()]
+
+
 CORRECT = {
+    checks.forgotten_variance: [variances, variances_by_levels],
     checks.ddim_walk: [ddim_loop, ddim_yields, ddim_by_index],
     checks.dpm_walk: [dpm_loop, dpm_yields, lambda *a: torch.stack(dpm_loop(*a))],
     checks.ddim_inversion: [inversion, inversion_by_euler, torch.no_grad()(inversion)],
@@ -160,6 +186,25 @@ CORRECT = {
 }
 
 MUTANTS = {
+    checks.forgotten_variance: spoiled(
+        variances, (dict(guess=lambda x0, believed, eps: x0), "does not know x0"),
+        (dict(guess=lambda x0, believed, eps: eps), "the first of the two"), (dict(ask=lambda t, s: s), "x_t at t"),
+        (dict(to=lambda s: None), "to t - 1"), (dict(up=lambda a, x, more: a * x + (1 - a) * more), r"sqrt\(a\)"),
+        (dict(start=lambda eps, more: eps), "noise of its own"), (dict(start=lambda eps, more: more), "not from x0"),
+        (dict(off=lambda x_s, x_t, x0, mean: x_s - x_s.mean()), "not from its own"),
+        (dict(off=lambda x_s, x_t, x0, mean: x_t - mean), "one wants to know"),
+        (dict(off=lambda x_s, x_t, x0, mean: x_s - x0), "believed x0"),
+        (dict(size=lambda e: e.square().sum()), "not the sum"), (dict(size=lambda e: e.abs().mean()), "squares"),
+        (dict(size=lambda e: e.square().mean().sqrt()), "no root"), (dict(size=lambda e: e.square()), "one number"),
+        (dict(result=lambda drawn, true: (true, drawn)), "changed places"),
+        (dict(result=lambda drawn, true: (drawn**0.5, true)), "no root"),
+        (dict(result=lambda drawn, true: (drawn, 1.01 * true)), "off by"),
+        (dict(result=lambda drawn, true: (1.01 * drawn, true)), "off by"),
+        (dict(result=lambda drawn, true: true), "two things")) + [
+        (lambda d, sch, x0, t, s, e, m: (1 - sch.alphas_cumprod[t] / sch.alphas_cumprod[s],
+                                         variances(d, sch, x0, t, s, e, m)[1]), "the step up"),
+        (lambda d, sch, x0, t, s, e, m: variances(d, sch, x0, t, s, e, m, up=lambda a, x, more: (
+            sch.alphas_cumprod[t].sqrt() * x + (1 - sch.alphas_cumprod[t]).sqrt() * more)), "abar_t / abar_s")],
     checks.ddim_walk: [
         *spoiled(ddim_loop, ("short", "states; it should be"), ("stays", "starts from the first x"),
                  ("next door", "not to t - 1"), ("swapped", "x0, then eps"), ("global", "nothing was drawn"),

@@ -102,7 +102,34 @@ def joint_of_the_library(autoencoder, net, schedule, x, t, eps):
     return z, F.l1_loss(autoencoder.decode(z), x), diffusion_loss(net, schedule, z, Cond(), "v", t, eps)
 
 
+def both_learn(autoencoder, net, optimizer, schedule, x, t, eps, *, losses=joint, total=lambda a, b: a + b,
+               zero="early", steps=1, spread=lambda z: z.std(), result=lambda a, b, s: (a.item(), b.item(), s.item()),
+               after=False):
+    """A step on both losses, with one thing changed."""
+    z, a, b = losses(autoencoder, net, schedule, x, t, eps)
+    if zero == "early":
+        optimizer.zero_grad()
+    total(a, b).backward()
+    if zero == "late":
+        optimizer.zero_grad()
+    for _ in range(steps):
+        optimizer.step()
+    z, a, b = losses(autoencoder, net, schedule, x, t, eps) if after else (z, a, b)
+    return result(a, b, spread(z))
+
+
+def both_learn_in_turn(autoencoder, net, optimizer, schedule, x, t, eps):
+    """Gradients of the two losses one after the other, which add up by themselves."""
+    z, a, b = joint_of_the_library(autoencoder, net, schedule, x, t, eps)
+    optimizer.zero_grad(set_to_none=False)
+    a.backward(retain_graph=True)
+    b.backward()
+    optimizer.step()
+    return [float(v.detach()) for v in (a, b, (z - z.mean()).square().sum().div(z.numel() - 1).sqrt())]
+
+
 CORRECT = {
+    checks.joint_step: [both_learn, both_learn_in_turn],
     checks.lr_factor: [factor, library_factor,
                        lambda s, n, w: (s + 1) / w if s < w else math.cos((s - w) / (n - w) * math.pi / 2) ** 2],
     checks.latent_train_step: [step, step_by_hand, partial(step, result=lambda loss: float(loss.detach()))],
@@ -111,6 +138,19 @@ CORRECT = {
 }
 
 MUTANTS = {
+    checks.joint_step: spoiled(
+        both_learn, (dict(steps=0), "nothing has moved"), (dict(zero="late"), "nothing has moved"),
+        (dict(zero="never"), "last step's gradient"), (dict(total=lambda a, b: a), "only the reconstruction"),
+        (dict(total=lambda a, b: b), "only the diffusion"), (dict(total=lambda a, b: a - b), "not subtracted"),
+        (dict(total=lambda a, b: (a + b) / 2), "half of the sum"),
+        (dict(losses=partial(joint, latent=torch.detach)), "does not reach the encoder"),
+        (dict(losses=partial(joint, target=torch.detach)), "off by"), (dict(steps=2), "off by"),
+        (dict(after=True), "after the step"), (dict(spread=torch.var), "the variance"),
+        (dict(spread=lambda z: z.std(correction=0) * 1.01), "off by"),
+        (dict(result=lambda a, b, s: (b.item(), a.item(), s.item())), "the order"),
+        (dict(result=lambda a, b, s: (s.item(), a.item(), b.item())), "the order"),
+        (dict(result=lambda a, b, s: (a, b, s)), "a tensor"), (dict(result=lambda a, b, s: a.item()), "three things"),
+        (dict(result=lambda a, b, s: (a.item(), b.item(), s)), "deviation of z is a tensor")),
     checks.lr_factor: spoiled(
         factor, (dict(ramp=lambda s, w: s / w), "rate of 0"), (dict(ramp=lambda s, w: 1.0), "off by|after the warm-up"),
         (dict(fall=lambda p: 1.0), "half a cosine"), (dict(fall=lambda p: 1 - p), "straight line"),
