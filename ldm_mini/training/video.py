@@ -196,6 +196,5 @@ class VideoRun(SecondStageRun):
 
 def _load(name):
     """A trained model of images or of films."""
-    stored = read_json(hub.find(name) / hub.CONFIG)
-    films = isinstance(stored, dict) and str(stored.get("class")).endswith("LatentVideoDiffusion")
+    films = str(read_json(hub.find(name) / hub.CONFIG).get("class")).endswith("LatentVideoDiffusion")
     return (LatentVideoDiffusion if films else LatentDiffusion).from_pretrained(name)

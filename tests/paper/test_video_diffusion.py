@@ -239,7 +239,7 @@ def test_words_of_its_own_come_behind_the_shared_ones():
 
 
 def test_mistakes():
-    with pytest.raises(ValueError, match="frames is 1 or more, got 0"):
+    with pytest.raises(ValueError, match="frames is a whole number from 1; got 0"):
         film_model(frames=0)
     with pytest.raises(ValueError, match="below 1, got 1.0"):
         film_model(noise_share=1.0)
