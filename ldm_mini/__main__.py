@@ -147,7 +147,7 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Lit
     films = task == "video"
     ldm = (LatentVideoDiffusion if films else LatentDiffusion).from_pretrained(model, device=device)
     if side := size or ldm.image_size:
-        o.check_memory(num, (side, side) if size else side, device)
+        o.check_memory(num * getattr(ldm, "frames", 1), (side, side) if size else side, device)
     loaded = time.monotonic()
     options = {"steps": steps, "sampler": _with_bar(sampler, steps), "seed": seed, "negative": negative}
     if guidance_scale is not None:
@@ -158,16 +158,17 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Lit
         keys = getattr(ldm.conditioner, "keys", ())
         if not keys and guidance_scale not in (None, 1):
             warnings.warn("a model without conditions has nothing to be guided by: --guidance-scale has no effect.")
+        batch = words or ({"caption": [""] * num} if keys else {})
         if films:
-            images = ldm.sample(film_inputs(ldm, words or {"caption": [""] * num}, num, size, image, mask), size=size,
-                                **options)
+            tell_contradictions(batch)
+            batch = film_inputs(ldm, batch, num, size, image, mask)
+            images = ldm.sample(batch or None, num=num, size=size, **options)
         elif (task, image, mask) == (None, None, None):
             if keys and "caption" not in keys and not words.keys() & {*keys}:
                 way = "--class" if "class" in keys else "--task"
                 raise ValueError(f"this model reads {', '.join(keys)}: give {way}.")
-            batch = words or ({"caption": [""] * num} if keys else None)
-            tell_contradictions(batch or {})
-            images = ldm.sample(batch, num=num, size=size, **options)
+            tell_contradictions(batch)
+            images = ldm.sample(batch or None, num=num, size=size, **options)
         else:
             images = run_task(ldm, task, model, num, size, image, mask, words or None, **options)
     files = save_film(images, out) if films else [save_grid(images, out, columns=min(num, 8))]

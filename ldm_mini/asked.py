@@ -1,13 +1,14 @@
 """What a person hands over is looked at once, here: sizes, numbers, pictures, and what of a batch has no effect."""
 
 import math
-from numbers import Integral
+from operator import index
 
 from torch import Tensor
 
 LARGEST = 20.0                  # no image in [-1, 1] reaches it, nor does any noise added to one
 SCENE_KEYS = ("image", "caption", "class", "style", "background", "labels", "colors", "boxes", "semantic", "lowres",
-              "mask", "seed", "latent", "masked_latent")                        # of a batch of `scenes.data`
+              "mask", "seed", "latent", "masked_latent", "video", "motion", "first_latent")     # of `scenes`' batches
+ENCODED = {"masked_latent": "mask", "first_latent": "first"}    # pictures encoded ahead: who reads the key, reads them
 
 
 def at_least(least: int, who: str, **values) -> None:
@@ -26,37 +27,45 @@ def between(low: float, high: float, who: str, **values) -> None:
 
 def whole(name: str, value, low: int, high: float = math.inf) -> int:
     """The whole number from low to high that it is. Raises ValueError for any other thing."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or not low <= value <= high:
+    try:
+        number = None if isinstance(value, bool) else index(value)              # also of NumPy's and torch's
+    except TypeError:
+        number = None
+    if number is None or not low <= number <= high:
         raise ValueError(f"{name} is a whole number from {low}{'' if high == math.inf else f' to {high}'}; got "
                          f"{value!r:.80}.")
-    return int(value)
+    return number
 
 
 def pair(size) -> tuple[int, int]:
     """(height, width) of a side or a pair. Raises ValueError for what is neither."""
-    sides = [size, size] if isinstance(size, Integral) else size
-    if not isinstance(sides, (tuple, list)) or len(sides) != 2:
+    try:
+        sides = tuple(size)
+    except TypeError:
+        sides = (size, size)
+    if len(sides) != 2:
         raise ValueError(f"a size is a side or (height, width), in pixels; got {size!r:.80}.")
     return whole("a side", sides[0], 1), whole("a side", sides[1], 1)
 
 
-def check_pictures(what: str, x: Tensor) -> Tensor:
-    """The pictures, if they are (B,3,H,W), floats in [-1,1] or little beyond: a network makes something of any range.
+def check_pictures(what: str, x: Tensor, channels: int | None = 3) -> Tensor:
+    """The pictures, if they are (B,C,H,W), floats in [-1,1] or little beyond: a network makes something of any range.
 
-    Raises ValueError; of values on a CPU only, for on a GPU to look is to wait.
+    channels: C; None = any. Raises ValueError; of values on a CPU only, for on a GPU to look is to wait.
     """
-    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
+    if not isinstance(x, Tensor) or x.ndim != 4 or channels not in (None, x.shape[1]) or not x.is_floating_point():
         got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
     elif x.device.type == "cpu" and x.numel() and not (most := x.detach().abs().amax()) <= LARGEST:
         got = f"values up to {most:.3g}"
     else:
         return x
-    raise ValueError(f"{what} must be pictures (B,3,H,W), floats from -1 to 1 (bytes: x / 127.5 - 1); got {got}.")
+    raise ValueError(f"{what} must be pictures (B,{channels or 'C'},H,W), floats from -1 to 1 (bytes: x / 127.5 - 1); "
+                     f"got {got}.")
 
 
 def check_first_stage(part) -> None:
     """Raise ValueError for what is no first stage; a LatentDiffusion, which scales what it encodes, is none."""
-    if not hasattr(part, "decode") or hasattr(part, "net"):
+    if not hasattr(part, "encode") or hasattr(part, "denoiser"):
         raise ValueError("a first stage is wanted, such as an Autoencoder or ldm.autoencoder; got a "
                          f"{type(part).__name__}.")
 
@@ -67,12 +76,12 @@ def not_read(conditioner, batch: dict, negative: dict, guidance_scale: float) ->
     A data set's batch may tell more of its scenes than is read.
     """
     reads = list(getattr(conditioner, "keys", ()))
-    parts = [part for part in getattr(conditioner, "parts", ()) if part.keys and hasattr(part, "remarks")]
+    parts = [part for part in getattr(conditioner, "parts", ()) if hasattr(part, "remarks") and part.keys]
     said = [remark for one in (batch, negative) for part in parts if part.present(one) for remark in part.remarks(one)]
     for one in (batch, negative):
-        known = SCENE_KEYS if one.keys() & {"image", "latent", "seed"} else ()
+        known = SCENE_KEYS if one.keys() & {"image", "video", "latent", "seed"} else ()
         said += [f"this model does not read {key!r}: it has no effect. It reads {', '.join(reads) or 'nothing'}."
-                 for key in one if key not in reads and key not in known]
+                 for key in one if ENCODED.get(key, key) not in reads and key not in known]
         for part in parts:
             half = sorted(one.keys() & {*part.keys} - {"image"})
             if half and not part.present(one):

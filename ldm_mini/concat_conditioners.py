@@ -149,7 +149,7 @@ class InpaintConditioner(ConcatConditioner):
 
         The mask's sides are mask_fold times the latent's.
         """
-        image, mask = check_pictures('batch["image"]', self._read(batch, "image")), self._read(batch, "mask")
+        image, mask = check_pictures('batch["image"]', self._read(batch, "image"), None), self._read(batch, "mask")
         if not isinstance(mask, Tensor) or mask.shape != (len(image), 1, *image.shape[-2:]) or (
                 mask.is_cpu and not ((0 <= mask) & (mask <= 1)).all()):
             got = f"{tuple(mask.shape)} up to {mask.max():.3g}" if isinstance(mask, Tensor) else type(mask).__name__

@@ -73,7 +73,7 @@ def make_denoiser(net, schedule, cond, null=None, guidance_scale=1.0, prediction
     clip_x0: keep x0 in [-clip_x0, clip_x0] and let eps agree; for pixels. Latents have no bounds.
     """
     guided = guidance_scale != 1
-    if not isinstance(guidance_scale, Real) or not math.isfinite(guidance_scale):
+    if not isinstance(guidance_scale, (Real, Tensor)) or not math.isfinite(guidance_scale):
         raise ValueError(f"guidance_scale must be a number, got {guidance_scale!r}.")
     if guided and null is None:
         raise ValueError(f"guidance_scale={guidance_scale} needs `null`: give conditioner.null(batch), or scale 1.")

@@ -49,14 +49,20 @@ class DiTConfig:
                  num_classes=self.num_classes, vector_dim=self.vector_dim, context_dim=self.context_dim)
         if self.context not in ("cross", "tokens"):
             raise ValueError(f'DiTConfig: context is "cross" or "tokens", got {self.context!r}.')
-        if self.width % 4 and self.positions:
-            raise ValueError(f"DiTConfig: the position code is sine and cosine of row and column, so width is a "
-                             f"multiple of 4; got {self.width}.")
+        if self.positions:
+            check_width("DiTConfig", self.width)
 
     @property
     def min_factor(self) -> int:
         """Height and width of the input must be multiples of this."""
         return self.patch_size
+
+
+def check_width(who: str, width: int) -> None:
+    """Raise ValueError for a width that `position_code` cannot have."""
+    if width % 4:
+        raise ValueError(f"{who}: the position code is sine and cosine of row and column, so width is a multiple of 4; "
+                         f"got {width}.")
 
 
 class DiT(nn.Module):

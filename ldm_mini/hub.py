@@ -50,7 +50,7 @@ def describe(part):
         return part.tolist() if isinstance(part, Tensor) else part
     # a class by its place in ldm_mini, and each argument of its constructor
     kind = type(part)
-    if not _is_ours(kind):
+    if not is_ours(kind):
         return {"foreign": kind.__name__}
     described = {"class": f"{kind.__module__}.{kind.__name__}".removeprefix(f"{__package__}.")}
     for name, argument in signature(kind).parameters.items():
@@ -93,10 +93,11 @@ def _find_class(name: str) -> type | None:
         found = getattr(import_module(f"{__package__}.{file}"), kind)
     except (ImportError, AttributeError, ValueError):
         return None
-    return found if _is_ours(found) and found.__module__ == f"{__package__}.{file}" else None
+    return found if is_ours(found) and found.__module__ == f"{__package__}.{file}" else None
 
 
-def _is_ours(kind) -> bool:
+def is_ours(kind) -> bool:
+    """Whether it is a network or a dataclass of ldm_mini."""
     return (isinstance(kind, type) and kind.__module__.startswith(f"{__package__}.")
             and (issubclass(kind, nn.Module) or is_dataclass(kind)))
 

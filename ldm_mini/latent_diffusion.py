@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from . import hub
 from .asked import check_first_stage, not_read, pair, whole
-from .cond import Cond, NotRead, batch_size, to_device
+from .cond import Cond, Conditioner, NotRead, batch_size, to_device
 from .diffusion import PREDICTIONS, diffusion_loss, draw_noise, draw_timesteps, make_denoiser
 from .hub import SHARD_BYTES
 from .samplers import SAMPLERS
@@ -38,8 +38,8 @@ class LatentDiffusion(nn.Module):
         super().__init__()
         # a schedule adds noise, a first stage decodes, a network does neither
         if not (hasattr(schedule, "add_noise") and (autoencoder is None or hasattr(autoencoder, "decode"))) or (
-                hasattr(net, "add_noise") or hasattr(net, "decode") or hasattr(net, "null") or not callable(net)) or (
-                conditioner is not None and not hasattr(conditioner, "null")):
+                hasattr(net, "add_noise") or hasattr(net, "decode") or isinstance(net, Conditioner)) or (
+                not callable(net) or conditioner is not None and not hasattr(conditioner, "null")):
             got = ", ".join(type(part).__name__ for part in (autoencoder, net, schedule, conditioner))
             raise ValueError(f"LatentDiffusion(autoencoder, net, schedule, conditioner) in this order; got {got}.")
         if prediction not in PREDICTIONS:
@@ -246,7 +246,8 @@ class LatentDiffusion(nn.Module):
         net, autoencoder, conditioner: parts of your own classes, which no config describes; they get their weights.
         """
         parts = {"net": net, "autoencoder": autoencoder, "conditioner": conditioner}
-        return hub.load(name_or_folder, cls.__name__, device, **parts)
+        ours = next(kind for kind in cls.__mro__ if hub.is_ours(kind))          # of a class of your own: its base
+        return hub.load(name_or_folder, ours.__name__, device, **parts)
 
 
 def latent_scale(autoencoder, batches, limit: int = 64) -> float:

@@ -8,8 +8,9 @@ The step with two optimizers is built in notebook 05, the second stage in notebo
 """
 
 import math
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -218,7 +219,7 @@ def train_autoencoder(state: TrainState, batches, steps: int, *, perceptual=None
     If the state has no adversary and the loss wants one, it gets LDM's, at the same learning rate.
     """
     weights = FirstStageLoss(**weights)
-    _check_model(state, "last_layer", "an Autoencoder")
+    _check_model(state, lambda model: hasattr(model, "last_layer"), "an Autoencoder")
     if weights.disc_weight and state.adversary is None:
         critic = PatchDiscriminator(state.model.config.in_channels).to(state.device)
         state.adversary = TrainState(critic, state.lr, betas=(0.5, 0.9), weight_decay=0.0, grad_clip=state.grad_clip,
@@ -261,7 +262,7 @@ def train_diffusion(state: TrainState, batches, steps: int, *, warmup: int = 0, 
     batches: dicts with "latent" (B,c,h,w) from `cache_latents`, or "image", and whatever the conditioner reads.
     t_power: of `LatentDiffusion.loss`; above 1, high noise is practised more.
     """
-    _check_model(state, "loss", "a LatentDiffusion")
+    _check_model(state, lambda model: signature(model.forward).bind({}, t_power=t_power), "a LatentDiffusion")
     objective = state.wrap(state.model)                         # its forward is its loss
     state.model.train()
     for batch in _until(state, batches, steps):
@@ -282,12 +283,14 @@ def images_of(batch) -> Tensor:
     return images
 
 
-def _check_model(state: TrainState, has: str, what: str) -> None:
-    """Raise ValueError for a state of a model that this loop does not train."""
+def _check_model(state: TrainState, fits, what: str) -> None:
+    """Raise ValueError for a state of a model that this loop does not train; it may well be one of your own."""
     model = getattr(state, "model", None)
-    if not hasattr(type(model), has):
-        raise ValueError(f"this loop trains the TrainState of {what}; got a {type(state).__name__}"
-                         + (f" of a {type(model).__name__}." if isinstance(state, TrainState) else "."))
+    with suppress(AttributeError, TypeError):
+        if fits(model):
+            return
+    raise ValueError(f"this loop trains the TrainState of {what}; got a {type(state).__name__}"
+                     + (f" of a {type(model).__name__}." if isinstance(state, TrainState) else "."))
 
 
 def _until(state: TrainState, batches, steps: int):

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .asked import at_least
 from .attention import Attention
 from .blocks import ResBlock, TimeEmbedding, timestep_embedding, zeroed
 from .cond import Cond, check_net_inputs
-from .dit import EPS, TIME_CODE, DiTBlock, position_code
+from .dit import EPS, TIME_CODE, DiTBlock, check_width, position_code
 from .unet import UNet, UNetConfig
 
 
@@ -128,6 +129,12 @@ class VideoDiTConfig:
     context_dim: int | None = None              # width of context tokens
     vector_dim: int | None = None               # of a vector that is added to the time
     concat_channels: int = 0                    # channels of cond.concat
+
+    def __post_init__(self):
+        at_least(1, "VideoDiTConfig", in_channels=self.in_channels, patch_size=self.patch_size,
+                 patch_frames=self.patch_frames, width=self.width, depth=self.depth, num_heads=self.num_heads,
+                 input_size=self.input_size, context_dim=self.context_dim, vector_dim=self.vector_dim)
+        check_width("VideoDiTConfig", self.width)
 
     @property
     def min_factor(self) -> int:

@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from .asked import whole
 from .cond import Cond, Conditioner, batch_size
 from .diffusion import draw_noise, to_x0_eps
 from .latent_diffusion import LatentDiffusion
@@ -29,10 +30,9 @@ class LatentVideoDiffusion(LatentDiffusion):
     def __init__(self, autoencoder, net, schedule, conditioner=None, prediction: str = "eps", p_uncond: float = 0.1,
                  scale_factor: float = 1.0, image_size=None, frames: int = 8, noise_share: float = 0.0):
         super().__init__(autoencoder, net, schedule, conditioner, prediction, p_uncond, scale_factor, image_size)
-        if frames < 1 or not 0 <= noise_share < 1:
-            raise ValueError(f"frames is 1 or more, got {frames}; noise_share is at least 0 and below 1, got "
-                             f"{noise_share}.")
-        self.frames, self.noise_share = frames, noise_share
+        if not 0 <= noise_share < 1:
+            raise ValueError(f"noise_share is at least 0 and below 1, got {noise_share}.")
+        self.frames, self.noise_share = whole("frames", frames, 1), noise_share
 
     def clean_latent(self, batch: dict) -> Tensor:
         """The scaled latents z0 (B,C,F,h,w) of a batch's "latent", "video" or "image"."""
@@ -91,6 +91,9 @@ def keep_first(denoise, first: Tensor, schedule):
     al. 2022, sec. 3.1).
     """
     def kept(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        if first.shape[-2:] != x_t.shape[-2:]:
+            raise ValueError(f"the first frame's latent is {tuple(first.shape)}, the film's is {tuple(x_t.shape)}: "
+                             "give a frame of the film's size.")
         x0, _ = denoise(x_t, t)
         x0 = torch.cat([first.to(x0), x0[:, :, 1:]], dim=2)
         return to_x0_eps("x0", x0, x_t, schedule.alpha(t, x_t.ndim), schedule.sigma(t, x_t.ndim))
@@ -145,11 +148,12 @@ class FirstFrameConditioner(Conditioner):
         sides = (side // factor for side in like.shape[-2:])
         return Cond(concat=like.new_zeros(batch_size(batch), self.concat_channels, frames, *sides))
 
-    def image_size(self, batch: dict) -> tuple[int, int]:
+    def image_size(self, batch: dict) -> tuple[int, int] | None:
         """The first frame's."""
-        if "first" in batch:
-            return tuple(batch["first"].shape[-2:])
-        return tuple(side * self.downsample_factor for side in batch["first_latent"].shape[-2:])
+        if not self.present(batch):
+            return None
+        key, factor = ("first", 1) if "first" in batch else ("first_latent", self.downsample_factor)
+        return tuple(side * factor for side in batch[key].shape[-2:])
 
 
 class FilmText(TextTransformer):

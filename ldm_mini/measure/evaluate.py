@@ -136,7 +136,10 @@ def run_evaluate(model: str = "emoji-scenes", task: str | None = None, *, num: i
             raise ValueError(f"{model} is a first stage alone: it has no tasks, so leave out --task {task}.")
         autoencoder = hub.load_autoencoder(folder, device=device)
     elif stored.get("class") == "video_diffusion.LatentVideoDiffusion":
+        if task is not None:
+            raise ValueError(f"{model} makes films, which have one table: leave out --task {task}.")
         ldm = LatentVideoDiffusion.from_pretrained(folder, device=device)
+        config = replace(config, max_objects=min(2, config.max_objects))        # a film has no more
         autoencoder, films = ldm.autoencoder, FilmConfig(config, ldm.frames)
         report["films"] = [
             {"split": split, "n": num, "steps": steps, **evaluate_films(

@@ -1,6 +1,7 @@
 """Your own pictures: any file to a square array, its caption from the text file beside it, a data set of a folder."""
 
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +109,7 @@ class ImageFolderDataset(Dataset):
     """
 
     def __init__(self, folder, size: int = 64):
-        if not isinstance(size, int) or size < LOWRES_FACTOR or size % LOWRES_FACTOR:
+        if not isinstance(size, Integral) or size < LOWRES_FACTOR or size % LOWRES_FACTOR:
             raise ValueError(f"ImageFolderDataset: size must be a positive multiple of {LOWRES_FACTOR}, got {size!r}.")
         self.size = size
         # neither macOS' shadows nor JupyterLab's copies

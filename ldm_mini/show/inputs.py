@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..files import read_json
 from ..hub import CONFIG, find
-from ..scenes.captions import parse_caption
 from ..scenes.data import scene_batches, to_tensor
+from ..scenes.films import parse_film
 from ..scenes.own_pictures import opened, plain_item, read_hole, read_square
 from ..scenes.scene import LOWRES_FACTOR, SceneConfig, scenes_of, scenes_to_test
 from ..scenes.vocabulary import NOUNS, SEMANTIC, STUFF
@@ -67,7 +67,7 @@ def contradictions(batch: dict) -> list[str]:
     said = []
     for i, caption in enumerate(batch.get("caption", ())):
         try:
-            nouns = [noun for noun, _ in parse_caption(caption).objects]
+            nouns = [noun for noun, _ in parse_film(caption)[0].objects]        # a picture's moves nothing
         except ValueError:                                      # a caption of one's own, that the grammar cannot read
             continue
         told = {}

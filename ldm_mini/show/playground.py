@@ -95,7 +95,8 @@ class Playground(anywidget.AnyWidget):
             with warnings.catch_warnings(record=True) as heard:  # such as a condition without effect
                 warnings.simplefilter("always")
                 tell_contradictions(told)
-                drawn = self.model.sample(told, steps=self.steps, guidance_scale=self.guidance, seed=seed).cpu()
+                drawn = self.model.sample(told or None, num=1, steps=self.steps, guidance_scale=self.guidance,
+                                          seed=seed).cpu()
         except (ValueError, RuntimeError) as error:              # such as a size that the model does not know
             self.message = f"The model says: {error}"
             return
@@ -135,7 +136,7 @@ class Playground(anywidget.AnyWidget):
     def batch(self) -> dict:
         """What the model is told: only what the page says; where that is nothing, that there is no wish."""
         nothing = {"class": torch.tensor([-1])} if self.reads == ["class"] else {"caption": [""]}
-        return self._wish() or nothing
+        return self._wish() or (nothing if self.reads else {})
 
     def _wish(self) -> dict:
         told = {}

@@ -23,9 +23,9 @@ REFUSED = set("""
     Formatter ForwardRef Path attrgetter backend_registration builtins checking checks collect_env compile copyreg
     cpp_extension ctypes ctypeslib distributed editions f2py f_back f_builtins f_code f_globals f_locals from_file
     from_pretrained frombuffer fromfile fx gc generate_methods_for_privateuse1_backend get_ipython get_type_hints
-    gi_code gi_frame globals hub importlib input inspect io jit library load load_library loadtxt locals make_dataclass
-    memmap methodcaller multiprocessing open ops os overrides package pathlib pickle pty read_array
-    register_module_backward_hook
+    gi_code gi_frame globals hub importlib input inspect io jit library load load_autoencoder load_library
+    load_or_train load_safetensors load_weights loadtxt locals make_dataclass memmap methodcaller multiprocessing open
+    ops os overrides package pathlib pickle pty read_array read_weights register_module_backward_hook
     register_module_buffer_registration_hook register_module_forward_hook register_module_forward_pre_hook
     register_module_full_backward_hook register_module_full_backward_pre_hook register_module_module_registration_hook
     register_module_parameter_registration_hook save savetxt savez serialization set_default_device set_default_dtype

@@ -81,6 +81,8 @@ def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None, star
 def defaults(recipe) -> dict:
     """What nobody says of such a recipe: all of its settings that have a default."""
     given = {field.name: field.default for field in fields(recipe) if field.default is not MISSING}
+    if getattr(recipe, "net", None) == "unet":
+        given["dit"] = recipe.dit                               # of a network that it has not: any size will do
     return {name: value for name, value in asdict(replace(recipe, **given)).items() if name in given}
 
 

@@ -128,18 +128,16 @@ class TextRecipe:
 
 @dataclass(frozen=True)
 class VideoRecipe(DiffusionRecipe):
-    """Films: `latents` of them; after the paper. What it begins as has the same U-Net and words."""
+    """Films: `latents` of them; after the paper. What it begins as has the same U-Net and words.
+
+    net: "unet", an inflated image U-Net; or "dit", a transformer on space and time, whose depth counts pairs of blocks.
+    """
 
     frames: int = 8
-    net: str = "unet"                           # an inflated image U-Net; "dit": a transformer on space and time
     frozen: bool = False                        # of the U-Net only time is learned
     noise_share: float = 0.0                    # of the noise's variance, in common to all frames
     image_every: int | None = 5                 # each so many steps, pictures; None: films alone
     pictures: int = 6_000                       # scenes encoded for these steps
-    dit_width: int = 192
-    dit_pairs: int = 3                          # of blocks: one over space, one over time
-    dit_heads: int = 6
-    dit_patch: int = 1
 
     @property
     def films(self) -> FilmConfig:
@@ -308,6 +306,7 @@ TEXTS = {r.name: r for r in (TextRecipe("small", SMALL_SCENES), TextRecipe("spee
 # Not yet trained. On one core with bfloat16 a step takes 1.4 CPU-seconds of films, 1.1 of pictures.
 SMALL_VIDEO = VideoRecipe(**{
     **vars(SMALL_DIFFUSION), "name": "small", "scenes": replace(FILM_SCENES, size=128), "easy": None,
+    "dit": DiTSizes(depth=3),
     "parts": ("text", "class"), "p_drop_each": 0.1, "p_single": 0.5, "text_practice": 3.0, "text_lr": 0.5,
     "latents": 6_000, "steps": 5_000, "batch_size": 8, "lr": 1e-3, "muon_lr": 3e-3, "decay": "cosine",
     "sample_captions": ("a red apple moves to the right on a blue background", "a yellow star grows at night",
@@ -319,7 +318,7 @@ SMALL_DIT_VIDEO = replace(SMALL_VIDEO, name="small_dit", net="dit", text_practic
 
 MICRO_VIDEO = VideoRecipe(**{
     **vars(MICRO_DIFFUSION), "name": "micro", "frames": 3, "p_single": 0.5, "latents": 16, "pictures": 16,
-    "image_every": 3, "steps": 20, "dit_width": 16, "dit_pairs": 1, "dit_heads": 2,
+    "image_every": 3, "steps": 20, "dit": DiTSizes(width=16, depth=1, num_heads=2),
     "sample_captions": ("an apple moves up", "a red star grows")})
 
 VIDEOS = {r.name: r for r in (SMALL_VIDEO, SMALL_DIT_VIDEO, MICRO_VIDEO)}

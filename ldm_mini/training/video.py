@@ -34,6 +34,8 @@ def build_video(recipe, autoencoder, scale_factor: float = 1.0) -> LatentVideoDi
              "class": lambda: ClassConditioner(len(NOUNS), r.text_width, r.text_width if r.vector else None)}
     if "text" not in r.parts or set(r.parts) - set(parts):
         raise ValueError(f'the recipe: films are told by "text", and maybe "class"; got {r.parts}.')
+    if r.net not in ("unet", "dit"):
+        raise ValueError(f'the recipe: net is "unet" or "dit", got {r.net!r}.')
     frame = FirstFrameConditioner(first.latent_channels, first.downsample_factor)
     often = {"text": r.text_practice, "class": 1.0}
     conditioner = CombinedConditioner([*(parts[name]() for name in r.parts), frame], r.p_drop_each, r.p_single,
@@ -41,8 +43,8 @@ def build_video(recipe, autoencoder, scale_factor: float = 1.0) -> LatentVideoDi
     inputs = dict(context_dim=r.text_width, vector_dim=r.text_width if r.vector else None,
                   concat_channels=frame.concat_channels)
     if r.net == "dit":
-        net = VideoDiT(VideoDiTConfig(first.latent_channels, r.dit_patch, 1, r.dit_width, r.dit_pairs, r.dit_heads,
-                                      r.scenes.size // first.downsample_factor, **inputs))
+        net = VideoDiT(VideoDiTConfig(first.latent_channels, r.dit.patch_size, 1, r.dit.width, r.dit.depth,
+                                      r.dit.num_heads, r.scenes.size // first.downsample_factor, **inputs))
     else:
         net = VideoUNet(UNetConfig(first.latent_channels, channels=r.channels, channel_mults=r.channel_mults,
                                    num_res_blocks=r.num_res_blocks, attn_levels=r.attn_levels, head_dim=r.head_dim,
@@ -196,6 +198,5 @@ class VideoRun(SecondStageRun):
 
 def _load(name):
     """A trained model of images or of films."""
-    stored = read_json(hub.find(name) / hub.CONFIG)
-    films = isinstance(stored, dict) and str(stored.get("class")).endswith("LatentVideoDiffusion")
+    films = str(read_json(hub.find(name) / hub.CONFIG).get("class")).endswith("LatentVideoDiffusion")
     return (LatentVideoDiffusion if films else LatentDiffusion).from_pretrained(name)

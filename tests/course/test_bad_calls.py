@@ -1,5 +1,6 @@
 """What is handed over wrongly is refused where it is handed over, in one clear line; what has no effect is told."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -294,6 +295,93 @@ def test_it_is_refused_in_one_line(name):
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
+class OwnNet(nn.Module):
+    """A network that has its own row for "no condition"."""
+
+    def __init__(self):
+        super().__init__()
+        self.config, self.conv, self.null = UNetConfig(4), nn.Conv2d(4, 4, 3, padding=1), nn.Parameter(torch.zeros(4))
+
+    def forward(self, x, t, cond):
+        return self.conv(x)
+
+
+class OwnFirstStage(nn.Module):
+    """A first stage whose layers are called `net`."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Conv2d(3, 4, 1)
+        self.last_layer = self.net.weight
+
+    def encode(self, x, sample=False):
+        return self.net(x)
+
+    def decode(self, z):
+        return z[:, :3]
+
+    def forward(self, x):
+        return self.decode(self.net(x)), x.new_zeros(())
+
+
+class OwnLoss(nn.Module):
+    """What a training of diffusion calls: its forward is its loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside = model()
+
+    def forward(self, batch, t_power=1.0):
+        return self.inside(batch, t_power)
+
+
+class OwnDiffusion(LatentDiffusion):
+    """A subclass."""
+
+
+def drawn(ldm=None, **options):
+    return (ldm or model()).sample(**{"num": 2, "steps": 1, **options}).shape == (2, 4, 8, 8)
+
+
+def trained(whole):
+    return len(list(train_diffusion(TrainState(whole), [{"latent": X}], 1))) == 1
+
+
+def of_grey():
+    stage = Autoencoder(AutoencoderConfig(in_channels=1, channels=16, groups=4, num_res_blocks=1), KLBottleneck(3))
+    hole = InpaintConditioner(3, 4)
+    hole.use_first_stage(stage.eval())
+    return hole.encode({"image": PICTURES[:, :1], "mask": PICTURES[:, :1]}).concat.shape == (2, 4, 4, 4)
+
+
+TAKEN = {
+    "a network with a parameter `null`": lambda: drawn(LatentDiffusion(None, OwnNet(), SCHEDULE, image_size=8)),
+    "a first stage with layers `net`": lambda: latent_scale(OwnFirstStage(), [PICTURES + R(1)]) > 0,
+    "its latents": lambda: len(cache_latents(OwnFirstStage(), [{"image": PICTURES}], 2, ())) == 2,
+    "a first stage of one's own to train": lambda: len(list(train_autoencoder(
+        TrainState(OwnFirstStage()), [PICTURES], 1, perceptual_weight=0.0, disc_weight=0.0))) == 1,
+    "a model of one's own to train": lambda: trained(OwnLoss()),
+    "a wrapped model to train": lambda: trained(nn.DataParallel(model())),
+    "a hole in a grey picture": of_grey,
+    **{f"a {kind} of a number as {name}": lambda one={name: value}: drawn(**one) for name, value, kind in (
+        ("seed", torch.tensor(3), "tensor"), ("num", torch.tensor(2), "tensor"), ("size", torch.tensor(8), "tensor"),
+        ("size", np.array([8, 8]), "array"), ("size", torch.Size([8, 8]), "size"), ("num", np.int32(2), "NumPy"),
+        ("steps", torch.tensor(1), "tensor"), ("seed", np.uint8(3), "NumPy"))},
+    "a tensor as guidance": lambda: len(of_classes().sample({"class": [1]}, steps=1, guidance_scale=torch.tensor(2.0))),
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_what_is_of_ones_own_is_taken(name):
+    """A network is anything that can be called as one, a number anything that is one."""
+    assert TAKEN[name]()
+
+
+def test_a_subclass_reads_what_its_base_saved(tmp_path):
+    model().save_pretrained(tmp_path)
+    assert isinstance(OwnDiffusion.from_pretrained(tmp_path), LatentDiffusion)
+
+
 def test_maps_of_bytes_are_counted_as_numbers():
     maps = torch.full((1, 2, 2), 20, dtype=torch.uint8)
     assert mean_iou(maps, maps, 30) == {"miou": 1.0, "pixel_accuracy": 1.0}
@@ -319,6 +407,11 @@ def test_what_has_no_effect_is_told(sample, words):
 def test_what_is_said_of_captions_is_bounded():
     said = words().remarks(["x" * 20_000, *(f"blub{i} " * 50 for i in range(50))])
     assert len(said) < 80 and max(map(len, said)) < 200 and "43 more words" in " ".join(said)
+
+
+def test_what_is_encoded_ahead_is_read(recwarn):
+    of_all().sample({"masked_latent": X[:1, :3], "mask": torch.ones(1, 1, 8, 8)}, steps=1)
+    assert not [warning for warning in recwarn if issubclass(warning.category, NotRead)]
 
 
 def test_a_data_sets_batch_may_hold_more_than_is_read(recwarn):

@@ -107,6 +107,8 @@ def test_what_agrees_is_no_contradiction():
     agree = {"caption": ["a dog", "two red stars", "", "my own words"], "class": torch.tensor([18, -1, 3, 3]),
              "labels": torch.tensor([[18, -1], [5, 5], [1, 2], [3, 4]])}
     assert contradictions(agree) == []
+    moves = contradictions({"caption": ["a red apple moves up", "a dog grows"], "class": [18, 18]})
+    assert len(moves) == 1 and "moves up" in moves[0]
     more = contradictions({"caption": ["a dog", "two dogs"], "labels": torch.tensor([[18, 18], [18, -1]])})
     assert more == ['"a dog" names dog, the layout dog, dog: the model is told both.',
                     '"two dogs" names dog, dog, the layout dog: the model is told both.']

@@ -287,7 +287,9 @@ def test_the_gate_lets_every_solution_of_the_course_pass():
     "from ldm_mini import checks", "match x:\n    case A(): pass", "lambda __class__: 1", "f(__globals__=1)",
     "import string", "typing.get_type_hints(f)", "re.enum.EnumType", "functools.singledispatch(f)",
     "np.testing.measure", "torch.utils.set_module(torch, '')", "copy.copyreg", "np.lib.format.read_array(f)",
-    "import math as __import__", "_settable = 1", "torch.load(1)", "x.ctypes"])
+    "import math as __import__", "_settable = 1", "torch.load(1)", "x.ctypes", "LatentDiffusion.from_pretrained(1)",
+    "from ldm_mini.training import load_or_train", "training.launch.load_autoencoder(1)",
+    "from ldm_mini.files import load_safetensors", "from ldm_mini.released import read_weights"])
 def test_the_gate_refuses(code):
     with pytest.raises(gate.Refused):
         gate.gated(judging.ast.parse(code))

@@ -19,6 +19,8 @@ from ldm_mini.scenes.scene import TINY_SCENES, SceneConfig
 from ldm_mini.schedule import NoiseSchedule, cosine_betas
 from ldm_mini.text import TextTransformer
 from ldm_mini.unet import UNet, UNetConfig
+from ldm_mini.video import VideoUNet
+from ldm_mini.video_diffusion import LatentVideoDiffusion
 
 SCENES = SceneConfig(max_objects=2)
 
@@ -155,6 +157,18 @@ def test_simple_scenes_are_of_the_models_size(saved, monkeypatch):
         evaluate.run_evaluate(str(saved / "ldm"), num=8, device="cpu", simple=simple)
     size = asked[0].size
     assert asked[-1] == replace(TINY_SCENES, size=size) and asked[0].nouns != asked[-1].nouns
+
+
+def test_a_film_model_without_a_card_has_films_of_two_things(saved, tmp_path, monkeypatch):
+    source, asked = LatentDiffusion.from_pretrained(saved / "ldm"), []
+    LatentVideoDiffusion(source.autoencoder, VideoUNet(source.net.config), source.schedule, source.conditioner,
+                         image_size=64, frames=2).save_pretrained(tmp_path)
+    monkeypatch.setattr(evaluate, "evaluate_films", lambda ldm, films, *rest: asked.append(films) or {})
+    monkeypatch.setattr(evaluate, "markdown", lambda report: "")
+    evaluate.run_evaluate(str(tmp_path), num=8, device="cpu")
+    assert [(films.frames, films.scenes.max_objects) for films in asked] == [(2, 2)] * 2
+    with pytest.raises(ValueError, match="leave out --task text"):
+        evaluate.run_evaluate(str(tmp_path), "text", num=8, device="cpu")
 
 
 def test_run_evaluate_by_class_and_first_stage_alone(saved):

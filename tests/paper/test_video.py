@@ -169,6 +169,12 @@ def test_the_transformer_alternates_space_and_time():
     assert heard().all()
 
 
+def test_sizes_that_cannot_be_are_refused_at_once():
+    for one, words in ({"width": 18}, "multiple of 4; got 18"), ({"depth": 0}, "depth must be at least 1"):
+        with pytest.raises(ValueError, match=words):
+            replace(DIT, **one)
+
+
 @pytest.mark.parametrize("net", [VideoUNet(UNET), VideoDiT(DIT)], ids=["unet", "dit"])
 def test_what_does_not_fit_is_refused(net):
     x, cond = film()

@@ -239,7 +239,7 @@ def test_words_of_its_own_come_behind_the_shared_ones():
 
 
 def test_mistakes():
-    with pytest.raises(ValueError, match="frames is 1 or more, got 0"):
+    with pytest.raises(ValueError, match="frames is a whole number from 1; got 0"):
         film_model(frames=0)
     with pytest.raises(ValueError, match="below 1, got 1.0"):
         film_model(noise_share=1.0)
@@ -247,3 +247,17 @@ def test_mistakes():
         film_model().loss(dict(CLASSES))
     with pytest.warns(NotRead, match="does not read 'caption'"):
         film_model().sample({**CLASSES, "caption": ["a", "b"]}, steps=1)
+    with pytest.raises(ValueError, match="give a frame of the film's size"):
+        film_model().sample({**CLASSES, "first": torch.zeros(2, 3, 16, 16)}, steps=1)
+    alone = LatentVideoDiffusion(None, VideoUNet(replace(UNET, in_channels=3, context_dim=None, concat_channels=4)),
+                                 SCHEDULE, FirstFrameConditioner(3, 1), image_size=8, frames=2)
+    with pytest.raises(ValueError, match=r"reads batch\['first'\]"):
+        alone.sample({"video": torch.zeros(2, 3, 2, 8, 8)}, steps=1)
+
+
+def test_a_film_batch_may_hold_more_than_is_read(recwarn):
+    """Whole batches of the data set, or of the cache."""
+    films = {**CLASSES, "video": torch.zeros(2, 3, 4, 32, 32), "motion": [0, 1], "seed": [3, 4], "caption": ["a", "b"]}
+    film_model().sample(films, steps=1)
+    film_model(joined=5).sample({**CLASSES, "first_latent": torch.zeros(2, 4, 8, 8)}, steps=1)
+    assert not [warning for warning in recwarn if issubclass(warning.category, NotRead)]

@@ -108,7 +108,7 @@ def test_pixels_there_and_back():
 def test_folder_of_pictures(tmp_path):
     save(tmp_path, "b/red.jpg"), save(tmp_path, "a.png", (0, 0, 255))
     (tmp_path / "notes.md").write_text("not a picture")
-    data = ImageFolderDataset(tmp_path, 16)
+    data = ImageFolderDataset(tmp_path, np.int64(16))
     batch = collate([data[i] for i in range(len(data))])
     assert len(data) == 2 and batch["caption"] == ["", ""] and format_of(batch) == scene_format(16)
     assert to_uint8(batch["image"])[0, 8, 8].tolist() == [0, 0, 255]

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,8 +19,8 @@ from accelerate.tracking import GeneralTracker
 from ldm_mini.files import load_safetensors, save_safetensors
 from ldm_mini.train import FirstStageLoss, Log
 from ldm_mini.training import runs
-from ldm_mini.training.launch import train_stage
-from ldm_mini.training.recipes import AUTOENCODERS, DIFFUSIONS, TEXTS
+from ldm_mini.training.launch import defaults, train_stage
+from ldm_mini.training.recipes import AUTOENCODERS, DIFFUSIONS, TEXTS, DiTSizes
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = FirstStageLoss(perceptual_weight=0.0, disc_weight=0.0)
@@ -282,6 +282,15 @@ def test_a_run_of_a_time_without_some_setting_goes_on_if_that_is_at_its_default(
     with pytest.raises(ValueError, match=r"grad_clip was 1\.0 and is 2\.0"):
         train_stage("text", replace(recipe, grad_clip=2.0), out, resume=True, **EVERY)
     assert train_stage("text", recipe, out, resume=True, **EVERY)
+
+
+@pytest.mark.parametrize("name", DIFFUSIONS)
+def test_a_run_of_a_time_without_transformers_goes_on(name):
+    """Its recipe knows of no `net` and of no sizes of another one."""
+    recipe = DIFFUSIONS[name]
+    said, unsaid = asdict(recipe), defaults(recipe)
+    assert {key: unsaid[key] for key in ("net", "dit")} == {"net": "unet", "dit": said["dit"]}
+    assert defaults(replace(recipe, net="dit"))["dit"] == asdict(DiTSizes())
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoints(tmp_path):

@@ -93,6 +93,8 @@ def test_what_cannot_be_begun_from_is_refused(first, image_model):
         start_video(image_model, build_video(MICRO, build.build_autoencoder(AUTOENCODERS["micro"])))
     with pytest.raises(ValueError, match='told by "text", and maybe "class"'):
         build_video(replace(MICRO, parts=("text", "lowres")), first)
+    with pytest.raises(ValueError, match='"unet" or "dit", got .mamba'):
+        build_video(replace(MICRO, net="mamba"), first)
 
 
 def test_words_of_motion_come_behind_the_tokenizers_own(first):
