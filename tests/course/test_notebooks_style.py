@@ -43,20 +43,6 @@ FORBIDDEN = r"^%%(time|capture)|%matplotlib|^\s*#.*NBVAL_|warnings\.(simplefilte
 COLUMNS = 88  # of code, so that a laptop's window shows whole lines
 MACHINE = r"/(?:home|root|Users|tmp|work)/[\w.]+|[A-Z]:\\\\?Users"
 OWN_SHARE = 0.15  # of the lines of code that are not folded away: what the learner writes
-NOT_YET = (  # notebooks in which it is less
-    "06_diffusion_mathematics",
-    "07_unet",
-    "08_samplers",
-    "09_latent_diffusion",
-    "10_meaning_as_condition",
-    "11_pictures_as_condition",
-    "12_layouts_and_all_at_once",
-    "13_does_attention_know_where",
-    "14_flow_matching",
-    "15_diffusion_transformer",
-    "17_the_real_thing",
-    "18_bug_clinic",
-)
 
 
 def text_of(output):
@@ -187,8 +173,7 @@ def own_share(nb):
     return lines(own for source in shown for _, own in REGION.findall(source)) / lines(shown)
 
 
-@pytest.mark.parametrize("path", [path for path in NOTEBOOKS[1:] if path.stem not in NOT_YET],
-                         ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS[1:], ids=lambda path: path.stem)
 def test_a_learner_meets_ideas_and_writes_code(path):
     """Where less is the learner's: fold the cells that only draw (tag hide-input), or ask for more."""
     assert own_share(nbformat.read(path, as_version=4)) >= OWN_SHARE
