@@ -66,7 +66,7 @@ def fit(module: nn.Module, names: dict, tensors: dict[str, Tensor], constants: d
                         f"missing: {some(missing)}\nunknown: {some(unknown)}\n"
                         f"wrong shape: {some(list(dict.fromkeys(shapes)))}")
     if bad := sorted(key for key, value in found.items() if own[key].is_floating_point() and not (
-            value.is_floating_point() and value.isfinite().all())):
+            value.is_floating_point() and (value.is_meta or value.isfinite().all()))):
         raise FileError(f"of the weights for this {type(module).__name__}, these are whole numbers or not finite: "
                         f"{some(bad)}.")
     # the tensors themselves become the weights: no copy

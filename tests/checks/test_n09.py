@@ -13,6 +13,8 @@ from ldm_mini.diffusion import diffusion_loss, make_denoiser
 from ldm_mini.latent_diffusion import LatentDiffusion
 from ldm_mini.latent_diffusion import latent_scale as library_scale
 from ldm_mini.samplers import ddim, dpm_solver
+from ldm_mini.training.build import build_autoencoder
+from ldm_mini.training.recipes import AUTOENCODERS
 
 
 def loss(autoencoder, net, schedule, x, t, eps, factor, *, grad=False, scale=lambda s: s, quantize=False,
@@ -109,6 +111,8 @@ def trainable(autoencoder, net):
     return [p for p in all_of(autoencoder, net) if p.requires_grad]
 
 
+FIRST_STAGE = build_autoencoder(AUTOENCODERS["micro"])
+
 CORRECT = {
     checks.compression: [
         lambda h, w, f, c, k: (h * w * 3 / (c * (h // f) * (w // f)), math.log2(k) / (f * f)),
@@ -116,7 +120,7 @@ CORRECT = {
     ],
     checks.scale_factor: [
         lambda z: 1 / z.std(), lambda z: float(1 / z.flatten().std()), lambda z: z.double().var().rsqrt(),
-        lambda z: library_scale(torch.nn.Linear(1, 1), [{"latent": part} for part in z.split(1)]),
+        lambda z: library_scale(FIRST_STAGE, [{"latent": part} for part in z.split(1)]),
         lambda z: ((z - z.mean()).square().sum() / (z.numel() - 1)) ** -0.5, lambda z: welford(z.flatten().split(1)),
     ],
     checks.latent_loss: [
