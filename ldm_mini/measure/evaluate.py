@@ -29,6 +29,7 @@ from . import metrics
 from .films import evaluate_films
 from .judge import REAL, Judge, after_first_stage, baseline, others
 from .recogniser import Recogniser
+from .scoring import score_captions
 
 REFERENCE = 512                      # real scenes that Frechet distances are taken to, at least
 
@@ -36,7 +37,8 @@ REFERENCE = 512                      # real scenes that Frechet distances are ta
 def evaluate_autoencoder(autoencoder, config: SceneConfig | None = None, n: int = 256, seed: int = 0) -> dict:
     """Reconstruction of n scenes of split "val" (or `config`'s): means over images of psnr (dB), ssim and perceptual.
 
-    Also frechet (reconstructions to their originals) with frechet_floor (other real scenes to the originals), and for a
+    Also frechet (reconstructions to their originals) with frechet_floor (other real scenes to the originals), read and
+    read_real (share of captions that the recogniser reads exactly off reconstructions and off originals), and for a
     codebook, over these images: codebook_used (fraction of codes) and perplexity.
     """
     config = config or SceneConfig(split="val")
@@ -44,6 +46,7 @@ def evaluate_autoencoder(autoencoder, config: SceneConfig | None = None, n: int 
     autoencoder.eval()
     perceptual, look = PerceptualLoss().to(device), _frechet_features(device)
     scores, indices, features = {"psnr": [], "ssim": [], "perceptual": []}, [], {"real": [], "rec": []}
+    recogniser, captions, found = Recogniser.load().to(device), [], {"read": [], "read_real": []}
     with torch.inference_mode():
         for batch in scene_batches(config, n, seed * n):
             x = batch["image"].to(device)
@@ -54,13 +57,17 @@ def evaluate_autoencoder(autoencoder, config: SceneConfig | None = None, n: int 
             scores["perceptual"].append(perceptual(rec, x))
             features["real"].append(look(x))
             features["rec"].append(look(rec))
+            captions += batch["caption"]
+            found["read"] += recogniser.detect(rec)
+            found["read_real"] += recogniser.detect(x)
             if hasattr(autoencoder.bottleneck, "quantizer"):
                 indices.append(autoencoder.quantize(z)[1].cpu())
     real, rec = (torch.cat(features[name]) for name in ("real", "rec"))
     other = _features_of(look, config, n, REAL + seed * n)
     result = {"n": n, **{name: torch.cat(values).mean().item() for name, values in scores.items()},
               "perceptual_kind": perceptual.kind, "frechet": metrics.frechet_distance(rec, real).item(),
-              "frechet_floor": metrics.frechet_distance(other, real).item()}
+              "frechet_floor": metrics.frechet_distance(other, real).item(),
+              **{name: score_captions(seen, captions)["exact"] for name, seen in found.items()}}
     if indices:
         quantizer, indices = autoencoder.bottleneck.quantizer, torch.cat(indices)
         result |= {"codebook_used": quantizer.used_fraction(indices), "perplexity": quantizer.perplexity(indices)}
@@ -190,7 +197,8 @@ def markdown(report: dict) -> str:
         lines += ["", f"## First stage: {r['n']} scenes", "",
                   f"PSNR {r['psnr']:.2f} dB, SSIM {r['ssim']:.3f}, perceptual distance {r['perceptual']:.4f} "
                   f"({r['perceptual_kind']}), Frechet distance {r['frechet']:.1f} (other real scenes: "
-                  f"{r['frechet_floor']:.1f}){codes}."]
+                  f"{r['frechet_floor']:.1f}){codes}. Captions read exactly: {r['read']:.3f} (real scenes: "
+                  f"{r['read_real']:.3f})."]
     return "\n".join(lines)
 
 

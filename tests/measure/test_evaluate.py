@@ -112,6 +112,7 @@ def test_autoencoder_scores_rank_loss_of_detail():
     assert exact["psnr"] > 60 and exact["ssim"] > 0.999 and exact["frechet"] < 0.05 * exact["frechet_floor"]
     assert coarse["psnr"] < 30 and coarse["ssim"] < 0.9 and coarse["perceptual"] > 10 * exact["perceptual"]
     assert coarse["frechet"] > exact["frechet"] and "perplexity" not in exact
+    assert coarse["read"] < 0.5 < exact["read"] == exact["read_real"]
 
 
 @pytest.fixture(scope="module")
