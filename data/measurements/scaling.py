@@ -27,8 +27,8 @@ from ldm_mini.schedule import NoiseSchedule, cosine_betas
 from ldm_mini.unet import UNet, UNetConfig
 
 SCENES = replace(TINY_SCENES, size=32, max_objects=1, looks=("flat",), places=False, centred=True)
-LATENTS, HELD_OUT, BATCH, STEPS, WARMUP, LR = 2048, 256, 16, 200, 20, 2e-3
-LOOKS = (25, 50, 75, 100, 150, 200)                             # steps at which the loss on held-out scenes is measured
+LATENTS, HELD_OUT, BATCH, STEPS, WARMUP, LR = 8192, 256, 16, 2000, 20, 2e-3
+LOOKS = (25, 50, 100, 200, 400, 800, 1400, 2000)               # steps at which the loss on held-out scenes is measured
 SCHEDULE = NoiseSchedule(cosine_betas(1000))
 FIRST_STAGE = "emoji-vq-f4"
 
