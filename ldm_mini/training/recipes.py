@@ -302,8 +302,7 @@ TEXTS = {r.name: r for r in (TextRecipe("small", SMALL_SCENES), TextRecipe("spee
                              TextRecipe("micro", MICRO_SCENES, 16, 1, 2, steps=20, batch_size=8, warmup=5))}
 
 # Moving scenes, from an image model of the same design: latents of 8 frames, 64 tokens each.
-# python -m ldm_mini train video --recipe small --autoencoder runs/autoencoder-small_fine/model \
-#     --start-from runs/diffusion-small_fine/model
+# python -m ldm_mini train video --recipe small --autoencoder emoji-kl-f16 --start-from runs/diffusion-small/model
 # Not yet trained. On one core with bfloat16 a step takes 1.4 CPU-seconds of films, 1.1 of pictures.
 SMALL_VIDEO = VideoRecipe(**{
     **vars(SMALL_DIFFUSION), "name": "small", "scenes": replace(FILM_SCENES, size=128), "easy": None,
