@@ -35,10 +35,10 @@ def collate(items) -> dict:
     return {key: join([item[key] for item in items]) for key in items[0]}
 
 
-class EmojiScenes(Dataset):
-    """Scenes with the seeds start ... start + length - 1 as items of tensors (`scene.compose` gives the arrays)."""
+class Seeded(Dataset):
+    """What the seeds start ... start + length - 1 give, by `draw`: the items of a data set that is drawn by rule."""
 
-    def __init__(self, config: SceneConfig = SceneConfig(), length: int = EPOCH, start: int = 0):
+    def __init__(self, config, length: int = EPOCH, start: int = 0):
         self.config, self.length, self.start = config, length, start
 
     def __len__(self):
@@ -46,8 +46,28 @@ class EmojiScenes(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         if not -self.length <= index < self.length:
-            raise IndexError(f"EmojiScenes: index {index} of {self.length} items.")
-        scene = compose(self.start + index % self.length, self.config)
+            raise IndexError(f"{type(self).__name__}: index {index} of {self.length} items.")
+        return self.draw(self.start + index % self.length)
+
+    def draw(self, seed: int) -> dict:
+        """The item of a seed."""
+        raise NotImplementedError
+
+    def batches(self, batch_size: int):
+        """All of them in order, to measure on."""
+        for first in range(0, self.length, batch_size):
+            yield collate([self[i] for i in range(first, min(first + batch_size, self.length))])
+
+
+class EmojiScenes(Seeded):
+    """Scenes with the seeds start ... start + length - 1 as items of tensors (`scene.compose` gives the arrays)."""
+
+    def __init__(self, config: SceneConfig = SceneConfig(), length: int = EPOCH, start: int = 0):
+        super().__init__(config, length, start)
+
+    def draw(self, seed: int) -> dict:
+        """The scene of a seed."""
+        scene = compose(seed, self.config)
         del scene["scene"]
         return {**scene, "image": to_tensor(scene["image"]), "lowres": to_tensor(scene["lowres"]),
                 "semantic": torch.from_numpy(scene["semantic"]).long(),
@@ -57,9 +77,7 @@ class EmojiScenes(Dataset):
 
 def scene_batches(config: SceneConfig, num: int, start: int = 0, batch_size: int = 32):
     """Batches of the scenes with the seeds start ... start + num - 1, to measure on; `together` makes them one."""
-    data = EmojiScenes(config, num, start)
-    for first in range(0, num, batch_size):
-        yield collate([data[i] for i in range(first, min(first + batch_size, num))])
+    return EmojiScenes(config, num, start).batches(batch_size)
 
 
 def scene_stream(config: SceneConfig, batch_size: int, start_step: int = 0, num_workers: int = 0, rank: int = 0,

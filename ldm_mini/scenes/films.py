@@ -14,11 +14,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from . import captions, layout
 from . import vocabulary as v
-from .data import ENDLESS, EPOCH, collate, stream, to_tensor
+from .data import ENDLESS, EPOCH, Seeded, stream, to_tensor
 from .draws import Draws
 from .scene import SPLITS, TINY_SCENES, Scene, SceneConfig, facts, random_scene, render
 from .words import words_of
@@ -197,19 +196,15 @@ def render_film(film: Film, config: FilmConfig = FilmConfig()) -> dict:
     return {"video": np.stack([frame["image"] for frame in drawn]), "boxes": np.stack([f["boxes"] for f in drawn])}
 
 
-class EmojiFilms(Dataset):
+class EmojiFilms(Seeded):
     """Films with the seeds start ... start + length - 1 as items of tensors."""
 
     def __init__(self, config: FilmConfig = FilmConfig(), length: int = EPOCH, start: int = 0):
-        self.config, self.length, self.start = config, length, start
+        super().__init__(config, length, start)
 
-    def __len__(self):
-        return self.length
-
-    def __getitem__(self, index: int) -> dict:
-        if not -self.length <= index < self.length:
-            raise IndexError(f"EmojiFilms: index {index} of {self.length} items.")
-        film = random_film(self.start + index % self.length, self.config)
+    def draw(self, seed: int) -> dict:
+        """The film of a seed."""
+        film = random_film(seed, self.config)
         drawn, known = render_film(film, self.config), facts(film.scene)
         video = torch.stack([to_tensor(frame) for frame in drawn["video"]], dim=1)
         return {"video": video, "boxes": torch.from_numpy(drawn["boxes"]), "motion": MOTIONS.index(film.motion),
@@ -218,9 +213,7 @@ class EmojiFilms(Dataset):
 
 def film_batches(config: FilmConfig, num: int, start: int = 0, batch_size: int = 8):
     """Batches of the films with the seeds start ... start + num - 1, to measure on."""
-    data = EmojiFilms(config, num, start)
-    for first in range(0, num, batch_size):
-        yield collate([data[i] for i in range(first, min(first + batch_size, num))])
+    return EmojiFilms(config, num, start).batches(batch_size)
 
 
 def film_stream(config: FilmConfig, batch_size: int, start_step: int = 0, num_workers: int = 0, rank: int = 0,
