@@ -143,22 +143,31 @@ class SecondStageRun(Run):
         """A LatentDiffusion on the first stage."""
         if self.recipe.latents < (together := self.recipe.batch_size * self.accelerator.num_processes):
             raise ValueError(f"--latents {self.recipe.latents} do not fill one batch of {together}: give more.")
-        first = hub.load_autoencoder(self.autoencoder, device=self.accelerator.device)
-        self.model = build.build_diffusion(self.recipe, first)
-        side, halved = self.model.latent_shape(self.recipe.scenes.size)[1], self.model.net.config.min_factor
+        self.model = self.fresh(hub.load_autoencoder(self.autoencoder, device=self.accelerator.device))
+        side, halved = self.model.latent_shape(self.recipe.scenes.size)[-1], self.model.net.config.min_factor
         if side % halved:
             raise ValueError(f"--autoencoder: its latents of {side} x {side} do not fit this recipe's network, which "
                              f"needs multiples of {halved}: take a first stage of its own recipe.")
+        if self.checkpoint is None:
+            self.start()
+        self.state = self.train_state(self.model)
+
+    def fresh(self, first) -> LatentDiffusion:
+        """The recipe's model with fresh weights."""
+        model = build.build_diffusion(self.recipe, first)
+        _channels_last(model.net)
+        return model
+
+    def start(self) -> None:
+        """What the model begins with, of trained ones."""
         new = []
-        if self.start_from is not None and self.checkpoint is None:
+        if self.start_from is not None:
             new = build.start_from(LatentDiffusion.from_pretrained(self.start_from), self.model)
-        if self.text is not None and self.checkpoint is None:
+        if self.text is not None:
             build.give_text(hub.load(self.text, "TextTransformer"), self.model)
             new = build.all_but_words(self.model) if self.start_from is None else new
         # when all is usable, and with the words that will be trained
         build.begin_as_words(self.model, new, self.recipe.scenes)
-        _channels_last(self.model.net)
-        self.state = self.train_state(self.model)
 
     def prepare(self) -> None:
         """Cached latents and their scale, and scenes to be tried on."""

@@ -99,38 +99,32 @@ def give_words(source: TextTransformer, target: TextTransformer) -> None:
 class VideoRun(SecondStageRun):
     """A run that trains on films, and on single pictures in between."""
 
-    def build(self) -> None:
-        """A LatentVideoDiffusion on the first stage."""
-        r, processes = self.recipe, self.accelerator.num_processes
-        if r.latents < (together := r.batch_size * processes):
-            raise ValueError(f"--latents {r.latents} do not fill one batch of {together}: give more.")
-        if r.image_every and processes > 1:
+    def fresh(self, first) -> LatentVideoDiffusion:
+        """The recipe's film model with fresh weights."""
+        if self.recipe.image_every and self.accelerator.num_processes > 1:
             raise ValueError("on several processes every weight has to learn in every step, and pictures teach nothing "
                              "of time: take a recipe with image_every=None.")
-        first = hub.load_autoencoder(self.autoencoder, device=self.accelerator.device)
-        self.model, self.started = build_video(r, first), False
-        side, halved = self.model.latent_shape(r.scenes.size)[-1], self.model.net.config.min_factor
-        if side % halved:
-            raise ValueError(f"--autoencoder: its latents of {side} x {side} do not fit this recipe's network, which "
-                             f"needs multiples of {halved}: take a first stage of its own recipe.")
-        if self.start_from is not None and self.checkpoint is None:
+        model = build_video(self.recipe, first)
+        if isinstance(model.net, VideoUNet):
+            _channels_last(model.net.image)
+        return model
+
+    def start(self) -> None:
+        """What the model begins with: an image model or another film model, and words."""
+        if self.start_from is not None:
             start_video(_load(self.start_from), self.model)
-            self.started = True
-        if self.text is not None and self.checkpoint is None:
+        if self.text is not None:
             try:
                 give_words(hub.load(self.text, "TextTransformer"), self.model.conditioner.parts[0].text_transformer)
             except RuntimeError as error:
                 raise ValueError(f"--text: that transformer has another shape than the recipe's. {error!s:.1000}"
                                  ) from None
-        if isinstance(self.model.net, VideoUNet):
-            _channels_last(self.model.net.image)
-        self.state = self.train_state(self.model)
 
     def prepare(self) -> None:
         """Cached latents and their scale, and films to be tried on."""
         scale = self.model.scale_factor.clone()
         super().prepare()
-        if self.started:                                        # the image model's, so that it begins as that did
+        if self.start_from is not None and self.checkpoint is None:     # so that it begins as that model did
             self.model.scale_factor.copy_(scale)
 
     def validation(self, n: int) -> dict:
