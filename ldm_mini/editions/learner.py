@@ -129,7 +129,7 @@ def _start(index: list) -> dict:
     """The page that JupyterLab opens first: both versions of every notebook."""
     rows = []
     for path, title, tasks in index:
-        links = f"[**exercises**]({path.name}) | [with solutions]({SOLVED}/{path.name})"
+        links = f"[**exercises**]({path.name}) | [with&nbsp;solutions]({SOLVED}/{path.name})"
         rows.append(f"| {title} | {links} | {len(tasks)} | {sum(task.minutes for task in tasks)} |")
     kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     page = given_cell(markdown(WELCOME.format(rows="\n".join(rows)), "start"), "start")
