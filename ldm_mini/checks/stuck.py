@@ -41,7 +41,7 @@ def with_a_way_on(check):
     def checked(solution, *rest, **options):
         if any(solution is put for put in _put_in_place):
             print(f"– {solution.__name__} is the course's version.\n"
-                  "  Write yours, run its cell, then this one again, without checks.solve between them.")
+                  "  Write yours, run its cell and then this one; no checks.solve between them.")
             return
         random = torch.get_rng_state()
         try:

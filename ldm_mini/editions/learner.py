@@ -30,7 +30,7 @@ WELCOME = """\
 * This folder is yours. `python3 course.py lab` brings it up to date and never overwrites a cell that you changed:
   where the course has a new text for it, that is laid below yours.
 * Stuck? A check that fails tells the call that puts the course's version of the exercise in place. Give it in a new
-  cell above the check, so that you can go on, and *Run All* does too.
+  cell above the check, so that you can go on, and *Run All* does too. Delete that cell when you have written yours.
 * To begin a notebook again, delete it or move it to another folder, and give the command once more."""
 
 
