@@ -112,7 +112,8 @@ def film_tokens(function):
     """`function(frames, side, f_t, f, p)` -> tokens of a film of square frames, an int."""
     some = fresh_whole()
     for _ in range(3):
-        f_t, f, p, places, times = some(2, 5), some(3, 9), some(2, 4), some(6, 12), some(5, 8)
+        # such that no two mistakes make the same number
+        f_t, f, p, places, times = 1 + 2 * some(1, 3), some(6, 10), 2 * some(1, 3), some(6, 12), some(5, 8)
         frames, side = times * f_t, places * f * p
         count(attempt(function, frames, side, f_t, f, p, name="film_tokens"), times * places**2,
               f"film_tokens({frames}, {side}, {f_t}, {f}, {p})", {
