@@ -137,7 +137,7 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Lit
     began = time.monotonic()
     from .latent_diffusion import LatentDiffusion
     from .show.films import save_film
-    from .show.inputs import film_inputs, run_task, tell_contradictions
+    from .show.inputs import film_inputs, run_task, tell_contradictions, told
     from .show.plotting import save_grid
     from .video_diffusion import LatentVideoDiffusion
 
@@ -158,7 +158,7 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Lit
         keys = getattr(ldm.conditioner, "keys", ())
         if not keys and guidance_scale not in (None, 1):
             warnings.warn("a model without conditions has nothing to be guided by: --guidance-scale has no effect.")
-        batch = words or ({"caption": [""] * num} if keys else {})
+        batch, texts = words or ({"caption": [""] * num} if keys else {}), told(words)
         if films:
             tell_contradictions(batch)
             batch = film_inputs(ldm, batch, num, size, image, mask)
@@ -170,8 +170,8 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Lit
             tell_contradictions(batch)
             images = ldm.sample(batch or None, num=num, size=size, **options)
         else:
-            images = run_task(ldm, task, model, num, size, image, mask, words or None, **options)
-    files = save_film(images, out) if films else [save_grid(images, out, columns=min(num, 8))]
+            images, texts = run_task(ldm, task, model, num, size, image, mask, words or None, **options)
+    files = save_film(images, out, texts=texts) if films else [save_grid(images, out, min(num, 8), texts)]
     what = f"{num} {'films' if films else 'pictures'} in {' and '.join(map(str, files))}"
     print(f"{what} ({loaded - began:.1f} s to load, {time.monotonic() - loaded:.1f} s to draw)")
 

@@ -36,11 +36,14 @@ def film_strip(videos) -> list[torch.Tensor]:
     return list(_films(videos).transpose(1, 2))
 
 
-def save_film(videos, path, frames_per_second: float = 6.0) -> list[Path]:
+def save_film(videos, path, frames_per_second: float = 6.0, texts=None) -> list[Path]:
     """Write videos (B,3,T,H,W) in [-1,1]: to a name ending with .gif an animation, and beside it a .png with a row of
-    frames for each; to any other picture's name the strip alone. Returns the paths written."""
-    path = Path(path)
-    strip = save_grid(film_strip(videos), path.with_suffix(".png") if path.suffix.lower() == ".gif" else path)
+    frames for each; to any other picture's name the strip alone. Returns the paths written.
+
+    texts: one each, written in the strip under the first frames."""
+    path, rows = Path(path), film_strip(videos)
+    under = None if texts is None else [text for first in texts for text in (first, *[""] * (len(rows[0]) - 1))]
+    strip = save_grid(rows, path.with_suffix(".png") if path.suffix.lower() == ".gif" else path, texts=under)
     if strip == path:
         return [path]
     write_file(path, film_gif(videos, frames_per_second))

@@ -104,8 +104,8 @@ def show_inputs(task: str, batch: dict, size) -> Tensor | None:
     return None
 
 
-def showcase(ldm, task: str, batch: dict, words: dict | None = None, **options) -> list[Tensor]:
-    """Rows of a grid: the inputs, if they can be drawn; the samples; the true scenes, if known.
+def showcase(ldm, task: str, batch: dict, words: dict | None = None, **options) -> dict[str, Tensor]:
+    """Rows of a grid: "given", the inputs, if they can be drawn; "drawn", the samples; "real", true scenes, if known.
 
     words: "caption" or "class" besides, for a model that reads them too. options: of `ldm.sample`.
     """
@@ -120,16 +120,23 @@ def showcase(ldm, task: str, batch: dict, words: dict | None = None, **options) 
         told = {**inputs(task, batch, ldm), **words}
         tell_contradictions(told)
         samples = ldm.sample(told, **options)
-    rows = [show_inputs(task, batch, samples.shape[-2:]), samples.cpu()]
+    rows = {"given": show_inputs(task, batch, samples.shape[-2:]), "drawn": samples.cpu()}
     if "seed" in batch and words is None and TASKS[task].keys:
-        rows.append(batch["image"])
-    return [row for row in rows if row is not None]
+        rows["real"] = batch["image"]
+    return {name: row for name, row in rows.items() if row is not None}
+
+
+def told(batch: dict) -> list[str] | None:
+    """What the words of a batch say, for the texts under its pictures: captions, else names of classes; else None."""
+    if "caption" in batch:
+        return list(batch["caption"])
+    return [NOUNS[i] if i >= 0 else "" for i in batch["class"].tolist()] if "class" in batch else None
 
 
 def run_task(ldm, task: str, model, num: int, size: int | None = None, image=None, mask=None, words=None,
-             **options) -> list[Tensor]:
+             **options) -> tuple[list[Tensor], list[str]]:
     """What `python -m ldm_mini sample --task` draws: on files, or on scenes like those that `model`, the folder or name
-    of `ldm`, was trained on."""
+    of `ldm`, was trained on. Rows of pictures, and the texts under them: whose row it is, or the words."""
     if task is None or (image is None and mask is not None):
         raise ValueError("--image needs a --task that reads it: superres, semantic or inpaint; and --mask an --image.")
     check_possible(ldm, task)
@@ -139,7 +146,10 @@ def run_task(ldm, task: str, model, num: int, size: int | None = None, image=Non
     else:
         scenes = scenes_of(read_json(find(model) / CONFIG))
         batch = scenes_for(task, replace(scenes, size=size), num, options.get("seed", 0))
-    return showcase(ldm, task, batch, words, size=size, **options)
+    rows = showcase(ldm, task, batch, words, size=size, **options)
+    said = told(words or inputs(task, batch) or {})
+    return list(rows.values()), [text for name, row in rows.items()
+                                 for text in (said if said and name == "drawn" else [name] * len(row))]
 
 
 def film_inputs(ldm, words: dict, num: int, size: int | None = None, image=None, mask=None) -> dict:

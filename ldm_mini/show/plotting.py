@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from ..files import checksums, measurement
 
@@ -39,12 +39,15 @@ def _check_finite(images: torch.Tensor) -> None:
                          "nothing to show.")
 
 
-def save_grid(images, path, columns: int | None = None) -> Path:
+def save_grid(images, path, columns: int | None = None, texts=None) -> Path:
     """Write images (B, C, H, W) in [-1, 1] side by side to a file, its folder made if needed; returns the path.
 
     A list of equally large batches becomes one row per batch: originals above reconstructions, one row per step, ...;
-    else the grid is about twice as wide as high unless `columns` says how wide. ValueError for pictures of NaN.
+    else the grid is about twice as wide as high unless `columns` says how wide.
+    texts: what is written under each picture, in their order. ValueError for pictures of NaN, and for too few texts.
     """
+    from matplotlib import get_data_path  # for its font; slow to import, hence only here
+
     if not isinstance(images, torch.Tensor):
         if len(shapes := {(len(batch), *batch.shape[2:]) for batch in images}) != 1:
             raise ValueError(f"save_grid: rows are equally many pictures of one size; got {sorted(shapes)}.")
@@ -53,16 +56,44 @@ def save_grid(images, path, columns: int | None = None) -> Path:
     pixels = to_uint8(images)
     count, height, width, _ = pixels.shape
     columns = min(columns or math.ceil(math.sqrt(2 * count)), count)
-    # white lines of two pixels between the pictures, white where the last row has none
-    high, wide = height + 2, width + 2
-    sheet = np.full((math.ceil(count / columns) * high - 2, columns * wide - 2, 3), 255, np.uint8)
-    for i, picture in enumerate(pixels):
-        top, left = i // columns * high, i % columns * wide
-        sheet[top:top + height, left:left + width] = picture
+    texts = [""] * count if texts is None else list(texts)
+    if len(texts) != count:
+        raise ValueError(f"save_grid: {len(texts)} texts for {count} pictures; give one each.")
+    font = ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", max(9, width // 12))
+    texts = [_wrapped(text, font, width) for text in texts]
+    line = sum(font.getmetrics())
+    # white lines of two pixels between the pictures, below a row its texts, white where the last row has no picture
+    rows = [range(first, min(first + columns, count)) for first in range(0, count, columns)]
+    room = [line * max(len(texts[i]) for i in row) for row in rows]
+    sheet = Image.new("RGB", (columns * (width + 2) - 2, sum(room) + len(rows) * (height + 2) - 2), "white")
+    pen, top = ImageDraw.Draw(sheet), 0
+    for row, below in zip(rows, room):
+        for column, i in enumerate(row):
+            left = column * (width + 2)
+            sheet.paste(Image.fromarray(pixels[i]), (left, top))
+            for k, words in enumerate(texts[i]):
+                pen.text((left, top + height + k * line), words, "black", font)
+        top += height + below + 2
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet).save(path)
+    sheet.save(path)
     return path
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """A text in lines of at most `width` pixels; a word that is wider is cut."""
+    lines = []
+    for word in text.split():
+        joined = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(joined) <= width:
+            lines[-1] = joined
+            continue
+        lines.append("")
+        for letter in word:
+            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return lines
 
 
 def figure_done(alt: str) -> None:

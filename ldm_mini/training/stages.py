@@ -204,18 +204,22 @@ class SecondStageRun(Run):
     def sample(self) -> dict:
         """Draw pictures; returns the losses on scenes that no training sees."""
         with self.averaged(), self.state.autocast():
-            images, losses = self.pictures(), self.losses()
-        self.show(images, columns=8)
+            (images, texts), losses = self.pictures(), self.losses()
+        self.show(images, columns=8, texts=texts)
         return losses
 
     def pictures(self):
-        """Eight for the recipe's captions; if it knows more than words, eight true scenes and a row per task."""
+        """Eight for the recipe's captions; if it knows more than words, eight true scenes and a row per task. And what
+        is written under each."""
         parts, ldm = set(self.recipe.parts), self.model
         if parts <= {"text", "language", "class"} and parts & {"text", "language"}:
-            return ldm.sample({"caption": list(self.recipe.sample_captions)}, seed=self.seed)
+            said = list(self.recipe.sample_captions)
+            return ldm.sample({"caption": said}, seed=self.seed), said
         scenes = {key: values[:8] for key, values in self.held_out.items()}
-        rows = [tasks.sample_task(ldm, task, scenes, seed=self.seed) for task in tasks.possible(ldm) if task != "class"]
-        return torch.cat([scenes["image"], *rows])
+        rows = {task: tasks.sample_task(ldm, task, scenes, seed=self.seed)
+                for task in tasks.possible(ldm) if task != "class"}
+        texts = [scenes["caption"] if task == "text" else [task] * len(row) for task, row in rows.items()]
+        return torch.cat([scenes["image"], *rows.values()]), ["real"] * len(scenes["image"]) + sum(texts, [])
 
     def losses(self) -> dict:
         """On scenes that no training sees: by noise level, and how much a caption helps; of many tasks, each alone."""

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
 from ldm_mini.show import plotting
 
@@ -48,6 +48,28 @@ def test_grid_places_tiles_and_keeps_pixels(tmp_path):
 def test_grid_of_rows(tmp_path):
     tiles = saved([levels(-1.0, -1.0, -1.0), torch.ones(3, 1, 4, 4)], tmp_path)         # the second row grey
     assert tiles.shape[:2] == (2, 3) and tiles[0].max() == 0 and tiles[1].min() == 255
+
+
+def test_a_grid_says_what_it_shows(tmp_path):
+    """Room below each row for its longest text; the pictures and the widths stay as they are."""
+    images = torch.full((3, 3, 64, 64), -1.0)
+    texts = ["an owl", "a red apple to the left of a dog on a blue background", ""]
+    plain, said = (np.asarray(Image.open(plotting.save_grid(images, tmp_path / "grid.png", 2, given))).astype(int)
+                   for given in (None, texts))
+    assert plain.shape == (130, 130, 3) and said.shape[1] == 130 and said.shape[0] > 160
+    assert (said[:64] == plain[:64]).all() and (said[-64:] == plain[-64:]).all()            # the last row has no text
+    below = said[64:-66]
+    assert (below[:, :64] < 128).any() and (below[:, 66:] < 128).any() and (below[:, 64:66] > 250).all()
+    assert (below[20:, :64] > 250).all(), "a short text has one line"
+    with pytest.raises(ValueError, match="2 texts for 3 pictures"):
+        plotting.save_grid(images, tmp_path / "few.png", texts=texts[:2])
+
+
+@pytest.mark.parametrize("text", ["", "a", "abc def ghi", "w" * 50, "ein w" + "o" * 60 + "rt"])
+def test_wrapped_texts_lose_no_letter_and_fit(text):
+    font = ImageFont.load_default(10)
+    lines = plotting._wrapped(text, font, 40)
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "") and all(font.getlength(v) <= 40 for v in lines)
 
 
 def test_show_images_titles():
