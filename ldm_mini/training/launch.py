@@ -159,8 +159,8 @@ def bf16_pays(device: torch.device) -> bool:
     if device.type != "cpu":
         return device.type == "cuda"
     layer, x, seconds = torch.nn.Conv2d(64, 64, 3, padding=1), torch.randn(8, 64, 8, 8), {}
-    for enabled in (False, True):
-        for _ in range(4):                                      # the first ones prepare
+    for _ in range(16):                                         # the first prepare; the least is the undisturbed
+        for enabled in (False, True):
             began = time.perf_counter()
             with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
                 layer(x).float().square().mean().backward()
