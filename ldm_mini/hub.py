@@ -182,8 +182,14 @@ def _no_more_parameters_than(files: list[Path]):
 
 
 def load_autoencoder(name_or_folder, device=None) -> nn.Module:
-    """A first stage that was saved alone."""
-    return load(name_or_folder, "Autoencoder", device)
+    """A first stage: one that was saved alone, or that of a LatentDiffusion. Raises FileError."""
+    folder = find(name_or_folder)
+    if str(read_json(folder / CONFIG).get("class")).rpartition(".")[2] != "LatentDiffusion":
+        return load(name_or_folder, "Autoencoder", device)
+    first = load(name_or_folder, "LatentDiffusion", device).autoencoder
+    if first is None:
+        raise FileError(f"{folder} draws pixels: it has no first stage.")
+    return first.requires_grad_(True)
 
 
 def read_config(folder, kind: str) -> dict:

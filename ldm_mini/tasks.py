@@ -13,7 +13,7 @@ from torch import Tensor
 from .cond import batch_size
 
 # The guidance scale advised for words: most scenes exactly as told, and near real ones (data/measurements/guidance.py).
-TEXT_GUIDANCE = 2.0
+TEXT_GUIDANCE = 4.0
 PARTS = ("text", "class", "layout", "lowres", "semantic", "inpaint")           # of a conditioner; in this order
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..files import read_json
-from ..hub import CONFIG, content_hash, find, load_autoencoder
+from ..hub import content_hash, load_autoencoder
 from ..latent_diffusion import LatentDiffusion
 from . import recipes, runs
 from .stages import FirstStageRun, SecondStageRun, TextRun
@@ -118,10 +118,8 @@ def load_or_train(train: bool = False, recipe: str = "base", *, stage: str = "di
     if stage not in stages:
         raise ValueError(f"load_or_train: stage must be one of {stages}, got {stage!r}.")
     if not train:
-        if stage == "autoencoder" and read_json(find(model) / CONFIG).get("class") == "autoencoder.Autoencoder":
-            return load_autoencoder(model, device=device)
-        ldm = LatentDiffusion.from_pretrained(model, device=device)
-        return ldm if stage == "diffusion" else ldm.autoencoder
+        load = load_autoencoder if stage == "autoencoder" else LatentDiffusion.from_pretrained
+        return load(model, device=device)
     # words between the two, where the second stage wants them to be read already
     names = stages[:stages.index(stage) + 1]
     chosen = {name: recipes.find_recipe(name, recipe) for name in names}

@@ -261,8 +261,8 @@ TINY_LAYOUTS_DIFFUSION = replace(TINY_ALL_DIFFUSION, name="tiny_layouts", alone=
 # Words first, for they are the hardest: with all conditions from the first step the caption gap was .14 after 48,000
 # pictures. Then, from there and slowly, all conditions.
 # python -m ldm_mini train text --recipe small
-# python -m ldm_mini train diffusion --recipe small_words --autoencoder emoji-kl-f16 --text runs/text-small/model
-# python -m ldm_mini train diffusion --recipe small --autoencoder emoji-kl-f16 \
+# python -m ldm_mini train diffusion --recipe small_words --autoencoder emoji-scenes --text runs/text-small/model
+# python -m ldm_mini train diffusion --recipe small --autoencoder emoji-scenes \
 #     --start-from runs/diffusion-small_words/model
 SMALL_DIFFUSION = DiffusionRecipe(
     name="small", scenes=SMALL_SCENES, easy=replace(TINY_SCENES, size=128, p_casual=0.3),
@@ -302,7 +302,7 @@ TEXTS = {r.name: r for r in (TextRecipe("small", SMALL_SCENES), TextRecipe("spee
                              TextRecipe("micro", MICRO_SCENES, 16, 1, 2, steps=20, batch_size=8, warmup=5))}
 
 # Moving scenes, from an image model of the same design: latents of 8 frames, 64 tokens each.
-# python -m ldm_mini train video --recipe small --autoencoder emoji-kl-f16 --start-from runs/diffusion-small/model
+# python -m ldm_mini train video --recipe small --autoencoder emoji-scenes --start-from runs/diffusion-small/model
 # Not yet trained. On one core with bfloat16 a step takes 1.4 CPU-seconds of films, 1.1 of pictures.
 SMALL_VIDEO = VideoRecipe(**{
     **vars(SMALL_DIFFUSION), "name": "small", "scenes": replace(FILM_SCENES, size=128), "easy": None,

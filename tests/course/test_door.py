@@ -18,6 +18,7 @@ from ldm_mini.kl import KLBottleneck
 from ldm_mini.latent_diffusion import LatentDiffusion
 from ldm_mini.samplers import SAMPLERS
 from ldm_mini.show.plotting import save_grid, to_uint8
+from ldm_mini.text import TextTransformer
 from ldm_mini.training import stages
 
 SECOND = "train diffusion --recipe micro --device cpu --out runs/new --autoencoder"
@@ -46,7 +47,7 @@ REFUSED = {
     "train text --recipe micro --out file": "--out file cannot be written",
     "sample owl --num 50000 --size 4096": "take .* GB of memory or more, and here are",
     f"{SECOND} nowhere": "no folder 'nowhere'",
-    f"{SECOND} emoji-scenes": "describes no Autoencoder",
+    f"{SECOND} text": "describes no Autoencoder",
     f"{SECOND} whole --latents 3": "--latents 3 do not fill one batch of 4",
     f"{SECOND} whole --batch-size 1000": "do not fill one batch of 1000",
     f"{SECOND} coarse": "latents of 1 x 1 do not fit this recipe's network",
@@ -70,6 +71,7 @@ def place(tmp_path_factory):
         if name == "holed":
             torch.nn.init.constant_(next(stage.parameters()), float("nan"))
         save(folder / name, stage)
+    save(folder / "text", TextTransformer(16, 1, 2))
     (folder / "file").write_text("no folder")
     (folder / "folder").mkdir()
     return folder
@@ -96,7 +98,7 @@ def test_it_is_refused_in_one_line_and_nothing_is_written(place, monkeypatch, ca
 
 def test_a_refused_run_is_not_in_the_way_of_the_next(place, monkeypatch):
     monkeypatch.chdir(place)
-    words = shlex.split(f"{SECOND} emoji-scenes --steps 1 --latents 8")
+    words = shlex.split(f"{SECOND} text --steps 1 --latents 8")
     assert main(words) == 2 and not Path("runs").exists()
     assert main([*words[:-5], "whole", *words[-4:]]) == 0 and Path("runs/new/model/config.json").is_file()
 
