@@ -11,10 +11,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..tasks import TEXT_GUIDANCE
 from .checking import CheckFailed, attempt, passed
 from .properties import SEED
 
-EVALUATIONS, PICTURES, GUIDANCE = 8, 4, 3.0
+EVALUATIONS, PICTURES = 8, 6
 MANY = 25  # steps of the solution that all are held against: a tenth as far off as eight of DDIM
 RULE = (2.0, 1.01, 0.9)  # how far off, as a part of DDIM's distance, earns 1, 2, 3 points
 
@@ -30,12 +31,12 @@ def _shipped() -> tuple:
 
 def request(count: int, seed: int) -> tuple:
     """What is asked of the shipped model: captions of one thing each, and noise for them."""
-    from ..scenes import TINY_NOUNS
+    from ..scenes import NOUNS
 
     model, _ = _shipped()
     source = torch.Generator().manual_seed(seed)
-    order = torch.cat([torch.randperm(len(TINY_NOUNS), generator=source) for _ in range(-(-count // len(TINY_NOUNS)))])
-    nouns = [TINY_NOUNS[i] for i in order[:count]]
+    order = torch.cat([torch.randperm(len(NOUNS), generator=source) for _ in range(-(-count // len(NOUNS)))])
+    nouns = [NOUNS[i] for i in order[:count]]
     captions = [f"an {noun}" if noun[0] in "aeiou" else f"a {noun}" for noun in nouns]
     return nouns, captions, torch.randn(count, *model.latent_shape(model.image_size), generator=source)
 
@@ -46,7 +47,7 @@ def _walk(sampler, count: int, seed: int, steps: int) -> tuple[Tensor, int]:
 
     model, _ = _shipped()
     _, captions, z_T = request(count, seed)
-    denoise = model.denoiser({"caption": captions}, guidance_scale=GUIDANCE)
+    denoise = model.denoiser({"caption": captions}, guidance_scale=TEXT_GUIDANCE)
 
     def last():
         z = None
