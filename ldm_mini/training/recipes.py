@@ -237,8 +237,7 @@ AUTOENCODERS = {r.name: r for r in (TINY_AUTOENCODER, TINY_L1_AUTOENCODER, SMALL
 # Every recipe also trains a Diffusion Transformer: add `--net dit`.
 # For a CPU, on the latents of the tiny autoencoder.
 # python -m ldm_mini train diffusion --recipe tiny --autoencoder runs/autoencoder-tiny/model
-# Expect 0.34 s per step on one thread of a shared two-core CPU: about an hour. The shipped weights were made with less,
-# in several legs: data/weights/emoji-scenes/README.md.
+# Expect 0.34 s per step on one thread of a shared two-core CPU: about an hour.
 TINY_DIFFUSION = DiffusionRecipe(
     name="tiny", scenes=CENTRED_SCENES,
     channels=64, channel_mults=(1, 2, 2), dit=DiTSizes(depth=8, patch_size=2),
