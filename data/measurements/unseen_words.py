@@ -5,7 +5,7 @@
 The U-Net of the shipped model stays as it is. An adapter on top of frozen MiniLM learns to say what its own text
 transformer says (the same tokens) for training captions; no picture is needed. Then both draw the same
 scenes from the same noise, once in the words of the grammar, once with one noun replaced by a synonym which it does not
-contain, and the recogniser says whether that thing is there. About 15 minutes on one thread of a CPU; the results go to
+contain, and the recogniser says whether that thing is there. About 5 minutes on one thread of a CPU; the results go to
 `unseen_words.json` beside this file.
 """
 
