@@ -3,7 +3,7 @@
     python data/measurements/pictures_as_condition.py
 
 Every task as `evaluate` measures it, on 128 scenes that no training saw; several answers to one small picture; and four
-ways to fill a hole. About 8 minutes on one thread of a CPU; the results go to `pictures_as_condition.json`.
+ways to fill a hole. About 5 minutes on one thread of a CPU; the results go to `pictures_as_condition.json`.
 """
 
 import sys
