@@ -34,8 +34,9 @@ function render({ model, el }) {
   const tell = (values) => { for (const name in values) model.set(name, values[name]); model.save_changes(); };
   const reads = (key) => model.get("reads").includes(key);
   const tools = [...(reads("labels") ? ["box"] : []), ...(reads("mask") ? ["brush", "eraser"] : [])];
-  const state = { tool: tools[0], boxes: [], hole: new Uint8Array(), cursor: [0.5, 0.5], drag: null, brush: 6 };
   const size = model.get("size");
+  const state = { tool: tools[0], boxes: [], hole: new Uint8Array(), cursor: [0.5, 0.5], drag: null,
+    brush: 3 * size / 32 };   // in pixels of the picture
 
   // -------------------------------------------------------------------------------------------------------- the canvas
 
@@ -249,7 +250,7 @@ function render({ model, el }) {
     return make("label", {}, radio, tool);
   });
   const noun = menu(model.get("nouns"));
-  const brush = Object.assign(range(2, 24, 1), { value: state.brush });
+  const brush = Object.assign(range(size / 32, 3 * size / 8, size / 64), { value: state.brush });
   brush.addEventListener("input", () => { state.brush = Number(brush.value); showTool(); });
   const caption = make("input", { type: "text", placeholder: "a red apple at night", autocomplete: "off" });
   const remarks = make("p", { className: "ldm-remarks", role: "status" });

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..extras import extra
@@ -31,7 +31,7 @@ with extra("course"):
     import anywidget
     from traitlets import Bool, CBytes, Enum, Float, Int, List, TraitError, Unicode, observe, validate
 
-ZOOM = 6                                                         # screen pixels per pixel of 64
+SIDE = 384                                                       # of the canvas, in screen pixels; as in playground.js
 OUTLINES = (PALETTE[5], PALETTE[6], PALETTE[3])                  # playground.css has the same
 GREY, SEEDS = 0.6, 10**6                                         # of an empty canvas; the last seed
 ACTS = ("draw", "real_scene", "undo", "clear")                   # what the page's buttons call
@@ -67,9 +67,9 @@ class Playground(anywidget.AnyWidget):
     busy = Bool(False).tag(sync=True)
 
     def __init__(self, model, scenes: SceneConfig = SceneConfig(), nouns=None, **start):
-        self.model, self.scenes, self.next_scene = model, replace(scenes, split="val"), 0
-        self.parts = [] if model.conditioner is None else list(model.conditioner.parts)
         size = 64 if model.image_size is None else model.image_size[0]
+        self.model, self.scenes, self.next_scene = model, replace(scenes, split="val", size=size), 0
+        self.parts = [] if model.conditioner is None else list(model.conditioner.parts)
         self.pixels = torch.full((1, 3, size, size), GREY)       # what the canvas shows, in [-1, 1]
         self.past, self.in_step = [], True                       # for undo; the start is no step
         super().__init__(
@@ -203,17 +203,17 @@ class Playground(anywidget.AnyWidget):
 
     def canvas_image(self) -> Image.Image:
         """The picture, enlarged, with boxes and hole drawn over it."""
-        side = 64 * ZOOM
-        image = Image.fromarray(to_uint8(self.pixels)[0]).resize((side, side), Image.Resampling.BICUBIC)
-        hole = Image.fromarray(self.mask.numpy()).resize((side, side))
-        image.paste(_hatched(side), mask=hole)
-        pen = ImageDraw.Draw(image)
+        image = Image.fromarray(to_uint8(self.pixels)[0]).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        hole = Image.fromarray(self.mask.numpy()).resize((SIDE, SIDE))
+        image.paste(_hatched(SIDE), mask=hole)
+        # names that can be read in a figure that shows the canvas at half its size
+        pen, font = ImageDraw.Draw(image), ImageFont.load_default(20)
         for i, (noun, box) in enumerate(self.boxes):
-            x0, y0, x1, y1 = (round(v * side) for v in box)
+            x0, y0, x1, y1 = (round(v * SIDE) for v in box)
             pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline="white", width=4)
             pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=OUTLINES[i % 3], width=2)
-            pen.rectangle((x0, y0, x0 + pen.textlength(noun) + 8, y0 + 14), fill="black")
-            pen.text((x0 + 4, y0 + 1), noun, fill="white")
+            pen.rectangle((x0, y0, x0 + pen.textlength(noun, font) + 8, y0 + 24), fill="black")
+            pen.text((x0 + 4, y0), noun, "white", font)
         return image
 
     def described(self) -> str:

@@ -140,7 +140,7 @@ def draw_boxes(image, boxes, labels=None, ax=None):
         for color, line, style in (("white", 3, "-"), (PALETTE[(5, 6, 3, 7)[i % 4]], 1.5, LINE_STYLES[i % 4])):
             ax.add_patch(Rectangle(corner, *extent, fill=False, edgecolor=color, linewidth=line, linestyle=style))
         if labels is not None:
-            ax.text(corner[0], corner[1], plain(labels[i]), fontsize=7, va="bottom",
+            ax.text(corner[0], corner[1], plain(labels[i]), fontsize=9, va="bottom",
                     bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.6})
     return ax
 
@@ -235,5 +235,5 @@ def _axes(ax, figsize=(2.4, 2.4)):
 
 
 def _show(ax, pixels) -> None:
-    ax.imshow(pixels, interpolation="nearest")
+    ax.imshow(pixels)                           # matplotlib's own choice: sharp if enlarged, averaged if made smaller
     ax.set_axis_off()
