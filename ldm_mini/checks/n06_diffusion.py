@@ -1,5 +1,7 @@
 """Checks of notebook 06, diffusion mathematics."""
 
+from itertools import chain
+
 import torch
 
 from .checking import CheckFailed, attempt, compare, number, passed, several
@@ -29,7 +31,8 @@ def add_noise(function):
         x0, eps = draw(len(t), dim), draw(len(t), dim)
         got = attempt(function, x0, eps, t, schedule.betas.float(), name="add_noise")
         what = "add_noise(x0, eps, t, betas)"
-        compare(got, _jump(x0, eps, schedule.abar[t]), what, atol=1e-4, mistakes=_wrong_jumps(schedule, x0, eps, t))
+        compare(got, _jump(x0, eps, schedule.abar[t]), what, atol=1e-4,
+                mistakes=chain(_wrong_jumps(schedule, x0, eps, t), _one_factor_wrong(got, x0, eps, schedule.abar[t])))
         same_dtype(got, x0, what)
     passed("add_noise: any number of small steps in one jump")
 
@@ -37,6 +40,15 @@ def add_noise(function):
 def _jump(x0, eps, a):
     """From x0 to the noise level whose alphas_cumprod, one for each sample, are a."""
     return a.sqrt()[:, None] * x0 + (1 - a).sqrt()[:, None] * eps
+
+
+def _one_factor_wrong(got, x0, eps, a):
+    """What has the right factor at x0 or at eps, and at the other one whatever factor comes nearest."""
+    signal, noise = a.sqrt()[:, None] * x0, (1 - a).sqrt()[:, None] * eps
+    for right, other, names in ((signal, eps, "x0 has the right factor, eps has not"),
+                                (noise, x0, "eps has the right factor, x0 has not")):
+        factor = ((got.detach() - right) * other).sum(1, keepdim=True) / other.square().sum(1, keepdim=True)
+        yield right + factor * other, f"{names}. Variances add up to 1: so do the squares of the two factors."
 
 
 def _wrong_jumps(schedule, x0, eps, t):

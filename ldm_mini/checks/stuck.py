@@ -28,7 +28,7 @@ def solve(exercise):
                           "clone of the course.")
     _put(solution)
     print(f"The course's version of {solution.name} is in place; the cells below run with it.\n"
-          "To go back to yours, run its cell.")
+          "To go back to yours, delete this call, then run your cell and its check.")
 
 
 def with_a_way_on(check):
@@ -40,7 +40,8 @@ def with_a_way_on(check):
     @wraps(check)
     def checked(solution, *rest, **options):
         if any(solution is put for put in _put_in_place):
-            print(f"– {solution.__name__} is the course's version.\n  Write yours, run its cell, then this one again.")
+            print(f"– {solution.__name__} is the course's version.\n"
+                  "  Write yours, run its cell and then this one; no checks.solve between them.")
             return
         random = torch.get_rng_state()
         try:

@@ -30,7 +30,7 @@ WELCOME = """\
 * This folder is yours. `python3 course.py lab` brings it up to date and never overwrites a cell that you changed:
   where the course has a new text for it, that is laid below yours.
 * Stuck? A check that fails tells the call that puts the course's version of the exercise in place. Give it in a new
-  cell above the check, so that you can go on, and *Run All* does too.
+  cell above the check, so that you can go on, and *Run All* does too. Delete that cell when you have written yours.
 * To begin a notebook again, delete it or move it to another folder, and give the command once more."""
 
 
@@ -129,7 +129,7 @@ def _start(index: list) -> dict:
     """The page that JupyterLab opens first: both versions of every notebook."""
     rows = []
     for path, title, tasks in index:
-        links = f"[**exercises**]({path.name}) | [with solutions]({SOLVED}/{path.name})"
+        links = f"[**exercises**]({path.name}) | [with&nbsp;solutions]({SOLVED}/{path.name})"
         rows.append(f"| {title} | {links} | {len(tasks)} | {sum(task.minutes for task in tasks)} |")
     kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     page = given_cell(markdown(WELCOME.format(rows="\n".join(rows)), "start"), "start")

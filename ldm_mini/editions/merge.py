@@ -6,8 +6,8 @@ Notebooks and cells are dicts, as `source.read_notebook` gives them.
 """
 
 import hashlib
-import re
 from difflib import SequenceMatcher
+from textwrap import shorten
 
 OURS = "ldm_mini"  # our place in a cell's and a notebook's metadata
 
@@ -144,7 +144,7 @@ def _about(cell: dict) -> str:
     if comma:
         return f"{part} of exercise {exercise}"
     first = next((line for line in cell["source"].splitlines() if line.strip()), "an empty cell")
-    return re.sub(r"\s+", " ", first)[:60]
+    return shorten(first, 60, placeholder=" ...")
 
 
 def _distinct(cells: list) -> list:

@@ -166,6 +166,10 @@ def test_a_new_text_replaces_what_was_not_touched_and_results_stay(desk):
     desk.edit(lambda cells: cells[6].update(outputs=[], execution_count=3))
     told = desk.publish(course_of(("The end", "The very end")))
     assert told == ["02_doubling.ipynb: changed: ## The very end"]
+    long = "## The very end, in\tmore words than a line of a message can hold on a narrow screen"
+    assert desk.publish(course_of(("## The end", long))) == [
+        "02_doubling.ipynb: changed: ## The very end, in more words than a line of a message ..."]
+    desk.publish(course_of(("The end", "The very end")))
     assert desk.texts()[-1] == "## The very end" and len(desk.texts()) == 8
     assert desk.read()["cells"][6]["execution_count"] == 3  # the learner ran it
 

@@ -51,7 +51,10 @@ def test_a_stub_is_told_and_the_courses_version_put_in_place(notebook, capsys):
 @pytest.mark.parametrize("name", ["guide", "guidance"])
 def test_solve_by_the_name_of_exercise_or_check(notebook, capsys, name):
     notebook(WRONG + f"\nchecks.solve('{name}')\nassert guide(1.0, 3.0, 2.0) == 5.0")
-    assert "The course's version of guide is in place" in capsys.readouterr().out
+    notebook("checks.guidance(guide)")  # written since, but the call still stands between: nothing of theirs is tried
+    out = capsys.readouterr().out
+    assert "The course's version of guide is in place" in out and "delete this call" in out
+    assert "no checks.solve between them" in out and max(map(len, out.splitlines())) <= 80
 
 
 def test_a_mistake_is_named_and_the_way_on_told_in_narrow_lines(notebook, capsys):

@@ -165,6 +165,16 @@ def test_a_header_says_how_long_it_takes(path):
     assert stated[1:] == rest and abs(stated[0] - read) <= 5  # texts are mended often
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS + ASSIGNMENTS, ids=lambda path: path.stem)
+def test_the_open_exercise_says_what_is_good(path):
+    """An experiment without a check: the minutes that it may take, what to hand in, and by what it is judged."""
+    text = "\n\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown")
+    task, = re.findall(r"^### Open.*?(?=^#{1,3} |\Z)", text, re.M | re.S)
+    assert re.search(r"\d+ min", task)
+    judged = r"\*Good.*\*Very good.*" if path in NOTEBOOKS else r"\| weight \|"
+    assert re.search(judged, task, re.S) and (path not in NOTEBOOKS or re.search("hand in", task, re.I))
+
+
 def own_share(nb):
     """The part of the lines of code that are not folded away that the learner writes."""
     shown = [cell.source for cell in nb.cells
