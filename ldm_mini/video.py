@@ -1,6 +1,6 @@
 """Networks for video: 2D + time. After the paper: attention over time between the layers of a trained image network
 (Video Diffusion Models, Ho et al. 2022, arXiv 2204.03458; Align your Latents, Blattmann et al. 2023, arXiv 2304.08818),
-and a transformer on patches of space and time.
+and a transformer on patches of space and time. Built in notebook 16.
 
 Both are called as all networks, net(x, t, cond), with x (B,C,F,h,w): F frames of C x h x w. cond.concat is
 (B,c,F,h,w); all other parts of a condition are for the whole film.

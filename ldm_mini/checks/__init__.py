@@ -61,6 +61,9 @@ from .n14_steps import crookedness, flow_walk, heun_walk, local_errors, reflow_s
 from .n15_blocks import dit_block, read_as_tokens, small_dit, start_as_identity
 from .n15_scaling import block_flops, frontier, points, power_law
 from .n15_tokens import from_tokens, place_code, shuffle_patches, to_tokens
+from .n16_blocks import from_blocks, to_blocks
+from .n16_films import film_flops, film_tokens, first_frame, motion_told, shared_noise
+from .n16_networks import over_time, small_video_dit, through_frames
 from .n17_functions import ddim, join_qkv, owned, quantise, released_attention
 from .n17_modules import attend, compared, image_attention, small_unet, time_embedding
 from .n17_real_thing import block_from_compvis, epsilon, pooled_scale, res_block_parameters, split_qkv
@@ -79,29 +82,30 @@ __all__ = [
     "ddim_inversion", "ddim_step", "ddim_walk", "ddpm_constants", "ddpm_letters", "ddpm_sampling", "ddpm_step",
     "decode_boxes", "decoder_channels", "denoiser_step", "descend", "diffusion_posterior", "discriminator_step",
     "dit_block", "dpm_step", "dpm_walk", "draw_subsets", "drop_conditions", "eight_evaluations", "ema_codebook",
-    "ema_update", "encode_layout", "epsilon", "euler_step", "first_stage_budget", "first_stage_training", "flow_back",
-    "flow_loss", "flow_training", "flow_walk", "fold_patches", "footprint", "forgive", "forgotten_variance",
-    "found_corner", "freeze", "from_tokens", "frontier", "gaussian_kl", "gaussian_sample", "grid_bayes", "group_norm",
-    "guidance", "guided_denoiser", "heun_walk", "hinge_losses", "hourglass", "ideal_x0", "image_attention",
-    "inpaint_condition", "inpainting_input", "is_order_blind", "join_conditions", "join_lowres", "join_qkv",
-    "joint_losses", "joint_step", "keep_known", "known_latents", "knows_where", "latent_loss", "latent_numbers",
-    "latent_sample", "latent_train_step", "latent_training", "layer_distance", "learn_to_copy", "linear_enlarger",
-    "local_errors", "local_mean", "loss_per_t", "lpips", "lr_factor", "make_decoder", "masked_attention",
-    "measured_pulls", "mended_condition", "mended_drop_labels", "mended_through_u", "mended_vq_loss", "mended_walk",
-    "mixture_score", "mixture_x0", "multi_head", "nearest_code", "noise_again", "noising_walk", "obedience",
-    "order_error", "owned", "paint", "painter", "painter_step", "palette", "palette_conditioner", "palette_error",
-    "paste", "patch_critic", "perplexity", "place", "place_code", "points", "pooled_scale", "power_law", "preview",
-    "probe", "pulls", "quantise", "read_as_tokens", "receptive_field", "reflow_step", "released_attention",
-    "replace_and_draw", "res_block", "res_block_parameters", "restart_dead", "sampling_timesteps", "scale_factor",
-    "scale_shift", "shift_error", "shortcut_target", "shuffle_objects", "shuffle_patches", "slerp",
-    "sliced_wasserstein", "small_dit", "small_unet", "solve", "spatial_transformer", "split_qkv", "ssim_map",
-    "start_as_identity", "stopwatch", "straight_through", "strength_for", "superres_loss", "superres_sample",
-    "test_cache", "test_condition", "test_drop_labels", "test_load_heads", "test_scale", "test_through_u",
-    "test_vq_loss", "test_walk", "text_transformer", "through_the_u", "time_embedding", "time_layers",
-    "timestep_embedding", "to_picture", "to_tokens", "to_x0", "train_painter", "transplant", "two_guidances",
-    "undecided", "unet", "unet_train_step", "unet_training", "unit_normalise", "v_loss", "vector_quantizer",
-    "velocity_from_score", "vq_loss", "vq_vae_step", "vqgan_loss", "vqgan_step", "weighted_loss", "what_it_sees",
-    "widen", "with_map", "without_gradient", "word_maps",
+    "ema_update", "encode_layout", "epsilon", "euler_step", "film_flops", "film_tokens", "first_frame",
+    "first_stage_budget", "first_stage_training", "flow_back", "flow_loss", "flow_training", "flow_walk",
+    "fold_patches", "footprint", "forgive", "forgotten_variance", "found_corner", "freeze", "from_blocks",
+    "from_tokens", "frontier", "gaussian_kl", "gaussian_sample", "grid_bayes", "group_norm", "guidance",
+    "guided_denoiser", "heun_walk", "hinge_losses", "hourglass", "ideal_x0", "image_attention", "inpaint_condition",
+    "inpainting_input", "is_order_blind", "join_conditions", "join_lowres", "join_qkv", "joint_losses", "joint_step",
+    "keep_known", "known_latents", "knows_where", "latent_loss", "latent_numbers", "latent_sample", "latent_train_step",
+    "latent_training", "layer_distance", "learn_to_copy", "linear_enlarger", "local_errors", "local_mean", "loss_per_t",
+    "lpips", "lr_factor", "make_decoder", "masked_attention", "measured_pulls", "mended_condition",
+    "mended_drop_labels", "mended_through_u", "mended_vq_loss", "mended_walk", "mixture_score", "mixture_x0",
+    "motion_told", "multi_head", "nearest_code", "noise_again", "noising_walk", "obedience", "order_error", "over_time",
+    "owned", "paint", "painter", "painter_step", "palette", "palette_conditioner", "palette_error", "paste",
+    "patch_critic", "perplexity", "place", "place_code", "points", "pooled_scale", "power_law", "preview", "probe",
+    "pulls", "quantise", "read_as_tokens", "receptive_field", "reflow_step", "released_attention", "replace_and_draw",
+    "res_block", "res_block_parameters", "restart_dead", "sampling_timesteps", "scale_factor", "scale_shift",
+    "shared_noise", "shift_error", "shortcut_target", "shuffle_objects", "shuffle_patches", "slerp",
+    "sliced_wasserstein", "small_dit", "small_unet", "small_video_dit", "solve", "spatial_transformer", "split_qkv",
+    "ssim_map", "start_as_identity", "stopwatch", "straight_through", "strength_for", "superres_loss",
+    "superres_sample", "test_cache", "test_condition", "test_drop_labels", "test_load_heads", "test_scale",
+    "test_through_u", "test_vq_loss", "test_walk", "text_transformer", "through_frames", "through_the_u",
+    "time_embedding", "time_layers", "timestep_embedding", "to_blocks", "to_picture", "to_tokens", "to_x0",
+    "train_painter", "transplant", "two_guidances", "undecided", "unet", "unet_train_step", "unet_training",
+    "unit_normalise", "v_loss", "vector_quantizer", "velocity_from_score", "vq_loss", "vq_vae_step", "vqgan_loss",
+    "vqgan_step", "weighted_loss", "what_it_sees", "widen", "with_map", "without_gradient", "word_maps",
 ]
 
 # what a learner meets is the check with its way on

@@ -37,8 +37,7 @@ HEADER = {  # what the first cell must say: how to recognise it
 }
 WITHOUT_A_NOTEBOOK = {"__init__.py", "__main__.py", "options.py", "extras.py",
                       "asked.py", "files.py", "hub.py",  # what the paper's files stand on
-                      "muon.py",  # until 09 tells of it
-                      "video.py", "video_diffusion.py"}  # until notebook 16 is written
+                      "muon.py"}  # until 09 tells of it
 FORBIDDEN = r"^%%(time|capture)|%matplotlib|^\s*#.*NBVAL_|warnings\.(simplefilter|filterwarnings)"
 COLUMNS = 88  # of code, so that a laptop's window shows whole lines
 MACHINE = r"/(?:home|root|Users|tmp|work)/[\w.]+|[A-Z]:\\\\?Users"

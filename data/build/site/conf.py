@@ -93,9 +93,11 @@ def describe_figures(app, doctree):
     """Give each figure of a notebook the alternative text that its output's metadata carries, as nbconvert does."""
     page = Path(app.env.doc2path(app.env.docname))
     cells = json.loads(page.read_text(encoding="utf-8"))["cells"] if page.suffix == ".ipynb" else []
-    outputs = [output for cell in cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
-    alt = {sha256(b64decode("".join(output["data"]["image/png"]))).hexdigest():  # what MyST-NB calls the file
-           output["metadata"].get("image/png", {}).get("alt", "") for output in outputs}
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    shown = [(output["data"][kind], output["metadata"].get(kind, {})) for output in outputs
+             for kind in ("image/png", "image/gif") if kind in output.get("data", {})]
+    alt = {sha256(b64decode("".join(data))).hexdigest(): about.get("alt", "")  # what MyST-NB calls the file
+           for data, about in shown}
     for image in doctree.findall(nodes.image):
         if Path(image["uri"]).stem in alt:
             image["alt"] = alt[Path(image["uri"]).stem]
