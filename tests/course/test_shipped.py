@@ -1,6 +1,8 @@
 """The weights in the clone: they load without a network, reconstruct, and draw what they are told."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,6 +46,14 @@ def test_draws_what_it_is_told(ldm, key):
     images = ldm.sample({key: prompt}, steps=12, guidance_scale=3.0, seed=0)
     scores = score_captions(Recogniser.load().detect(images), captions)
     assert scores["object_recall"] > 0.5 and (key == "class" or scores["background_accuracy"] > 0.5)
+
+
+def test_the_first_caption_of_the_readme(ldm):
+    """The promise at the front door, with the command's own defaults."""
+    readme = Path(__file__).parents[2] / "README.md"
+    caption = re.search(r'ldm_mini sample "([^"]+)"', readme.read_text(encoding="utf-8"))[1]
+    images = ldm.sample({"caption": [caption] * 16}, seed=0)
+    assert score_captions(Recogniser.load().detect(images), [caption] * 16)["exact"] >= 0.9
 
 
 def test_a_negative_caption_leaves_the_class_to_be_guided(ldm):
