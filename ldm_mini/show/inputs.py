@@ -117,9 +117,9 @@ def showcase(ldm, task: str, batch: dict, words: dict | None = None, **options) 
         if not TASKS[task].keys:
             raise ValueError(f"--task {task} is without captions and classes: leave it out, or them.")
         options.setdefault("guidance_scale", TASKS["text"].guidance_scale)
-        told = {**inputs(task, batch, ldm), **words}
-        tell_contradictions(told)
-        samples = ldm.sample(told, **options)
+        asked = {**inputs(task, batch, ldm), **words}
+        tell_contradictions(asked)
+        samples = ldm.sample(asked, **options)
     rows = {"given": show_inputs(task, batch, samples.shape[-2:]), "drawn": samples.cpu()}
     if "seed" in batch and words is None and TASKS[task].keys:
         rows["real"] = batch["image"]
