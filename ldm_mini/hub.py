@@ -185,8 +185,8 @@ def load_autoencoder(name_or_folder, device=None) -> nn.Module:
     """A first stage: one that was saved alone, or that of a LatentDiffusion. Raises FileError."""
     folder = find(name_or_folder)
     if str(read_json(folder / CONFIG).get("class")).rpartition(".")[2] != "LatentDiffusion":
-        return load(name_or_folder, "Autoencoder", device)
-    first = load(name_or_folder, "LatentDiffusion", device).autoencoder
+        return load(folder, "Autoencoder", device)
+    first = load(folder, "LatentDiffusion", device).autoencoder
     if first is None:
         raise FileError(f"{folder} draws pixels: it has no first stage.")
     return first.requires_grad_(True)

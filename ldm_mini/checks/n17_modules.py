@@ -11,12 +11,14 @@ from .checking import CheckFailed, attempt, compare, number, passed
 from .properties import fresh, generator, learn, own_randomness, same_dtype, same_gradient
 
 
-def wake(make, name):
-    """An instance with random weights everywhere, so that every parameter takes part."""
+def wake(make, name, like: nn.Module | None = None):
+    """An instance with random weights everywhere, so that every parameter takes part; with the layers of `like`."""
     with own_randomness():
         net = attempt(make, name=name)
         if not isinstance(net, nn.Module):
             raise CheckFailed(f"{name} should be a class, an nn.Module.")
+        if like is not None and (differ := like.state_dict().keys() ^ net.state_dict().keys()):
+            raise CheckFailed(f"{name}: keep the layers of __init__ as they are ({min(differ)} differs).")
         for p in net.parameters():
             nn.init.normal_(p, mean=p.detach().mean().item(), std=0.2)
     return net

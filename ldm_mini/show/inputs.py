@@ -17,7 +17,7 @@ from ..scenes.own_pictures import opened, plain_item, read_hole, read_square
 from ..scenes.scene import LOWRES_FACTOR, SceneConfig, scenes_of, scenes_to_test
 from ..scenes.vocabulary import NOUNS, SEMANTIC, STUFF
 from ..tasks import TASKS, check_possible, inputs, sample_task
-from .plotting import class_colors
+from .plotting import class_colors, texts_under
 
 FROM_FILES = ("superres", "semantic", "inpaint")
 
@@ -147,9 +147,7 @@ def run_task(ldm, task: str, model, num: int, size: int | None = None, image=Non
         scenes = scenes_of(read_json(find(model) / CONFIG))
         batch = scenes_for(task, replace(scenes, size=size), num, options.get("seed", 0))
     rows = showcase(ldm, task, batch, words, size=size, **options)
-    said = told(words or inputs(task, batch) or {})
-    return list(rows.values()), [text for name, row in rows.items()
-                                 for text in (said if said and name == "drawn" else [name] * len(row))]
+    return list(rows.values()), texts_under(rows, {"drawn": told(words or inputs(task, batch) or {})})
 
 
 def film_inputs(ldm, words: dict, num: int, size: int | None = None, image=None, mask=None) -> dict:

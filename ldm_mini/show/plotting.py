@@ -80,6 +80,11 @@ def save_grid(images, path, columns: int | None = None, texts=None) -> Path:
     return path
 
 
+def texts_under(rows: dict, said: dict) -> list[str]:
+    """A text for each picture of named rows, for `save_grid`: what is `said` of a row's pictures, else its name."""
+    return [text for name, row in rows.items() for text in said.get(name) or [name] * len(row)]
+
+
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     """A text in lines of at most `width` pixels; a word that is wider is cut."""
     lines = []
@@ -266,5 +271,5 @@ def _axes(ax, figsize=(2.4, 2.4)):
 
 
 def _show(ax, pixels) -> None:
-    ax.imshow(pixels)                           # matplotlib's own choice: sharp if enlarged, averaged if made smaller
+    ax.imshow(pixels, interpolation="nearest")
     ax.set_axis_off()

@@ -15,7 +15,7 @@ from ..latent_diffusion import LatentDiffusion, latent_scale
 from ..measure.metrics import psnr
 from ..perceptual import PerceptualLoss
 from ..scenes.data import scene_stream
-from ..show.plotting import save_grid
+from ..show.plotting import save_grid, texts_under
 from ..train import TrainState, seeded, train_autoencoder, train_diffusion
 from . import build, runs
 from .latents import LatentCache, cache_latents, encode_frames
@@ -216,10 +216,9 @@ class SecondStageRun(Run):
             said = list(self.recipe.sample_captions)
             return ldm.sample({"caption": said}, seed=self.seed), said
         scenes = {key: values[:8] for key, values in self.held_out.items()}
-        rows = {task: tasks.sample_task(ldm, task, scenes, seed=self.seed)
-                for task in tasks.possible(ldm) if task != "class"}
-        texts = [scenes["caption"] if task == "text" else [task] * len(row) for task, row in rows.items()]
-        return torch.cat([scenes["image"], *rows.values()]), ["real"] * len(scenes["image"]) + sum(texts, [])
+        rows = {"real": scenes["image"], **{task: tasks.sample_task(ldm, task, scenes, seed=self.seed)
+                                            for task in tasks.possible(ldm) if task != "class"}}
+        return torch.cat(list(rows.values())), texts_under(rows, {"text": scenes.get("caption")})
 
     def losses(self) -> dict:
         """On scenes that no training sees: by noise level, and how much a caption helps; of many tasks, each alone."""

@@ -400,6 +400,16 @@ def test_parts_of_ones_own_are_passed(tmp_path):
         LatentDiffusion.from_pretrained(tmp_path, net=unet(), conditioner=Words())
 
 
+def test_a_first_stage_comes_out_of_a_second_stage(tmp_path):
+    ldm = model("kl")
+    again = load_autoencoder(ldm.save_pretrained(tmp_path / "both"))
+    torch.testing.assert_close(again.state_dict(), ldm.autoencoder.state_dict(), rtol=0, atol=0)
+    assert not again.training and all(p.requires_grad for p in again.parameters()), "it can be trained further"
+    LatentDiffusion(None, unet(), NoiseSchedule(cosine_betas(100))).save_pretrained(tmp_path / "pixels")
+    with pytest.raises(FileError, match="draws pixels: it has no first stage"):
+        load_autoencoder(tmp_path / "pixels")
+
+
 def test_a_first_stage_lives_alone(tmp_path):
     for kind in ("vq", "kl"):
         ae = autoencoder(kind).eval()
