@@ -65,6 +65,12 @@ def test_a_grid_says_what_it_shows(tmp_path):
         plotting.save_grid(images, tmp_path / "few.png", texts=texts[:2])
 
 
+def test_a_row_says_its_words_or_its_name():
+    rows = {"given": levels(0.0, 1.0), "drawn": levels(0.0, 1.0)}
+    assert plotting.texts_under(rows, {"drawn": ["an owl", "a cat"]}) == ["given", "given", "an owl", "a cat"]
+    assert plotting.texts_under(rows, {"drawn": None}) == ["given", "given", "drawn", "drawn"]
+
+
 @pytest.mark.parametrize("text", ["", "a", "abc def ghi", "w" * 50, "ein w" + "o" * 60 + "rt"])
 def test_wrapped_texts_lose_no_letter_and_fit(text):
     font = ImageFont.load_default(10)
