@@ -39,6 +39,7 @@ from .build import (
     train_state,
 )
 from .latents import cache_latents
+from .launch import bf16_pays
 from .reading import facts_stream, train_reader
 from .recipes import AUTOENCODERS, DIFFUSIONS, TEXTS, AutoencoderRecipe, DiffusionRecipe, TextRecipe
 
@@ -100,7 +101,7 @@ def speedrun(entry: Entry = Entry(), out=None, seed: int = 0, target: float = TA
     ldm = build_diffusion(r, first, latent_scale(first, [{"latent": latents.latents[:4096].float()}]))
     give_text(text, ldm)
     ldm.net.to(memory_format=torch.channels_last)
-    state = train_state(r, ldm, seed)
+    state = _train_state(r, ldm, seed)
     batches = latents.batches(r.batch_size, seed=seed)
     for log in train_diffusion(state, batches, r.steps, warmup=r.warmup, decay=r.decay, t_power=r.t_power):
         look = log.step % entry.look_every == 0 and log.step >= r.steps * 2 // 3
@@ -114,7 +115,7 @@ def speedrun(entry: Entry = Entry(), out=None, seed: int = 0, target: float = TA
     laps["diffusion"] = watch.seconds - sum(laps.values())
     line = {"date": date.today().isoformat(), "reached": exact >= target, "exact": round(exact, 3), "seed": seed,
             "cpu_seconds": round(watch.seconds), "laps": {name: round(lap) for name, lap in laps.items()},
-            "steps": state.step, "processor": _processor(), "torch": torch.__version__}
+            "steps": state.step, "bf16": state.bf16, "processor": _processor(), "torch": torch.__version__}
     print(json.dumps(line))
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
@@ -122,10 +123,15 @@ def speedrun(entry: Entry = Entry(), out=None, seed: int = 0, target: float = TA
     return line
 
 
+def _train_state(r, model, seed: int) -> TrainState:
+    """As `train` does: in bfloat16 if the recipe asks for it, and this processor gains by it."""
+    return train_state(r, model, seed, bf16=r.bf16 and bf16_pays(torch.device("cpu")))
+
+
 def train_first_stage(r: AutoencoderRecipe, seed: int):
     """A first stage of a recipe, its latents of mean 0 and variance 1 in each channel."""
     model = build_autoencoder(r).to(memory_format=torch.channels_last)
-    state = train_state(r, model, seed)
+    state = _train_state(r, model, seed)
     scenes = scene_stream(r.scenes, r.batch_size, seed=seed)
     perceptual = PerceptualLoss().to(memory_format=torch.channels_last)
     for _ in train_autoencoder(state, scenes, r.steps, perceptual=perceptual, warmup=r.warmup, decay=r.decay,
@@ -138,7 +144,7 @@ def train_first_stage(r: AutoencoderRecipe, seed: int):
 def train_text(r: TextRecipe, seed: int) -> TextTransformer:
     """A text transformer that can read."""
     reader = build_reader(r)
-    state = train_state(r, reader, seed)
+    state = _train_state(r, reader, seed)
     for _ in train_reader(state, facts_stream(r.scenes, r.batch_size, seed=seed), r.steps, warmup=r.warmup,
                           decay=r.decay):
         pass

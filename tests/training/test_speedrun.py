@@ -34,6 +34,14 @@ def test_it_runs_to_its_end_or_to_its_target(tmp_path, capsys):
     assert (again["reached"], again["steps"]) == (True, 6)
 
 
+@pytest.mark.parametrize("pays", [True, False])
+def test_bfloat16_where_it_is_asked_for_and_pays(monkeypatch, pays):
+    monkeypatch.setattr(run, "bf16_pays", lambda device: pays)
+    layer = torch.nn.Linear(2, 2)
+    assert [run._train_state(replace(TEXTS["micro"], bf16=asked), layer, 0).bf16 for asked in (True, False)] \
+        == [pays, False]
+
+
 def test_the_stopwatch_leaves_out_what_is_paused():
     watch = run.Stopwatch()
     with watch.paused():
