@@ -91,13 +91,13 @@ def _finish(run, settings: dict, asked, options: dict) -> bool:
     accelerator, recipe, state = run.accelerator, run.recipe, run.state
     if accelerator.is_main_process and recipe.bf16 and accelerator.device.type == "cpu":
         accelerator.print(f"on this CPU, {'bfloat16' if settings['bf16'] else 'float32'}: measured to be faster")
-    began, together = time.monotonic(), recipe.batch_size * accelerator.num_processes
+    together = recipe.batch_size * accelerator.num_processes
     finished = runs.follow(run.logs(), state, run.out, recipe.steps, together, run.sample, asked=asked, **options)
     if accelerator.is_main_process:
         computer = (torch.cuda.get_device_name(state.device) if state.device.type == "cuda" else
                     f"CPU, {torch.get_num_threads()} threads")
         run.export({"recipe": settings, "steps": state.step, "hardware": f"{computer}, torch {torch.__version__}",
-                    "minutes": round((time.monotonic() - began) / 60, 1)})
+                    "minutes": round(runs.minutes_of(run.out, together), 1)})
         accelerator.print(f"{'Finished' if finished else 'Stopped'} at step {state.step} of {recipe.steps}. "
                           f"The model so far: {run.out / 'model'}" + ("" if finished else "; continue with --resume."))
     accelerator.end_training()

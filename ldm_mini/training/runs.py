@@ -207,6 +207,16 @@ def follow(logs, state, out, steps: int, images_per_step: int, sample, *, log_ev
     return state.step >= steps
 
 
+def minutes_of(out, images_per_step: int) -> float:
+    """How long the steps of a run took, however often it was resumed; by its log, without drawing and saving."""
+    step, seconds = 0, 0.0
+    for record in read_log(out):
+        if speed := record.get("images_per_s"):
+            seconds += (record["step"] - step) * images_per_step / speed
+            step = record["step"]
+    return seconds / 60
+
+
 def _refuse_nan(log, out) -> None:
     """Stop a run whose loss is no number any more: training on would replace every good checkpoint."""
     for name in ("loss", "grad_norm"):

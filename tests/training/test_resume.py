@@ -284,6 +284,15 @@ def test_a_run_of_a_time_without_some_setting_goes_on_if_that_is_at_its_default(
     assert train_stage("text", recipe, out, resume=True, **EVERY)
 
 
+def test_a_card_counts_the_minutes_of_all_its_sessions(tmp_path):
+    out, recipe = tmp_path / "run", recipe_of("text")
+    assert not train_stage("text", recipe, out, minutes=0.0, **EVERY)
+    first, log = runs.read_log(out)[0], out / "log.jsonl"
+    log.write_text(json.dumps({**first, "images_per_s": recipe.batch_size / 600}) + "\n")    # a step of ten minutes
+    assert train_stage("text", recipe, out, resume=True, **EVERY)
+    assert 10 <= json.loads((out / "model" / "config.json").read_text())["card"]["minutes"] < 11
+
+
 @pytest.mark.parametrize("name", DIFFUSIONS)
 def test_a_run_of_a_time_without_transformers_goes_on(name):
     """Its recipe knows of no `net` and of no sizes of another one."""
