@@ -2,10 +2,12 @@
 
     python data/measurements/hero.py     # less than a minute on one CPU thread; writes hero.png beside it
 
-Four scenes that no training saw; the samples are the first that came, none is chosen.
+Four simple scenes (sixteen nouns, one or two things) that no training saw; the samples are the first that came, none is
+chosen.
 """
 
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -25,24 +27,25 @@ ROWS = 4
 def main(model: str = "emoji-scenes", seed: int = 0, out: Path = Path(__file__).with_suffix(".png")):
     torch.set_num_threads(1)
     ldm = LatentDiffusion.from_pretrained(model)
+    config = replace(TINY_SCENES, size=ldm.image_size[0])
     fig, axes = plt.subplots(ROWS, 2 * len(COLUMNS), figsize=(12, 4.4), layout="constrained",
                              gridspec_kw={"wspace": 0, "hspace": 0})
     fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
     for column, (task, title) in enumerate(COLUMNS.items()):
-        scenes = scenes_for(task, TINY_SCENES, ROWS, seed)
-        given, drawn = show_inputs(task, scenes, (64, 64)), sample_task(ldm, task, scenes, seed=seed)
+        scenes = scenes_for(task, config, ROWS, seed)
+        given, drawn = show_inputs(task, scenes, ldm.image_size), sample_task(ldm, task, scenes, seed=seed)
         for row in range(ROWS):
             left, right = axes[row, 2 * column:2 * column + 2]
             words = {"text": scenes["caption"][row], "class": NOUNS[scenes["class"][row]]}
             if given is None:
-                left.text(0.5, 0.5, textwrap.fill(words[task], 11), ha="center", va="center", fontsize=10)
+                left.text(0.5, 0.5, textwrap.fill(words[task], 13), ha="center", va="center", fontsize=9)
             else:
                 left.imshow(given[row].permute(1, 2, 0) / 2 + 0.5)
             right.imshow(drawn[row].clamp(-1, 1).permute(1, 2, 0) / 2 + 0.5)
         axes[0, 2 * column].set_title(f"{title} \u2192", fontsize=12)
     for ax in axes.flat:
         ax.axis("off")
-    fig.savefig(out, dpi=100)
+    fig.savefig(out, dpi=128)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
     python data/measurements/steps_against_distance.py        # writes steps_against_distance.json beside this file
 
-Pictures of one thing each, captions of split "val", guidance 3 (a few rows: 1), equal starting noise. Per sampler,
-spacing and number of steps: the distance of each picture to the one that 200 steps of DPM-Solver++(2M) make of the same
-noise (rms in the latent, perceptual between pictures; the mean over pictures), for the samplers that follow the
-same flow; how many pictures show exactly what the caption claims, as the shipped recogniser reads them; and the Frechet
-distance to 512 other real scenes (64 pictures against 112 features: compare rows, never with other numbers).
+Pictures of one thing each, captions of split "val", the advised guidance (a few rows: 1), equal starting noise. Per
+sampler, spacing and number of steps: the distance of each picture to the one that 200 steps of DPM-Solver++(2M) make
+of the same noise (rms in the latent, perceptual between pictures; the mean over pictures), for the samplers that follow
+the same flow; how many pictures show exactly what the caption claims, as the shipped recogniser reads them; and the
+Frechet distance to 512 other real scenes (128 pictures against 112 features: compare rows, never with other numbers).
 """
 
 import json
@@ -21,18 +21,19 @@ from ldm_mini.measure import Recogniser, frechet_distance, score_captions
 from ldm_mini.perceptual import PerceptualLoss
 from ldm_mini.samplers import SAMPLERS
 from ldm_mini.scenes import scene_batches, scenes_of, scenes_to_test
+from ldm_mini.tasks import TEXT_GUIDANCE
 
 OUT = Path(__file__).with_suffix(".json")
-NUM, FOLLOWED, BATCH, GUIDANCE, REFERENCE_STEPS = 64, 32, 16, 3.0, 200
+NUM, FOLLOWED, BATCH, REFERENCE_STEPS = 128, 32, 16, 200
 REAL, REAL_START = 512, 1_000_000
-RUNS = [(sampler, "trailing", steps, NUM, GUIDANCE)
+RUNS = [(sampler, "trailing", steps, NUM, TEXT_GUIDANCE)
         for steps in (3, 5, 10, 20, 40) for sampler in ("ddpm", "ddim", "dpm")]
-RUNS += [("ddim", spacing, steps, FOLLOWED, GUIDANCE)
+RUNS += [("ddim", spacing, steps, FOLLOWED, TEXT_GUIDANCE)
          for steps in (5, 10, 20) for spacing in ("leading", "linspace")]
 RUNS += [(sampler, "trailing", steps, NUM, 1.0) for steps in (5, 20) for sampler in ("ddpm", "ddim")]  # off
 
 
-def draw(ldm, captions, z_T, sampler, steps, spacing="trailing", guidance=GUIDANCE):
+def draw(ldm, captions, z_T, sampler, steps, spacing="trailing", guidance=TEXT_GUIDANCE):
     """Latents (B, C, h, w), in batches; the DDPM's noise from one generator per batch."""
     parts = []
     for i in range(0, len(captions), BATCH):
@@ -62,7 +63,7 @@ def main():
                      "exact": scores["exact"], "mean": images.mean().item()})
         if num == NUM:
             rows[-1]["frechet"] = frechet_distance(look(images), features).item()
-        if sampler != "ddpm" and guidance == GUIDANCE:
+        if sampler != "ddpm" and guidance == TEXT_GUIDANCE:
             rows[-1]["latent"] = (z[:FOLLOWED] - limit).square().flatten(1).mean(1).sqrt().mean().item()
             rows[-1]["perceptual"] = perceptual(images[:FOLLOWED], limit_images).mean().item()
         print(rows[-1], flush=True)

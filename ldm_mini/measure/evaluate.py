@@ -23,7 +23,7 @@ from ..perceptual import PerceptualLoss
 from ..scenes.data import scene_batches
 from ..scenes.films import FilmConfig
 from ..scenes.scene import TINY_SCENES, SceneConfig, random_scene, scenes_of, scenes_to_test
-from ..tasks import check_possible, find_task, inputs, possible
+from ..tasks import advised_guidance, check_possible, inputs, possible
 from ..video_diffusion import LatentVideoDiffusion
 from . import metrics
 from .films import evaluate_films
@@ -86,7 +86,7 @@ def evaluate_diffusion(ldm, config: SceneConfig = SceneConfig(), task: str = "te
     other real scenes with "frechet_floor" for the scenes themselves, "precision", "recall", "seconds_per_image".
     guidance_scale: None = the task's own. Equal seeds give equal samples. `config`: what the model was trained on.
     """
-    guidance_scale = find_task(task).guidance_scale if guidance_scale is None else guidance_scale
+    guidance_scale = advised_guidance(ldm, task) if guidance_scale is None else guidance_scale
     config = scenes_to_test(config, task, split)
     judge, look = Judge.of_scenes(config, [task], ldm.device, recogniser), _frechet_features(ldm.device)
     generator, samples, batches, seconds = torch.Generator().manual_seed(seed), [], [], 0.0

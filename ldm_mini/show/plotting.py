@@ -271,5 +271,6 @@ def _axes(ax, figsize=(2.4, 2.4)):
 
 
 def _show(ax, pixels) -> None:
-    ax.imshow(pixels, interpolation="nearest")
+    # small pictures are enlarged and keep their pixels' edges; large ones are made smaller, and averaged
+    ax.imshow(pixels, interpolation="nearest" if len(pixels) < 128 else None)
     ax.set_axis_off()

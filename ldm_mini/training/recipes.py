@@ -149,7 +149,7 @@ def for_task(recipe: DiffusionRecipe, task: str) -> DiffusionRecipe:
     """The same budget for one task alone, or for "all" conditions in one model.
 
     "class" learns from scenes of one object, for only they have a class. "all": a tenth of the samples sees nothing,
-    63% a single condition (tasks.PRACTICE: text 21%, layout 14%, the others 7%), 27% each of them with chance 1/2.
+    63% a single condition (words and layouts 19% each, the others 6%), 27% each of them with chance 1/2.
     """
     if task == "all":
         return replace(recipe, parts=PARTS, p_drop_each=0.5, p_single=0.7, alone=None)
@@ -237,8 +237,7 @@ AUTOENCODERS = {r.name: r for r in (TINY_AUTOENCODER, TINY_L1_AUTOENCODER, SMALL
 # Every recipe also trains a Diffusion Transformer: add `--net dit`.
 # For a CPU, on the latents of the tiny autoencoder.
 # python -m ldm_mini train diffusion --recipe tiny --autoencoder runs/autoencoder-tiny/model
-# Expect 0.34 s per step on one thread of a shared two-core CPU: about an hour. The shipped weights were made with less,
-# in several legs: data/weights/emoji-scenes/README.md.
+# Expect 0.34 s per step on one thread of a shared two-core CPU: about an hour.
 TINY_DIFFUSION = DiffusionRecipe(
     name="tiny", scenes=CENTRED_SCENES,
     channels=64, channel_mults=(1, 2, 2), dit=DiTSizes(depth=8, patch_size=2),
@@ -259,11 +258,14 @@ TINY_LAYOUTS_DIFFUSION = replace(TINY_ALL_DIFFUSION, name="tiny_layouts", alone=
 
 # For the front door: 64 tokens of 128 pixels, words by cross attention alone, a text transformer that can read already.
 # Words first, for they are the hardest: with all conditions from the first step the caption gap was .14 after 48,000
-# pictures. Then, from there and slowly, all conditions.
+# pictures. Then, from there and slowly, all conditions; at last faster, and with fewer words alone: a picture alone
+# stood in 5% of `small`'s samples, and was hardly read.
 # python -m ldm_mini train text --recipe small
-# python -m ldm_mini train diffusion --recipe small_words --autoencoder emoji-kl-f16 --text runs/text-small/model
-# python -m ldm_mini train diffusion --recipe small --autoencoder emoji-kl-f16 \
+# python -m ldm_mini train diffusion --recipe small_words --autoencoder emoji-scenes --text runs/text-small/model
+# python -m ldm_mini train diffusion --recipe small --autoencoder emoji-scenes \
 #     --start-from runs/diffusion-small_words/model
+# python -m ldm_mini train diffusion --recipe small_pictures --autoencoder emoji-scenes \
+#     --start-from runs/diffusion-small/model
 SMALL_DIFFUSION = DiffusionRecipe(
     name="small", scenes=SMALL_SCENES, easy=replace(TINY_SCENES, size=128, p_casual=0.3),
     channels=128, channel_mults=(1, 1), attn_levels=(0, 1), groups=8,
@@ -274,6 +276,8 @@ SMALL_DIFFUSION = DiffusionRecipe(
 
 SMALL_WORDS_DIFFUSION = replace(SMALL_DIFFUSION, name="small_words", parts=("text",), p_drop_each=0.0, p_single=0.0,
                                 steps=8_000, lr=2e-3, muon_lr=5e-3)
+SMALL_PICTURES_DIFFUSION = replace(SMALL_DIFFUSION, name="small_pictures", text_practice=3.0, steps=6_000, lr=1.5e-3,
+                                   muon_lr=3.75e-3)
 
 SPEEDRUN_DIFFUSION = replace(SMALL_WORDS_DIFFUSION, name="speedrun", scenes=TINY_SCENES, easy=None, latents=36_000,
                              steps=2_600, warmup=60)
@@ -292,8 +296,8 @@ MICRO_DIFFUSION = DiffusionRecipe(
     sample_captions=("an apple", "a red star"))
 
 DIFFUSIONS = {r.name: r for r in (TINY_DIFFUSION, TINY_ALL_DIFFUSION, TINY_LAYOUTS_DIFFUSION, SMALL_DIFFUSION,
-                                  SMALL_WORDS_DIFFUSION, SPEEDRUN_DIFFUSION, BASE_DIFFUSION,
-                                  MICRO_DIFFUSION)}
+                                  SMALL_WORDS_DIFFUSION, SMALL_PICTURES_DIFFUSION, SPEEDRUN_DIFFUSION,
+                                  BASE_DIFFUSION, MICRO_DIFFUSION)}
 
 # python -m ldm_mini train text --recipe small
 # Expect on new captions: all things named 1.00, colours .99, backgrounds .97 after 400 steps, 100 CPU-seconds.
@@ -302,7 +306,7 @@ TEXTS = {r.name: r for r in (TextRecipe("small", SMALL_SCENES), TextRecipe("spee
                              TextRecipe("micro", MICRO_SCENES, 16, 1, 2, steps=20, batch_size=8, warmup=5))}
 
 # Moving scenes, from an image model of the same design: latents of 8 frames, 64 tokens each.
-# python -m ldm_mini train video --recipe small --autoencoder emoji-kl-f16 --start-from runs/diffusion-small/model
+# python -m ldm_mini train video --recipe small --autoencoder emoji-scenes --start-from runs/diffusion-small/model
 # Not yet trained. On one core with bfloat16 a step takes 1.4 CPU-seconds of films, 1.1 of pictures.
 SMALL_VIDEO = VideoRecipe(**{
     **vars(SMALL_DIFFUSION), "name": "small", "scenes": replace(FILM_SCENES, size=128), "easy": None,

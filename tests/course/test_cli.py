@@ -204,7 +204,7 @@ def test_load_or_train(tmp_path, monkeypatch):
     for table in (recipes.AUTOENCODERS, recipes.DIFFUSIONS):
         monkeypatch.setitem(table, "micro", replace(table["micro"], steps=4))
     shipped = load_or_train(stage="autoencoder")
-    assert not shipped.training and shipped.config.downsample_factor == 4
+    assert not shipped.training and shipped.config.downsample_factor == 16
     options = {"out": tmp_path / "run", "device": "cpu", "log_every": 2}
     first = load_or_train(True, "micro", stage="autoencoder", **options)
     both = load_or_train(True, "micro", **options)

@@ -30,6 +30,7 @@ class Painter:
 
     device = torch.device("cpu")
     autoencoder = None
+    p_uncond = 0.1
 
     def __init__(self, draw, split="val", n=24, config=SCENES):
         data = EmojiScenes(evaluate.replace(config, split=split), n, 0)

@@ -193,6 +193,12 @@ def runs(tmp_path_factory):
     return folder
 
 
+def test_what_never_did_without_its_condition_is_not_guided(everything, monkeypatch):
+    assert tasks.advised_guidance(everything, "superres") == tasks.PICTURE_GUIDANCE > 1
+    monkeypatch.setattr(everything, "p_uncond", 0.0)
+    assert tasks.advised_guidance(everything, "superres") == tasks.advised_guidance(everything, "text") == 1
+
+
 def with_texts(grid, rows):
     """Whether a grid is as high as `rows` rows of 32-pixel pictures, each with a line of text or more below it."""
     lines = (grid.height - (rows * 34 - 2)) / 12  # pixels of a line at this size
