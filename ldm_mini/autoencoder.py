@@ -191,12 +191,14 @@ class Autoencoder(nn.Module):
     def moments(self, x: Tensor) -> Tensor:
         """x (B,C,H,W) -> what the bottleneck reads (B, moments_per_channel * c, H/f, W/f)
 
-        Raises ValueError for sides that f does not divide, and on a CPU for bytes (elsewhere, to look is to wait).
+        Raises ValueError for other channels, for sides that f does not divide, and on a CPU for bytes (elsewhere, to
+        look is to wait).
         """
-        f = self.config.downsample_factor
+        f, channels = self.config.downsample_factor, self.config.in_channels
         # torch would not say so: the picture would come back smaller
-        if x.ndim != 4 or x.shape[2] % f or x.shape[3] % f:
-            raise ValueError(f"Autoencoder: images are (B, C, H, W), H and W multiples of {f}; got {tuple(x.shape)}.")
+        if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % f or x.shape[3] % f:
+            raise ValueError(f"Autoencoder: images are (B, {channels}, H, W), H and W multiples of {f}; got "
+                             f"{tuple(x.shape)}.")
         # nor this: norms make something of any range
         if not x.is_floating_point() or x.device.type == "cpu" and not x.detach().abs().amax() <= LARGEST:
             raise ValueError("Autoencoder: images lie in [-1, 1], these do not. From 0..255: x / 127.5 - 1.")

@@ -213,10 +213,16 @@ class LatentDiffusion(nn.Module):
         return wanted, size, generator, SAMPLERS.get(sampler, sampler)
 
     def _size(self, batch: dict | None, size) -> tuple[int, int] | None:
-        """(height, width): as asked for; else as the batch's images and maps want it; else as in training, if known."""
-        if size is None and batch and self.conditioner is not None:
-            size = self.conditioner.image_size(batch)
-        return self.image_size if size is None else pair(size)
+        """(height, width): as the batch's images and maps want it; else as asked for; else as in training, if known.
+
+        Raises ValueError where the first two differ."""
+        wanted = self.conditioner.image_size(batch) if batch and self.conditioner is not None else None
+        if size is None:
+            return wanted or self.image_size
+        if wanted not in (None, pair(size)):
+            raise ValueError(f"size={size}: this batch's images and maps are for pictures of {wanted[0]} x "
+                             f"{wanted[1]}.")
+        return pair(size)
 
     @property
     def device(self) -> torch.device:

@@ -229,6 +229,8 @@ SWAPPED = {
                                                    "a LatentDiffusion; got a TrainState of a UNet"),
     "a model for its state": (lambda: next(train_autoencoder(first_stage(), [PICTURES], 1)), "got a Autoencoder"),
     "a config to train": (lambda: TrainState(UNetConfig(4)), "an nn.Module; got a UNetConfig"),
+    "grey pictures for a first stage of colours": (lambda: first_stage().encode(PICTURES[:, :1]),
+                                                   r"images are \(B, 3, H, W\).* got \(2, 1, "),
     "pictures for a first stage": (lambda: latent_scale([PICTURES], first_stage()), "first stage is wanted.* a list"),
     "a model for its first stage": (lambda: latent_scale(model(), [X]), "first stage is wanted"),
     "latents of a whole model": (lambda: cache_latents(model(), [{"image": X}], 2), "first stage is wanted"),

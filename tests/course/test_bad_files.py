@@ -66,6 +66,8 @@ SAID = {
     f"sample 'a dog' {NONE}": (0, "does not read 'caption'.*reads nothing"),
     f"sample --class cat {NONE}": (0, "does not read 'class'"),
     f"sample --guidance-scale 5 {NONE}": (0, "nothing to be guided by: --guidance-scale has no effect"),
+    f"sample --guidance-scale 5 {ALL}": (0, "nothing is asked for.* --guidance-scale has no effect"),
+    f"sample --task unconditional --guidance-scale 5 {ALL}": (0, "nothing is asked for"),
     f"sample --negative 'a cat' {NONE}": (0, "does not read 'caption'"),
     f"sample 'a dog' --class dog {CLASSES}": (0, "does not read 'caption'"),
     f"sample 'a dog' --class cat {ALL}": (0, '"a dog" names dog, the class cat: the model is told both'),

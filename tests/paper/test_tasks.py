@@ -121,6 +121,9 @@ def test_size_follows_the_inputs(everything):
     assert everything.sample({"caption": ["a star"]}, steps=1, size=(32, 64)).shape == (1, 3, 32, 64)
     with pytest.raises(ValueError, match="different sizes"):
         everything.sample({"lowres": large["lowres"], "semantic": scenes(2)["semantic"]}, steps=1)
+    for keys in (("lowres",), ("semantic",), ("image", "mask")):
+        with pytest.raises(ValueError, match="size=32: this batch's .* are for pictures of 48 x 48"):
+            everything.sample({key: large[key] for key in keys}, steps=1, size=32)
 
 
 def test_cached_inputs_train_like_images(everything, tmp_path):
@@ -163,8 +166,9 @@ def test_the_old_model_is_inside_the_new_one():
     assert all(v.equal(theirs[k]) for k, v in new.state_dict().items() if k.startswith(("net", "conditioner")))
     with pytest.raises(ValueError, match="joins 18 channels of conditions, the recipe 3"):
         start_from(old_of_all, model("superres"))
-    with pytest.raises(ValueError, match="another shape"):
+    with pytest.raises(ValueError, match="another shape") as caught:
         start_from(model("unconditional"), new)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300      # of the hundred weights, a few
     with torch.no_grad():
         new.autoencoder = copy.deepcopy(autoencoder)
         next(new.autoencoder.parameters()).add_(0.1)
