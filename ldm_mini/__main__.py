@@ -176,7 +176,7 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Lit
         else:
             images, texts = run_task(ldm, task, model, num, size, image, mask, words or None, **options)
     files = save_film(images, out, texts=texts) if films else [save_grid(images, out, min(num, 8), texts)]
-    what = f"{num} {'films' if films else 'pictures'} in {' and '.join(map(str, files))}"
+    what = f"{num} {'film' if films else 'picture'}{'s' * (num > 1)} in {' and '.join(map(str, files))}"
     print(f"{what} ({loaded - began:.1f} s to load, {time.monotonic() - loaded:.1f} s to draw)")
 
 

@@ -201,9 +201,7 @@ class LatentDiffusion(nn.Module):
         size = self._size(batch, size)
         if size is None:
             raise ValueError("the model was never trained, so it knows no image size: give sample(..., size=64).")
-        several = self._factor * getattr(getattr(self.net, "config", None), "min_factor", 1)
-        if [side for side in size if side % several]:
-            raise ValueError(f"images of {size[0]} x {size[1]} cannot be: sides must be multiples of {several}.")
+        self.check_size(size)
         if seed is not None and generator is not None:
             raise ValueError("give a seed or a generator, not both.")
         if not callable(sampler) and (not isinstance(sampler, str) or sampler not in SAMPLERS):
@@ -211,6 +209,13 @@ class LatentDiffusion(nn.Module):
         if seed is not None:
             generator = torch.Generator().manual_seed(whole("seed", seed, 0, 2**64 - 1))
         return wanted, size, generator, SAMPLERS.get(sampler, sampler)
+
+    def check_size(self, size) -> None:
+        """Raise ValueError for sides that the first stage and the network cannot halve as often as they must."""
+        height, width = pair(size)
+        several = self._factor * getattr(getattr(self.net, "config", None), "min_factor", 1)
+        if height % several or width % several:
+            raise ValueError(f"images of {height} x {width} cannot be: sides must be multiples of {several}.")
 
     def _size(self, batch: dict | None, size) -> tuple[int, int] | None:
         """(height, width): as the batch's images and maps want it; else as asked for; else as in training, if known.

@@ -141,6 +141,7 @@ def run_task(ldm, task: str, model, num: int, size: int | None = None, image=Non
         raise ValueError("--image needs a --task that reads it: superres, semantic or inpaint; and --mask an --image.")
     check_possible(ldm, task)
     size = size or (ldm.image_size or (64,))[0]
+    ldm.check_size(size)                                        # before scenes or files of it are made
     if image is not None:
         batch = batch_from_files(task, size, num, image, mask, options.get("seed", 0))
     else:

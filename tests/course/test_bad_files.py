@@ -78,6 +78,8 @@ SAID = {
     f"sample {CLASSES}": (2, "this model reads class: give --class"),
     f"sample 'a dog' --task unconditional {ALL}": (2, "--task unconditional is without captions and classes"),
     f"sample 'a dog' --size 36 {ALL}": (2, "36 x 36 cannot be: sides must be multiples of 8"),
+    f"sample --task layout --size 36 {ALL}": (2, "36 x 36 cannot be: sides must be multiples of 8"),
+    f"sample --task layout --size 37 {ALL}": (2, "37 x 37 cannot be: sides must be multiples of 8"),
     f"sample --task semantic --image nothing.png {ALL}": (2, "Cannot read the picture nothing.png"),
     f"sample --task semantic --image model/config.json {ALL}": (2, "Cannot read the picture .*cannot identify"),
     f"sample --task semantic --image model {ALL}": (2, "Cannot read the picture model .*directory"),
