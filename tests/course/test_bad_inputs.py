@@ -122,8 +122,8 @@ ONE = {"class": torch.tensor([1])}
 BATCHES = [
     (lambda w: w.first.encode(torch.full((2, 3, 32, 32), 255.0)), r"\[-1, 1\].*255.*/ 127.5 - 1"),
     (lambda w: w.first.encode(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)), r"/ 127.5 - 1"),
-    (lambda w: w.first.encode(torch.zeros(2, 32, 32, 3)), r"\(B, C, H, W\).*got \(2, 32, 32, 3\)"),
-    (lambda w: w.first.encode(torch.zeros(3, 32, 32)), r"\(B, C, H, W\).*got \(3, 32, 32\)"),
+    (lambda w: w.first.encode(torch.zeros(2, 32, 32, 3)), r"\(B, 3, H, W\).*got \(2, 32, 32, 3\)"),
+    (lambda w: w.first.encode(torch.zeros(3, 32, 32)), r"\(B, 3, H, W\).*got \(3, 32, 32\)"),
     (lambda w: w.first.encode(torch.zeros(2, 3, 30, 32)), r"multiples of 4.*\(2, 3, 30, 32\)"),
     (lambda w: w.first.decode(w.images.new_zeros(2, 4, 8, 8)), r"latents are \(B, 3, h, w\); got \(2, 4, 8, 8\)"),
     (lambda w: w.ldm.loss(ONE), r"\"image\" or \"latent\".*\['class'\]"),
