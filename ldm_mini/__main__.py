@@ -157,11 +157,10 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Lit
         # such as a word that the model does not know: in one line, without the place in the code
         warnings.showwarning = lambda message, *place, **more: print(f"note: {message}", file=sys.stderr)
         keys = getattr(ldm.conditioner, "keys", ())
-        if not keys and guidance_scale not in (None, 1):
-            warnings.warn("a model without conditions has nothing to be guided by: --guidance-scale has no effect.")
-        if keys and not any([task not in (None, "unconditional"), words, negative]) and guidance_scale not in (None, 1):
-            warnings.warn("nothing is asked for, and so there is nothing to be guided by: --guidance-scale has no "
-                          "effect.")
+        asked = words or negative or task not in (None, "unconditional")
+        if guidance_scale not in (None, 1) and not (keys and asked):
+            why = "nothing is asked for, and so there is" if keys else "a model without conditions has"
+            warnings.warn(f"{why} nothing to be guided by: --guidance-scale has no effect.")
         batch, texts = words or ({"caption": [""] * num} if keys else {}), told(words)
         if films:
             tell_contradictions(batch)

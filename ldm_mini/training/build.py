@@ -175,7 +175,7 @@ def start_from(source, target) -> list[Conditioner]:
         for kind in mine.keys() & theirs.keys():
             mine[kind].load_state_dict(theirs[kind].state_dict())
     except RuntimeError as error:
-        raise ValueError(f"--start-from: that model has another shape than the recipe's. {brief(error)}") from None
+        raise another_shape("--start-from: that model", error) from None
     return [part for kind, part in mine.items() if kind not in theirs]
 
 
@@ -216,7 +216,7 @@ def give_text(transformer: TextTransformer, target) -> None:
     try:
         mine[0].load_state_dict(transformer.state_dict())
     except RuntimeError as error:
-        raise ValueError(f"--text: that transformer has another shape than the recipe's. {brief(error)}") from None
+        raise another_shape("--text: that transformer", error) from None
 
 
 def _alike(*stages) -> bool:
@@ -227,6 +227,6 @@ def _alike(*stages) -> bool:
         for name, x in a.items())
 
 
-def brief(error: RuntimeError) -> str:
-    """torch's list of all the weights that do not fit, in one line: its beginning."""
-    return f"{' '.join(str(error).split()):.200} ..."
+def another_shape(what: str, error: RuntimeError) -> ValueError:
+    """Of torch's list of all the weights that do not fit, the beginning, in one line."""
+    return ValueError(f"{what} has another shape than the recipe's. {' '.join(str(error).split()):.200} ...")

@@ -81,8 +81,7 @@ def start_video(source: LatentDiffusion, target: LatentVideoDiffusion) -> None:
             elif type(part) in theirs:
                 part.load_state_dict(theirs[type(part)].state_dict())
     except RuntimeError as error:
-        raise ValueError(f"--start-from: that model has another shape than the recipe's. {build.brief(error)}"
-                         ) from None
+        raise build.another_shape("--start-from: that model", error) from None
     target.scale_factor.copy_(source.scale_factor)
 
 
@@ -118,8 +117,7 @@ class VideoRun(SecondStageRun):
             try:
                 give_words(hub.load(self.text, "TextTransformer"), self.model.conditioner.parts[0].text_transformer)
             except RuntimeError as error:
-                raise ValueError("--text: that transformer has another shape than the recipe's. "
-                                 f"{build.brief(error)}") from None
+                raise build.another_shape("--text: that transformer", error) from None
 
     def prepare(self) -> None:
         """Cached latents and their scale, and films to be tried on."""
