@@ -216,7 +216,7 @@ def speedrun(*, seed: o.Seed = 0, out: o.Out = Path("runs/speedrun")) -> None:
 
     Args:
         seed: of the weights, the data and the noise.
-        out: folder for speedrun.json.
+        out: folder for speedrun.json and the model.
     """
     from .training import speedrun as run
 

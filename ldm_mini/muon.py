@@ -19,22 +19,24 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     x = x / (x.norm(dim=(1, 2), keepdim=True) * 1.02 + 1e-7)
     # every step multiplies X from the left by a polynomial of A, and these commute: gather them in the small square
     # `left`, and touch the wide X only at both ends
-    gram, left = x @ x.mT, None
+    gram, left, factor = x @ x.mT, None, None
     for a, b, c in STEPS:
+        if factor is not None:
+            gram = factor @ (gram @ factor)
         factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         factor.diagonal(dim1=1, dim2=2).add_(a)
         left = factor if left is None else factor @ left
-        gram = factor @ (gram @ factor)
     x = left @ x
     return x.mT if tall else x
 
 
-def hidden_weights(model: nn.Module, smallest: int = 48) -> list[nn.Parameter]:
+def hidden_weights(model: nn.Module, smallest: int = 48, largest: int = 384) -> list[nn.Parameter]:
     """What Muon is for: trainable weights of Linear and Conv2d layers, wide on both sides. First and last layers are
-    narrow on one, embeddings are tables, norms and biases are vectors: they are AdamW's."""
+    narrow on one, embeddings are tables, norms and biases are vectors: they are AdamW's. So are matrices over `largest`
+    on both sides, for the work grows with the cube: a time embedding of 512 x 512 took a quarter of all Muon's time."""
     layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.MultiheadAttention))]
     weights = [m.in_proj_weight if isinstance(m, nn.MultiheadAttention) else m.weight for m in layers]
-    return [w for w in weights if w is not None and w.requires_grad and min(w.shape[:2]) >= smallest]
+    return [w for w in weights if w is not None and w.requires_grad and smallest <= min(w.shape[:2]) <= largest]
 
 
 class Muon(torch.optim.AdamW):

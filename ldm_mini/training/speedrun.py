@@ -7,8 +7,9 @@ says that at least 80% of 256 captions of the `val` split, seeds 0 to 255, are d
 (3) Data is free: scenes, captions and their facts, as many as you like, of the `train` split only. (4) Weights are not:
 all that learns starts fresh, the perceptual loss' network excepted. (5) First stage, text and diffusion all count, and
 encoding latents too; validation does not. (6) One process, one thread; CPU-seconds, not the clock's. (7) Anything else
-may change: networks, losses, optimizers, samplers, up to 32 network evaluations a picture. (8) An entry names its
-commit, processor and seed. (9) A second seed must reach .75. (10) The table: data/measurements/speedrun.json.
+may change: networks, losses, optimizers, samplers, up to 32 network evaluations a picture, with guidance or without.
+(8) An entry names its commit, processor and seed. (9) A second seed must reach .75. (10) The table:
+data/measurements/speedrun.json.
 """
 
 import json
@@ -80,7 +81,7 @@ class Stopwatch:
 def speedrun(entry: Entry = Entry(), out=None, seed: int = 0, target: float = TARGET, captions: int = CAPTIONS) -> dict:
     """Train from nothing until `target` of the captions are drawn exactly; returns the line for the table.
 
-    It runs on one thread, prints how far it is, and writes `out/speedrun.json` if there is a folder.
+    It runs on one thread, prints how far it is, and writes `out/speedrun.json` and `out/model` if there is a folder.
     """
     torch.set_num_threads(1)
     torch.manual_seed(seed)
@@ -96,8 +97,10 @@ def speedrun(entry: Entry = Entry(), out=None, seed: int = 0, target: float = TA
     print(f"{watch.seconds:7.0f} s  text transformer", flush=True)
     # 3. diffusion on its latents (sec. 3.2, 3.3), judged now and then
     r, exact = entry.diffusion, 0.0
-    latents = cache_latents(first, scene_stream(r.scenes, 64, seed=seed), r.latents,
-                            cached_inputs(r.parts, first)[0], sample=r.posterior)
+    with torch.autocast("cpu", torch.bfloat16, enabled=r.bf16 and bf16_pays(torch.device("cpu"))):
+        latents = cache_latents(first, scene_stream(r.scenes, 64, seed=seed), r.latents,
+                                cached_inputs(r.parts, first)[0], sample=r.posterior)
+    laps["latents"] = watch.seconds - sum(laps.values())
     ldm = build_diffusion(r, first, latent_scale(first, [{"latent": latents.latents[:4096].float()}]))
     give_text(text, ldm)
     ldm.net.to(memory_format=torch.channels_last)
@@ -120,6 +123,8 @@ def speedrun(entry: Entry = Entry(), out=None, seed: int = 0, target: float = TA
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
         write_json(Path(out) / "speedrun.json", line)
+        with state.ema.applied(ldm):
+            ldm.save_pretrained(Path(out) / "model", half=True)
     return line
 
 
