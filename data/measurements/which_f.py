@@ -2,10 +2,13 @@
 
 For f = 1, 2, 4, 8, 16 and three seeds: a KL first stage (none for f = 1) and a class-conditional U-Net on its latents,
 64-pixel scenes of one thing. Equal for all: the network, the pictures, the CPU-seconds of each stage on one thread. At
-every doubling of the diffusion's time the averaged model draws 256 pictures, read by the recogniser and compared with
-real ones (Figures 6 and 7). For the pixel model also bits against distortion (Figure 2): what the levels of noise have
-told so far, and how well the picture is known by then. About 70 minutes on one thread; each row is kept in
+an eighth, a third and the end of the diffusion's time the averaged model draws 128 pictures, read by the recogniser and
+compared with real ones (Figures 6 and 7). About 70 minutes on one thread with bfloat16; each row is kept in
 `which_f.json` as it comes, and the rows that are there already are not made again.
+
+Figure 2, bits against distortion: `python data/measurements/which_f.py --rate 900` trains a narrower model of pixels
+for so many CPU-seconds, and writes what the levels of noise have told so far, and how well the picture is known by
+then.
 """
 
 import time
@@ -28,10 +31,12 @@ from ldm_mini.scenes import NOUNS, TINY_SCENES, scene_batches
 from ldm_mini.schedule import NoiseSchedule, cosine_betas
 from ldm_mini.train import TrainState, train_autoencoder, train_diffusion
 from ldm_mini.training import cache_latents
+from ldm_mini.training.launch import bf16_pays
 from ldm_mini.unet import UNet, UNetConfig
 
 FACTORS, SEEDS = {1: 3, 2: 2, 4: 4, 8: 8, 16: 16}, (0, 1, 2)    # f: channels; each doubling halves the numbers
-PICTURES, BATCH, SAMPLES, STEPS = 8192, 32, 256, 12
+PICTURES, BATCH, SAMPLES, STEPS = 8192, 16, 128, 12
+BF16 = bf16_pays(torch.device("cpu"))
 RESULTS = Path(__file__).with_suffix(".json")
 
 
@@ -42,10 +47,10 @@ def first_stage(factor: int) -> Autoencoder:
     return Autoencoder(config, KLBottleneck(FACTORS[factor], weight=3e-3)).to(memory_format=torch.channels_last)
 
 
-def second_stage(factor: int, autoencoder: Autoencoder | None) -> LatentDiffusion:
+def second_stage(factor: int, autoencoder: Autoencoder | None, channels: int = 64) -> LatentDiffusion:
     """The same U-Net for every f; without an autoencoder it works on pixels, the paper's LDM-1."""
-    net = UNet(UNetConfig(in_channels=FACTORS[factor], channels=64, channel_mults=(1, 2), num_res_blocks=1,
-                          attn_levels=(1,), groups=4, vector_dim=128)).to(memory_format=torch.channels_last)
+    net = UNet(UNetConfig(in_channels=FACTORS[factor], channels=channels, channel_mults=(1, 2, 2), num_res_blocks=1,
+                          attn_levels=(2,), groups=4, vector_dim=128)).to(memory_format=torch.channels_last)
     return LatentDiffusion(autoencoder, net, NoiseSchedule(cosine_betas()), ClassConditioner(len(NOUNS), None, 128),
                            prediction="v", image_size=TINY_SCENES.size)
 
@@ -102,7 +107,7 @@ def train_first(factor: int, data: dict, seed: int, seconds: float, reference: R
     """A first stage with latents of mean 0 and variance 1, and what it measures on new pictures."""
     torch.manual_seed(seed)
     model = first_stage(factor)
-    state = TrainState(model, 2e-3, betas=(0.9, 0.99), weight_decay=0.0, seed=seed)
+    state = TrainState(model, 2e-3, betas=(0.9, 0.99), weight_decay=0.0, seed=seed, bf16=BF16)
     # the perceptual loss is for the last two fifths of the time: what is already there gets sharp
     for share, weight in ((0.6, 0.0), (0.4, 1.0)):
         logs = train_autoencoder(state, endless(data, seed), 10**9, perceptual=reference.perceptual, warmup=50,
@@ -124,12 +129,12 @@ def train_first(factor: int, data: dict, seed: int, seconds: float, reference: R
 
 def train_second(ldm: LatentDiffusion, data: dict, seed: int, marks: list[float], reference: Reference) -> list[dict]:
     """Measured with averaged weights at each mark, in CPU-seconds of training."""
-    state, rows, classes = TrainState(ldm, 1e-3, ema_decay=0.99, seed=seed), [], reference.other["class"]
+    state, rows, classes = TrainState(ldm, 1e-3, ema_decay=0.99, seed=seed, bf16=BF16), [], reference.other["class"]
     for step, spent in timed(train_diffusion(state, endless(data, seed), 10**9, warmup=50), marks[-1]):
         if spent >= marks[len(rows)]:
-            with state.ema.applied(ldm):
+            with state.ema.applied(ldm), state.autocast():
                 images = torch.cat([ldm.sample({"class": part}, steps=STEPS, guidance_scale=2.0, seed=i)
-                                    for i, part in enumerate(classes.split(64))])
+                                    for i, part in enumerate(classes.split(64))]).float()
             rows.append({"seconds": spent, "step": step.step, "frechet": reference.frechet(images),
                          "named": reference.named(images)})
     return rows
@@ -157,15 +162,29 @@ def rate_and_distortion(ldm: LatentDiffusion, reference: Reference, levels: int 
     return rows
 
 
-def main(first: float = 60, second: float = 120, seeds: tuple[int, ...] = SEEDS, out: Path = RESULTS) -> None:
-    """Every f with every seed; first, second: CPU-seconds of the stages."""
+def main(first: float = 60, second: float = 120, seeds: tuple[int, ...] = SEEDS, rate: float = 0,
+         out: Path = RESULTS) -> None:
+    """Every f with every seed; first, second: CPU-seconds of the stages. rate: only Figure 2, with so many."""
     torch.set_num_threads(1)
-    marks, reference, data = [second / 2**k for k in (4, 3, 2, 1, 0)], Reference(), one_thing(PICTURES, 0)
+    marks, reference, data = [second / 2**k for k in (3, 1.5, 0)], Reference(), one_thing(PICTURES, 0)
     report = read_json(out) if out.is_file() else {
         "first_stage_seconds": first, "seconds": second, "pictures": PICTURES, "batch": BATCH, "samples": SAMPLES,
-        "sampler_steps": STEPS, "guidance_scale": 2.0, "channels": FACTORS, "rows": [],
+        "sampler_steps": STEPS, "guidance_scale": 2.0, "bf16": BF16, "channels": FACTORS, "rows": [],
         "real": {"frechet": reference.frechet(reference.other["image"]),
                  "named": reference.named(reference.other["image"])}}
+    if rate:
+        torch.manual_seed(0)
+        ldm = second_stage(1, None, channels=32)
+        state = TrainState(ldm, 1e-3, ema_decay=0.99, seed=0, bf16=BF16)
+        for log, spent in timed(train_diffusion(state, endless({**data, "latent": data["image"]}, 0), 10**9, warmup=50),
+                                rate):
+            pass
+        with state.ema.applied(ldm):
+            report["rate"] = {"seconds": spent, "steps": log.step,
+                              "parameters": sum(p.numel() for p in ldm.parameters()),
+                              "rows": rate_and_distortion(ldm.eval(), reference)}
+        write_json(out, report)
+        return
     for seed in seeds:
         for factor in FACTORS:
             if any((row["f"], row["seed"]) == (factor, seed) for row in report["rows"]):
@@ -179,8 +198,6 @@ def main(first: float = 60, second: float = 120, seeds: tuple[int, ...] = SEEDS,
             ldm = second_stage(factor, autoencoder)
             row["parameters"] = sum(p.numel() for p in ldm.net.parameters())
             row["marks"] = train_second(ldm, examples, seed, marks, reference)
-            if factor == 1:
-                row["rate_and_distortion"] = rate_and_distortion(ldm.eval(), reference)
             report["rows"].append(row)
             print(factor, seed, row.get("first_stage"), row["marks"][-1], flush=True)
             write_json(out, report)
