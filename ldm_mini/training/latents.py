@@ -91,11 +91,11 @@ class LatentCache:
 
 @torch.no_grad()
 def cache_latents(autoencoder, batches, n: int, keys=("caption", "class"), path=None, made_from: str = "",
-                  progress: bool = False, prepare=None, sample: bool = True) -> LatentCache:
+                  progress: bool = False, prepare=None, sample: bool = True, bf16: bool = False) -> LatentCache:
     """Encode the first `n` images of `batches` and keep their conditions `keys`.
 
     sample: a KL posterior is sampled, once; else its mode is taken.
-
+    bf16: encode in bfloat16 where that is safe (autocast).
     batches: dicts with "image" (B,C,H,W), or "video" (B,C,F,H,W), whose latents are (B,c,F,h,w).
     path: a folder to keep the cache in; the one that is already there is loaded instead if it has n latents, was
     `made_from` the same (say, first stage and scenes) and is whole; else replaced.
@@ -116,7 +116,8 @@ def cache_latents(autoencoder, batches, n: int, keys=("caption", "class"), path=
     with tqdm(total=n, desc="encoding", unit="image", disable=not progress, mininterval=1) as bar:
         for batch in batches:
             batch = to_device({key: v[:n - count] for key, v in batch.items()}, device)
-            z = encode_frames(autoencoder, batch["video"] if "video" in batch else batch["image"], sample)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                z = encode_frames(autoencoder, batch["video"] if "video" in batch else batch["image"], sample)
             made = {} if prepare is None else prepare(batch)
             kept = {"latent": z, **{key: batch[key] for key in keys if key in batch}, **made}
             parts.append({key: _small(key, v) for key, v in kept.items()})

@@ -97,9 +97,8 @@ def speedrun(entry: Entry = Entry(), out=None, seed: int = 0, target: float = TA
     print(f"{watch.seconds:7.0f} s  text transformer", flush=True)
     # 3. diffusion on its latents (sec. 3.2, 3.3), judged now and then
     r, exact = entry.diffusion, 0.0
-    with torch.autocast("cpu", torch.bfloat16, enabled=r.bf16 and bf16_pays(torch.device("cpu"))):
-        latents = cache_latents(first, scene_stream(r.scenes, 64, seed=seed), r.latents,
-                                cached_inputs(r.parts, first)[0], sample=r.posterior)
+    latents = cache_latents(first, scene_stream(r.scenes, 64, seed=seed), r.latents,
+                            cached_inputs(r.parts, first)[0], sample=r.posterior, bf16=_bf16(r))
     laps["latents"] = watch.seconds - sum(laps.values())
     ldm = build_diffusion(r, first, latent_scale(first, [{"latent": latents.latents[:4096].float()}]))
     give_text(text, ldm)
@@ -129,8 +128,13 @@ def speedrun(entry: Entry = Entry(), out=None, seed: int = 0, target: float = TA
 
 
 def _train_state(r, model, seed: int) -> TrainState:
-    """As `train` does: in bfloat16 if the recipe asks for it, and this processor gains by it."""
-    return train_state(r, model, seed, bf16=r.bf16 and bf16_pays(torch.device("cpu")))
+    """As `train` does."""
+    return train_state(r, model, seed, bf16=_bf16(r))
+
+
+def _bf16(r) -> bool:
+    """In bfloat16, if the recipe asks for it and this processor gains by it."""
+    return r.bf16 and bf16_pays(torch.device("cpu"))
 
 
 def train_first_stage(r: AutoencoderRecipe, seed: int):

@@ -35,6 +35,12 @@ def test_it_runs_to_its_end_or_to_its_target(tmp_path, capsys):
     assert (again["reached"], again["steps"]) == (True, 6)
 
 
+def test_all_its_legs_run_in_bfloat16(monkeypatch):
+    monkeypatch.setattr(run, "bf16_pays", lambda device: True)
+    half = {leg: replace(getattr(ENTRY, leg), bf16=True) for leg in ("autoencoder", "text", "diffusion")}
+    assert run.speedrun(replace(ENTRY, **half), target=0.0, captions=8)["bf16"]
+
+
 @pytest.mark.parametrize("pays", [True, False])
 def test_bfloat16_where_it_is_asked_for_and_pays(monkeypatch, pays):
     monkeypatch.setattr(run, "bf16_pays", lambda device: pays)
