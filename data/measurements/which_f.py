@@ -1,10 +1,11 @@
 """Which f? Section 4.1 of the paper in miniature: `python data/measurements/which_f.py`.
 
 For f = 1, 2, 4, 8, 16 and three seeds: a KL first stage (none for f = 1) and a class-conditional U-Net on its latents,
-64-pixel scenes of one thing. Equal for all: the network, the pictures, the CPU-seconds of each stage on one thread. At
-an eighth, a third and the end of the diffusion's time the averaged model draws 128 pictures, read by the recogniser and
-compared with real ones (Figures 6 and 7). About 70 minutes on one thread with bfloat16; each row is kept in
-`which_f.json` as it comes, and the rows that are there already are not made again.
+64-pixel scenes of one thing. Equal for all: the network, the pictures, the CPU-seconds of each stage on one thread (a
+first stage makes at least 200 steps, however long they take). At an eighth, a third and the end of the diffusion's time
+the averaged model draws 128 pictures, read by the recogniser and compared with real ones (Figures 6 and 7). About 80
+minutes on one thread with bfloat16; each row is kept in `which_f.json` as it comes, and the rows that are there already
+are not made again.
 
 Figure 2, bits against distortion: `python data/measurements/which_f.py --rate 900` trains a narrower model of pixels
 for so many CPU-seconds, and writes what the levels of noise have told so far, and how well the picture is known by
@@ -36,6 +37,7 @@ from ldm_mini.unet import UNet, UNetConfig
 
 FACTORS, SEEDS = {1: 3, 2: 2, 4: 4, 8: 8, 16: 16}, (0, 1, 2)    # f: channels; each doubling halves the numbers
 PICTURES, BATCH, SAMPLES, STEPS = 8192, 16, 128, 12
+LEAST = 200                                                     # steps of a first stage: those of f = 2 are slow
 BF16 = bf16_pays(torch.device("cpu"))
 RESULTS = Path(__file__).with_suffix(".json")
 
@@ -64,13 +66,14 @@ def endless(data: dict, seed: int):
                for key, values in data.items()}
 
 
-def timed(logs, seconds: float):
-    """(Log, CPU-seconds so far) of a training, until these are spent; what the loop's body does is not counted."""
-    spent = 0.0
-    while spent < seconds:
+def timed(logs, seconds: float, least: int = 0):
+    """(Log, CPU-seconds so far) of a training, until these are spent and `least` steps are done; what the loop's body
+    does is not counted."""
+    spent = done = 0.0
+    while spent < seconds or done < least:
         began = time.process_time()
         log = next(logs)
-        spent += time.process_time() - began
+        spent, done = spent + time.process_time() - began, done + 1
         yield log, spent
 
 
@@ -112,7 +115,7 @@ def train_first(factor: int, data: dict, seed: int, seconds: float, reference: R
     for share, weight in ((0.6, 0.0), (0.4, 1.0)):
         logs = train_autoencoder(state, endless(data, seed), 10**9, perceptual=reference.perceptual, warmup=50,
                                  perceptual_weight=weight, mse_weight=1.0, disc_weight=0.0)
-        for _ in timed(logs, share * seconds):
+        for _ in timed(logs, share * seconds, share * LEAST):
             pass
     model.eval()
     standardize_latents(model, data["image"][:1024].split(64))
@@ -192,12 +195,14 @@ def main(first: float = 60, second: float = 120, seeds: tuple[int, ...] = SEEDS,
             autoencoder, row, examples = None, {"f": factor, "seed": seed}, {**data, "latent": data["image"]}
             if factor > 1:
                 autoencoder, row["first_stage"] = train_first(factor, data, seed, first, reference)
-                latents = cache_latents(autoencoder, [data], PICTURES, keys=("class",), sample=False).latents
+                parts = [{"image": images} for images in data["image"].split(64)]
+                latents = cache_latents(autoencoder, parts, PICTURES, keys=(), sample=False, bf16=BF16).latents
                 examples = {"latent": latents, "class": data["class"]}
             torch.manual_seed(seed)
             ldm = second_stage(factor, autoencoder)
             row["parameters"] = sum(p.numel() for p in ldm.net.parameters())
-            row["marks"] = train_second(ldm, examples, seed, marks, reference)
+            # pixels: only at the end, for drawing them takes longer than training them
+            row["marks"] = train_second(ldm, examples, seed, marks if factor > 1 else marks[-1:], reference)
             report["rows"].append(row)
             print(factor, seed, row.get("first_stage"), row["marks"][-1], flush=True)
             write_json(out, report)
