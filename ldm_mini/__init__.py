@@ -4,7 +4,7 @@
     diffusion (sec. 3.2)          schedule, diffusion, samplers, blocks, attention, unet
     conditions (sec. 3.3, 4)      cond, text, conditioners, concat_conditioners, distortions, tasks
     all together (sec. 3, E)      latent_diffusion, ema, train
-    after the paper               dit
+    after the paper               dit, video, video_diffusion, muon
 
     from ldm_mini.quantizer import VectorQuantizer
 

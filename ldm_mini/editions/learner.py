@@ -130,7 +130,8 @@ def _start(index: list) -> dict:
     rows = []
     for path, title, tasks in index:
         links = f"[**exercises**]({path.name}) | [with&nbsp;solutions]({SOLVED}/{path.name})"
-        rows.append(f"| {title} | {links} | {len(tasks)} | {sum(task.minutes for task in tasks)} |")
+        minutes = 5 * round(sum(task.minutes for task in tasks) / 5)  # as in the notebook's header
+        rows.append(f"| {title} | {links} | {len(tasks)} | {minutes} |")
     kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     page = given_cell(markdown(WELCOME.format(rows="\n".join(rows)), "start"), "start")
     return given_notebook([page], kernel, edition="learner", source=START)

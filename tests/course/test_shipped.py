@@ -51,7 +51,7 @@ def test_draws_what_it_is_told(ldm, key):
 def test_the_first_caption_of_the_readme(ldm):
     """The promise at the front door, with the command's own defaults."""
     readme = Path(__file__).parents[2] / "README.md"
-    caption = re.search(r'ldm_mini sample "([^"]+)"', readme.read_text(encoding="utf-8"))[1]
+    caption = re.search(r'sample "([^"]+)"', readme.read_text(encoding="utf-8"))[1]
     images = ldm.sample({"caption": [caption] * 16}, seed=0)
     assert score_captions(Recogniser.load().detect(images), [caption] * 16)["exact"] >= 0.9
 
