@@ -206,7 +206,9 @@ def command_line(command, python, rest):
         # as in most containers; Jupyter would refuse, and listens to this computer alone anyway
         root = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
         return [str(python), "-m", "jupyterlab", f"--ServerApp.root_dir={ROOT}",
-                f"--LabApp.default_url=/lab/tree/{first}", *root, *rest], ROOT
+                f"--LabApp.default_url=/lab/tree/{first}",
+                "--LabApp.news_url=None",                       # else a pop-up that asks for news hides a corner
+                *root, *rest], ROOT
     if command == "edition":
         return [str(python), "-m", "ldm_mini.editions", "learner", *rest], None
     if command == "test":
