@@ -150,7 +150,7 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Lit
     if side := size or ldm.image_size:
         o.check_memory(num * getattr(ldm, "frames", 1), (side, side) if size else side, device)
     loaded = time.monotonic()
-    options = {"steps": steps, "sampler": _with_bar(sampler, steps), "seed": seed, "negative": negative}
+    options = {"steps": steps, "sampler": _with_bar(sampler, steps, seed), "seed": seed, "negative": negative}
     if guidance_scale is not None:
         options["guidance_scale"] = guidance_scale
     with warnings.catch_warnings():
@@ -179,13 +179,19 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Lit
     print(f"{what} ({loaded - began:.1f} s to load, {time.monotonic() - loaded:.1f} s to draw)")
 
 
-def _with_bar(name: str, steps: int):
-    """The sampler of a name, with a bar that tells how far it is."""
+def _with_bar(name: str, steps: int, seed: int):
+    """The sampler of a name, with a bar that tells how far it is, and fresh noise for each picture from a seed of its
+    own: the first picture is the same, however many there are."""
     from tqdm.auto import tqdm
 
+    from .diffusion import generators
     from .samplers import SAMPLERS
 
-    return lambda *args, **options: tqdm(SAMPLERS[name](*args, **options), total=steps)
+    def draw(denoise, z_T, schedule, **options):
+        options["generator"] = generators(seed, len(z_T))
+        return tqdm(SAMPLERS[name](denoise, z_T, schedule, **options), total=steps)
+
+    return draw
 
 
 def evaluate(model: o.Model = "emoji-scenes", task: o.TaskName | Literal["all"] | None = None, *,
@@ -244,9 +250,10 @@ def _conditions(captions, class_name, num: int) -> dict:
 
     batch = {"caption": [captions[i * len(captions) // num] for i in range(num)]} if captions else {}
     if class_name is not None:
-        if class_name not in NOUN_INDEX:
+        noun = class_name.strip().lower()
+        if noun not in NOUN_INDEX:
             raise ValueError(f"--class {class_name!r} is no noun of the scenes; they are {', '.join(NOUN_INDEX)}.")
-        batch["class"] = torch.full((num,), NOUN_INDEX[class_name])
+        batch["class"] = torch.full((num,), NOUN_INDEX[noun])
     return batch
 
 

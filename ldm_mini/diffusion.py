@@ -119,12 +119,20 @@ def ideal_denoiser(points: Tensor, schedule):
     return denoise
 
 
-def draw_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def draw_noise(like: Tensor, generator: torch.Generator | list | None = None) -> Tensor:
     """Standard normal noise shaped like `like`; drawn where `generator` is, then moved, so that a CPU generator gives
-    the same noise, hence the same picture, on every device."""
+    the same noise, hence the same picture, on every device. A list has a generator for each picture."""
     if generator is None:
         return torch.randn_like(like)
+    if isinstance(generator, list):
+        return torch.stack([draw_noise(x, one) for x, one in zip(like, generator, strict=True)])
     return torch.randn(like.shape, generator=generator, device=generator.device).to(like)
+
+
+def generators(seed: int, num: int) -> list[torch.Generator]:
+    """One for each of `num` pictures; the first is the same, however many there are."""
+    seeds = torch.randint(2**62, (num,), generator=torch.Generator().manual_seed(seed))
+    return [torch.Generator().manual_seed(one) for one in seeds.tolist()]
 
 
 def draw_timesteps(schedule, batch: int, device, generator: torch.Generator | None = None, power=1.0) -> Tensor:

@@ -138,10 +138,10 @@ def main(steps: int = 2000, lr: float = 2e-3, seeds: tuple[int, ...] = SEEDS, ou
                 continue
             torch.manual_seed(seed)
             net = equal_work(*shape).to(memory_format=torch.channels_last)
+            train(net, pictures, steps, seed, lr)
             report["shapes"][name] = {
                 "multiply_adds": work(net), "parameters": sum(p.numel() for p in net.parameters()), "sees": sees(net),
                 "convolutions": sum(isinstance(m, nn.Conv2d) for m in net.modules())}
-            train(net, pictures, steps, seed, lr)
             losses = [loss_at(net, t, new) for t in TIMES]
             report["rows"].append({"shape": name, "seed": seed, "losses": losses})
             print(seed, name, report["shapes"][name], f"{sum(losses) / len(losses):.4f}", flush=True)

@@ -27,13 +27,16 @@ def run_info(name_or_folder, size: int | None = None) -> dict:
 
     size: side of the picture; None = that of its training, or 256. FLOPs are those of one picture, or of one film of as
     many frames as the model makes, and one evaluation of the network, a multiplication and its addition counting as
-    two; guidance doubles them.
+    two; guidance doubles them. Raises ValueError for a size that the networks cannot halve as often as they must.
     """
     name = str(name_or_folder)
     networks, image_size = find_networks(name)
     # what it is measured on: a picture of this side, so many words
     tokens, size = TOKENS.get(name, _tokens(networks.get("conditioner"))), size or image_size or 256
     factor = _factor(networks)
+    several = factor * getattr(getattr(networks.get("network"), "config", None), "min_factor", 1)
+    if size % several:
+        raise ValueError(f"{name} knows no pictures of {size} x {size}: sides must be multiples of {several}.")
     report = {"name": f"{name} with {FIRST_STAGE_OF[name]}" if name in UNETS else name, "image_size": size, "parts": {
         title: measure(network, size // factor if title == "network" else size, tokens)
         for title, network in networks.items()}}

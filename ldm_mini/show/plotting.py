@@ -44,9 +44,11 @@ def save_grid(images, path, columns: int | None = None, texts=None) -> Path:
 
     A list of equally large batches becomes one row per batch: originals above reconstructions, one row per step, ...;
     else the grid is about twice as wide as high unless `columns` says how wide.
-    texts: what is written under each picture, in their order. ValueError for pictures of NaN, and for too few texts.
+    texts: what is written under each picture, in their order; what the font cannot write, by its code point.
+    Raises ValueError for pictures of NaN, and for too few texts.
     """
     from matplotlib import get_data_path  # for its font; slow to import, hence only here
+    from matplotlib.ft2font import FT2Font
 
     if not isinstance(images, torch.Tensor):
         if len(shapes := {(len(batch), *batch.shape[2:]) for batch in images}) != 1:
@@ -59,7 +61,10 @@ def save_grid(images, path, columns: int | None = None, texts=None) -> Path:
     texts = [""] * count if texts is None else list(texts)
     if len(texts) != count:
         raise ValueError(f"save_grid: {len(texts)} texts for {count} pictures; give one each.")
-    font = ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", max(9, width // 12))
+    file = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    font, has = ImageFont.truetype(file, max(9, width // 12)), FT2Font(str(file)).get_char_index
+    # Chinese, say, by its code points: empty boxes would tell less
+    texts = ["".join(c if has(ord(c)) else ascii(c)[1:-1] for c in text) for text in texts]
     texts = [_wrapped(text, font, width) for text in texts]
     line = sum(font.getmetrics())
     # white lines of two pixels between the pictures, below a row its texts, white where the last row has no picture

@@ -9,6 +9,7 @@ from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -88,7 +89,19 @@ def test_sample_writes_the_same_grid_for_the_same_seed(trained, tmp_path, capsys
     assert "4 pictures" in capsys.readouterr().out
     assert draw("b.png") == first and draw("c.png", "--seed", "1") != first
     assert draw("d.png", "--class", "apple") != first and draw("e.png", "--sampler", "ddpm") != first
-    draw("new/folder/f.png")
+    assert draw("f.png", "--class", " Apple") == draw("d.png", "--class", "apple")
+    draw("new/folder/g.png")
+
+
+def test_the_first_picture_does_not_depend_on_how_many_there_are(trained, tmp_path):
+    """Not with fresh noise in every step, either."""
+    def first(num, sampler):
+        assert main(["sample", *["a red star"] * num, "--model", str(trained / "ldm" / "model"), "--num", str(num),
+                     "--steps", "3", "--device", "cpu", "--sampler", sampler, "--out", str(tmp_path / "a.png")]) == 0
+        return np.asarray(Image.open(tmp_path / "a.png"))[:32, :32].astype(int)
+
+    for sampler in ("ddpm", "dpm"):
+        assert abs(first(1, sampler) - first(3, sampler)).max() <= 1
 
 
 def test_a_class_that_the_caption_does_not_name_is_a_contradiction(trained, tmp_path, capsys):

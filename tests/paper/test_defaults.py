@@ -76,7 +76,7 @@ DEFAULTS = [
     (LayoutConditioner, dict(max_objects=3, grid=16, layers=2, heads=4, vector=True)),
     (CombinedConditioner, dict(p_drop_each=0.0, p_single=0.0, weights=None)),
     (degrade, dict(generator=None, exposure=0.15, blur=(0.4, 1.4))),
-    (hidden_weights, dict(smallest=48)),
+    (hidden_weights, dict(smallest=48, largest=384)),
     (LatentDiffusion.sample, dict(batch=None, num=None, steps=20, guidance_scale=TEXT_GUIDANCE, sampler="dpm",
                                   generator=None, seed=None, size=None, negative=None)),
     (precision_recall, dict(k=3)),                                              # as Kynkaanniemi et al.

@@ -48,6 +48,8 @@ def test_presets_know_their_size_and_their_tokens():
     assert 3.9 < large / small < 4.2
     with pytest.raises(ValueError, match="multiples of 8"):
         run_info("kl-f8", 100)
+    with pytest.raises(ValueError, match="sides must be multiples of 32"):
+        run_info("emoji-scenes", 48)
 
 
 def test_the_shipped_model_and_its_tokens():

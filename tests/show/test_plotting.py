@@ -61,6 +61,9 @@ def test_a_grid_says_what_it_shows(tmp_path):
     below = said[64:-66]
     assert (below[:, :64] < 128).any() and (below[:, 66:] < 128).any() and (below[:, 64:66] > 250).all()
     assert (below[20:, :64] > 250).all(), "a short text has one line"
+    chinese, spelt = (np.asarray(Image.open(plotting.save_grid(images, tmp_path / "grid.png", 3, [text] * 3)))
+                      for text in ("猫", r"\u732b"))
+    assert (chinese == spelt).all(), "no empty boxes"
     with pytest.raises(ValueError, match="2 texts for 3 pictures"):
         plotting.save_grid(images, tmp_path / "few.png", texts=texts[:2])
 
