@@ -83,14 +83,14 @@ def train(stage: Positional[Literal["autoencoder", "text", "diffusion", "video"]
     from .training.launch import train_stage
     from .training.recipes import find_recipe, for_task
 
-    for name, value in {"task": task, "language": language, "net": net, "latents": latents, "text": text,
-                        "autoencoder": autoencoder}.items():
-        if value and stage != "diffusion" and (stage != "video" or name in ("task", "language", "net")):
-            raise ValueError(f"--{name} is for diffusion; one first stage serves all tasks, with captions or without.")
-    if start_from and stage == "text":
-        raise ValueError("--start-from is for autoencoder and diffusion; a text transformer always begins fresh.")
-    if stage == "text" and (workers or compile == "on"):
-        raise ValueError(f"--{'workers' if workers else 'compile on'} is for autoencoder and diffusion.")
+    for stages, options in {
+        ("diffusion",): {"task": task, "language": language, "net": net},
+        ("diffusion", "video"): {"latents": latents, "text": text, "autoencoder": autoencoder},
+        ("autoencoder", "diffusion", "video"): {"start-from": start_from, "workers": workers,
+                                                "compile on": compile == "on"}}.items():
+        for name, value in options.items():
+            if value and stage not in stages:
+                raise ValueError(f"--{name} is for {', '.join(stages)}; this is train {stage}.")
     chosen = find_recipe(stage, recipe)
     if task is not None:
         chosen = for_task(chosen, task)
@@ -136,21 +136,28 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Lit
         negative: a caption to steer away from.
     """
     began = time.monotonic()
+    from .files import FileError
     from .latent_diffusion import LatentDiffusion
+    from .scenes.vocabulary import NOUNS
     from .show.films import save_film
-    from .show.inputs import film_inputs, run_task, tell_contradictions, told
+    from .show.inputs import film_inputs, run_task, tell_contradictions, told, words_for
     from .show.plotting import save_grid
     from .video_diffusion import LatentVideoDiffusion
 
     if num < len(captions):
-        raise ValueError(f"--num {num} pictures are too few for {len(captions)} captions.")
-    device, words = o.ready(device, threads), _conditions(captions, class_name, num)
+        raise ValueError(f"--num {num} pictures are too few for {len(captions)} captions. One caption: in quotes.")
+    device, words = o.ready(device, threads), words_for(captions, class_name, num)
     films = task == "video"
-    ldm = (LatentVideoDiffusion if films else LatentDiffusion).from_pretrained(model, device=device)
+    try:
+        ldm = (LatentVideoDiffusion if films else LatentDiffusion).from_pretrained(model, device=device)
+    except FileError as error:
+        raise FileError(f"{error}{' --task video needs a --model of films.' if films else ''}") from None
     if side := size or ldm.image_size:
         o.check_memory(num * getattr(ldm, "frames", 1), (side, side) if size else side, device)
     loaded = time.monotonic()
     options = {"steps": steps, "sampler": _with_bar(sampler, steps, seed), "seed": seed, "negative": negative}
+    if guidance_scale is None and not (ldm.p_uncond or negative):
+        guidance_scale = 1.0                                    # it never learned what "no condition" is
     if guidance_scale is not None:
         options["guidance_scale"] = guidance_scale
     with warnings.catch_warnings():
@@ -161,14 +168,14 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Lit
         if guidance_scale not in (None, 1) and not (keys and asked):
             why = "nothing is asked for, and so there is" if keys else "a model without conditions has"
             warnings.warn(f"{why} nothing to be guided by: --guidance-scale has no effect.")
+        if len(captions) > 1 and all(len(c.split()) == 1 for c in captions) and {*captions} - {*NOUNS}:
+            warnings.warn(f"these are {len(captions)} captions: one of several words is given in quotes.")
         batch, texts = words or ({"caption": [""] * num} if keys else {}), told(words)
         if films:
-            tell_contradictions(batch)
             batch = film_inputs(ldm, batch, num, size, image, mask)
-            images = ldm.sample(batch or None, num=num, size=size, **options)
-        elif (task, image, mask) == (None, None, None):
-            if keys and "caption" not in keys and not words.keys() & {*keys}:
-                way = "--class" if "class" in keys else "--task"
+        if films or (task, image, mask) == (None, None, None):
+            if keys and not batch.keys() & {*keys}:
+                way = "a caption" if "caption" in keys else "--class" if "class" in keys else "--task"
                 raise ValueError(f"this model reads {', '.join(keys)}: give {way}.")
             tell_contradictions(batch)
             images = ldm.sample(batch or None, num=num, size=size, **options)
@@ -240,21 +247,6 @@ def info(model: Positional[str], *, size: o.Side | None = None) -> None:
     from .released.sizes import run_info
 
     run_info(model, size)
-
-
-def _conditions(captions, class_name, num: int) -> dict:
-    """The batch to sample: the captions, each for its share of `num` pictures; and the class, if any."""
-    import torch
-
-    from .scenes.vocabulary import NOUN_INDEX
-
-    batch = {"caption": [captions[i * len(captions) // num] for i in range(num)]} if captions else {}
-    if class_name is not None:
-        noun = class_name.strip().lower()
-        if noun not in NOUN_INDEX:
-            raise ValueError(f"--class {class_name!r} is no noun of the scenes; they are {', '.join(NOUN_INDEX)}.")
-        batch["class"] = torch.full((num,), NOUN_INDEX[noun])
-    return batch
 
 
 def main(argv: list[str] | None = None) -> int:

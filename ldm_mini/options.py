@@ -71,7 +71,7 @@ Model = Annotated[str, arg(help="shipped weights by name, a folder that training
                                 "Face Hub.")]
 Guidance = Annotated[float | None, Between(-100, 100),
                      arg(help="how strictly to follow the condition; 1 = no guidance. Unless given: 4 for words "
-                              "and classes, also beside a picture; 3 for layouts; 2 for pictures and maps alone.")]
+                              "and classes, whatever is beside them; 3 for layouts; 2 for pictures and maps.")]
 Device = Annotated[str, arg(help="auto, cpu, cuda or mps.")]
 Threads = Annotated[int | None, Between(1, MOST_PROCESSES, ", 8 for each CPU here"),
                     arg(help="CPU threads for torch; its own choice unless given.")]

@@ -139,8 +139,9 @@ def run_evaluate(model: str = "emoji-scenes", task: str | None = None, *, num: i
     config, report = scenes_of(stored), {"model": str(model), "device": device}
     config = replace(TINY_SCENES, size=config.size) if simple else config
     if stored.get("class") == "autoencoder.Autoencoder":
-        if task is not None:
-            raise ValueError(f"{model} is a first stage alone: it has no tasks, so leave out --task {task}.")
+        for option, value in {"task": task, "guidance-scale": guidance_scale}.items():
+            if value is not None:
+                raise ValueError(f"{model} is a first stage alone: it has no tasks, so leave out --{option} {value}.")
         autoencoder = hub.load_autoencoder(folder, device=device)
     elif stored.get("class") == "video_diffusion.LatentVideoDiffusion":
         if task is not None:

@@ -1,5 +1,6 @@
 """Inputs of a task from held-out scenes or from files, and a grid of what came of them: input, output, truth."""
 
+import difflib
 import warnings
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ..files import read_json
 from ..hub import CONFIG, find
-from ..scenes.data import scene_batches, to_tensor
+from ..scenes.data import EPOCH, scene_batches, to_tensor
 from ..scenes.films import parse_film
 from ..scenes.own_pictures import opened, plain_item, read_hole, read_square
 from ..scenes.scene import LOWRES_FACTOR, SceneConfig, scenes_of, scenes_to_test
@@ -22,9 +23,23 @@ from .plotting import class_colors, texts_under
 FROM_FILES = ("superres", "semantic", "inpaint")
 
 
+def words_for(captions, class_name: str | None, num: int) -> dict:
+    """A batch of `num`: the captions, each for its share, and the class of a name, if any. ValueError for no noun."""
+    batch = {"caption": [captions[i * len(captions) // num] for i in range(num)]} if captions else {}
+    if class_name is not None:
+        noun = class_name.strip().lower()
+        if noun not in NOUNS:
+            near = difflib.get_close_matches(noun, NOUNS, n=1, cutoff=0.65)
+            told = f'did you mean "{near[0]}"?' if near else f"they are {', '.join(NOUNS)}."
+            raise ValueError(f"--class {class_name!r} is no noun of the scenes; {told}")
+        batch["class"] = torch.full((num,), NOUNS.index(noun))
+    return batch
+
+
 def scenes_for(task: str, config: SceneConfig, num: int, seed: int = 0) -> dict:
-    """A batch of `num` scenes that no training saw; of one object each where the task is "class"."""
-    return next(scene_batches(scenes_to_test(config, task), num, seed * num, batch_size=num))
+    """A batch of `num` scenes that no training saw; of one object each where the task is "class". Those of another
+    seed are others, and the first is the same however many there are."""
+    return next(scene_batches(scenes_to_test(config, task), num, seed * EPOCH, batch_size=num))
 
 
 def batch_from_files(task: str, size: int, num: int, image=None, mask=None, seed: int = 0) -> dict:

@@ -210,7 +210,7 @@ def all_but_words(target) -> list[Conditioner]:
 def give_text(transformer: TextTransformer, target) -> None:
     """Give a LatentDiffusion's text transformer the weights of one that can read. Raises ValueError if it has another
     shape, or if there is none."""
-    mine = [part for part in target.conditioner.modules() if isinstance(part, TextTransformer)]
+    mine = [m for part in _parts(target.conditioner) for m in part.modules() if isinstance(m, TextTransformer)]
     if not mine:
         raise ValueError("--text: this recipe or task reads no captions.")
     try:

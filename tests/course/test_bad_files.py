@@ -47,6 +47,9 @@ def place(tmp_path_factory):
     LatentDiffusion(None, UNet(UNetConfig(3, **SMALL)), schedule, image_size=32).save_pretrained(place / "pixels")
     LatentDiffusion(None, UNet(UNetConfig(3, context_dim=12, **SMALL)), schedule, ClassConditioner(64, 12),
                     image_size=32).save_pretrained(place / "classes")
+    LatentDiffusion(None, UNet(UNetConfig(3, context_dim=12, vector_dim=12, **SMALL)), schedule,
+                    TextConditioner(TextTransformer(width=12, layers=1, heads=2)), p_uncond=0.0,
+                    image_size=32).save_pretrained(place / "unguided")
     hub.save(place / "stage", stage)
     shutil.copytree(place / "model", place / "run" / "model")
     Image.new("RGB", (32, 32), (9, 9, 9)).save(place / PNG)
@@ -59,8 +62,8 @@ def place(tmp_path_factory):
     return place
 
 
-ALL, NONE, CLASSES = (f"--num 1 --steps 1 --device cpu --out x.png --model {name}" for name in
-                      ("model", "pixels", "classes"))
+ALL, NONE, CLASSES, UNGUIDED = (f"--num 1 --steps 1 --device cpu --out x.png --model {name}" for name in
+                                ("model", "pixels", "classes", "unguided"))
 SAID = {
     # what has no effect, or says two things at once, is told, and the picture is drawn
     f"sample 'a dog' {NONE}": (0, "does not read 'caption'.*reads nothing"),
@@ -74,8 +77,15 @@ SAID = {
     f"sample 'three dogs' --task layout {ALL}": (0, '"three dogs" names dog, dog, dog, the layout .* told both'),
     f"sample 'a dog' --task class {ALL}": (0, '"a dog" names dog, the class .* told both'),
     f"sample 'a dog' --task semantic --image map.png {ALL}": (0, "names dog, the map nothing: .*told both"),
+    f"sample a red apple {ALL} --num 3": (0, "these are 3 captions: one of several words is given in quotes"),
+    # who never learned what "no condition" is draws without guidance, unless it is asked for
+    f"sample 'a dog' {UNGUIDED}": (0, ""),
+    f"sample 'a dog' --task text {UNGUIDED}": (0, ""),
+    f"sample 'a dog' --guidance-scale 3 {UNGUIDED}": (2, "never learned the null condition; use guidance_scale=1"),
     # what cannot be is refused
     f"sample {CLASSES}": (2, "this model reads class: give --class"),
+    f"sample --class dog {UNGUIDED}": (2, "this model reads caption: give a caption"),
+    f"sample 'a dog' --task video {ALL}": (2, "--task video needs a --model of films"),
     f"sample 'a dog' --task unconditional {ALL}": (2, "--task unconditional is without captions and classes"),
     f"sample 'a dog' --size 36 {ALL}": (2, "36 x 36 cannot be: sides must be multiples of 8"),
     f"sample --task layout --size 36 {ALL}": (2, "36 x 36 cannot be: sides must be multiples of 8"),
@@ -89,8 +99,9 @@ SAID = {
     f"sample {ALL[:-5]}pipeline": (2, "a pipeline of diffusers: read it with ldm_mini.released, from_diffusers"),
     f"sample {ALL[:-5]}unet": (2, "its class is UNet2DModel, of diffusers: read it with ldm_mini.released"),
     "evaluate --num 8 --device cpu --task text --model stage": (2, "a first stage alone: it has no tasks"),
-    "train text --recipe micro --workers 2 --out new": (2, "--workers is for autoencoder and diffusion"),
-    "train text --recipe micro --compile on --out new": (2, "--compile on is for autoencoder and diffusion"),
+    "evaluate --num 8 --device cpu --guidance-scale 3 --model stage": (2, "no tasks, so leave out --guidance-scale 3"),
+    "train text --recipe micro --workers 2 --out new": (2, "--workers is for autoencoder, diffusion, video"),
+    "train text --recipe micro --compile on --out new": (2, "--compile on is for autoencoder, diffusion, video"),
     # the folder of a training will do
     f"sample 'a dog' {ALL[:-5]}run": (0, ""),
 }

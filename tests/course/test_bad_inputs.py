@@ -62,6 +62,7 @@ COMMAND_LINE = [
     (f"{SAMPLE} 'an owl' --steps 2000", "steps .* from 1 to 1000.* got 2000"),
     (f"{SAMPLE} 'an owl' --sampler magic", "'magic'.*--sampler.*dpm.*ddim.*ddpm.*euler"),
     (f"{SAMPLE} --class unicorn", "'unicorn'.*apple.*dog"),
+    (f"{SAMPLE} --class Rokcet", "'Rokcet' is no noun.*did you mean \"rocket\"?"),
     (f"{SAMPLE} 'an owl' --size 30", "30 x 30.*multiples of 8"),
     (f"{SAMPLE} 'an owl' --image {{tmp}}/photo.png", "--image needs a --task.*superres, semantic or inpaint"),
     (f"{SAMPLE} --task superres --image {{tmp}}/none.png", "Cannot read .*none.png.*No such file"),
@@ -82,8 +83,9 @@ COMMAND_LINE = [
     ("train autoencoder --recipe micro --out {tmp}/model", "model already holds.*another --out"),
     (SECOND, "diffusion needs .*--autoencoder FOLDER"),
     (f"{SECOND} --autoencoder nowhere", "no folder 'nowhere'"),
+    ("train video --net dit", "--net is for diffusion; this is train video"),
     ("info sd-v9", "'sd-v9'.*sd-v1"),
-    ("info sd-v1 --size 100", "multiples of 8; got .*100"),
+    ("info sd-v1 --size 100", "100 x 100: sides must be multiples of 64"),
     ("evaluate --num 2", "--num must be from 8 .*too few.*, got 2"),
 ]
 PARTS = [

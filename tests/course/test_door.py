@@ -52,11 +52,12 @@ REFUSED = {
     f"{SECOND} whole --batch-size 1000": "do not fill one batch of 1000",
     f"{SECOND} coarse": "latents of 1 x 1 do not fit this recipe's network",
     f"{SECOND} whole --text whole": "describes no TextTransformer",
+    f"{SECOND} whole --text text --task unconditional": "--text: this recipe or task reads no captions",
     f"{SECOND} whole --start-from whole": "describes no LatentDiffusion",
     f"{SECOND} holed": "holed.* not finite: these are no trained weights",
     "train autoencoder --recipe micro --start-from coarse --out runs/new": "differs from the recipe's",
     "train autoencoder --autoencoder whole": "--autoencoder is for diffusion",
-    "train text --start-from whole": "--start-from is for autoencoder and diffusion",
+    "train text --start-from whole": "--start-from is for autoencoder, diffusion, video; this is train text",
 }
 
 

@@ -4,6 +4,7 @@ combinations in one guided call, sizes, pasted pixels, warm start."""
 import copy
 import json
 from dataclasses import replace
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from PIL import Image
 from torch.testing import assert_close
 
 from ldm_mini import tasks
-from ldm_mini.__main__ import main
+from ldm_mini.__main__ import main, sample
 from ldm_mini.latent_diffusion import LatentDiffusion
 from ldm_mini.scenes.data import EmojiScenes, collate
-from ldm_mini.show.inputs import batch_from_files, show_inputs
+from ldm_mini.scenes.scene import SceneConfig
+from ldm_mini.show.inputs import batch_from_files, scenes_for, show_inputs, showcase
 from ldm_mini.training import build, recipes
 from ldm_mini.training.build import start_from
 from ldm_mini.training.latents import LatentCache, cache_latents
@@ -201,6 +203,26 @@ def test_what_never_did_without_its_condition_is_not_guided(everything, monkeypa
     assert tasks.advised_guidance(everything, "superres") == tasks.PICTURE_GUIDANCE > 1
     monkeypatch.setattr(everything, "p_uncond", 0.0)
     assert tasks.advised_guidance(everything, "superres") == tasks.advised_guidance(everything, "text") == 1
+
+
+def test_the_help_tells_the_scales_that_are_used(everything, monkeypatch):
+    said = str(get_type_hints(sample, include_extras=True)["guidance_scale"])
+    scale = {name: f"{task.guidance_scale:g}" for name, task in tasks.TASKS.items()}
+    assert scale["text"] == scale["class"] and scale["superres"] == scale["semantic"] == scale["inpaint"]
+    assert f"{scale['text']} for words and classes, whatever" in said
+    assert f"{scale['layout']} for layouts; {scale['superres']} for pictures and maps" in "".join(said.split("\n"))
+    asked, batch = [], scenes_for("superres", SceneConfig(size=32), 1)
+    monkeypatch.setattr(everything, "sample", lambda *args, guidance_scale, **more: (
+        asked.append(guidance_scale) or torch.zeros(1, 3, 32, 32)))
+    for words in (None, {"caption": ["a dog"]}, {"class": torch.tensor([1])}):
+        showcase(everything, "superres", batch, words)
+    assert asked == [tasks.PICTURE_GUIDANCE, tasks.TEXT_GUIDANCE, tasks.TEXT_GUIDANCE]
+
+
+def test_the_first_scene_is_the_same_however_many_there_are():
+    one, three = (scenes_for("layout", SceneConfig(size=32), num, seed=1) for num in (1, 3))
+    assert torch.equal(one["image"][0], three["image"][0])
+    assert not {*three["seed"].tolist()} & {*scenes_for("layout", SceneConfig(size=32), 3)["seed"].tolist()}
 
 
 def with_texts(grid, rows):
