@@ -49,6 +49,12 @@ def test_frechet_matches_the_sqrtm_formula():
     torch.testing.assert_close(metrics.frechet_distance(a, b), expected, rtol=1e-6, atol=1e-6)
 
 
+def test_frechet_of_two_points_each_by_hand():
+    """Means 1 and 3, variances 2 and 8 along one axis: (1 - 3)^2 + 2 + 8 - 2 sqrt(16); two are the fewest."""
+    a, b = torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([[1.0, 0.0], [5.0, 0.0]])
+    assert metrics.frechet_distance(a, b).item() == pytest.approx(6.0)
+
+
 def test_precision_recall_sees_lost_modes_and_bad_samples():
     generator = torch.Generator().manual_seed(0)
     real = torch.randn(400, 2, generator=generator) * 0.1
@@ -94,6 +100,7 @@ def test_consistency_and_masked_l1():
     image = images()
     low = torch.nn.functional.avg_pool2d(image, 4)
     assert (metrics.low_resolution_consistency(image, low) > 100).all()
+    assert torch.equal(metrics.low_resolution_consistency(image, -image), metrics.psnr(image, -image))  # of one size
     mask = torch.zeros(3, 1, 32, 32)
     mask[..., 8:16, 8:16] = 1
     filled = torch.where(mask.bool(), image + 0.5, image)
@@ -104,6 +111,8 @@ def test_consistency_and_masked_l1():
 @pytest.mark.parametrize("call, message", [
     (lambda: metrics.psnr(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9)), "shapes differ"),
     (lambda: metrics.frechet_distance(torch.zeros(5), torch.zeros(5)), r"\(N, D\)"),
+    (lambda: metrics.frechet_distance(torch.zeros(1, 2), torch.zeros(5, 2)), "N >= 2"),
+    (lambda: metrics.frechet_distance(torch.tensor([[0.0, 1.0], [math.nan, 2.0]]), torch.zeros(2, 2)), "finite"),
 ])
 def test_bad_input_says_what_to_do(call, message):
     with pytest.raises(ValueError, match=message):

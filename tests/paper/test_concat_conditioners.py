@@ -150,8 +150,9 @@ def test_semantic_maps_see_every_pixel_of_a_cell_and_learn():
     base.sum().backward()
     assert part.classes.weight.grad[0].any() and part.rescale.weight.grad.any()
     assert_close(part.encode({"semantic": semantic.to(torch.uint8)}).concat, base)
-    with pytest.raises(ValueError, match="multiples of 4"):
-        part.encode({"semantic": semantic[:, :6]})
+    for cut in (semantic[:, :6], semantic[:, :, :6]):
+        with pytest.raises(ValueError, match="multiples of 4"):
+            part.encode({"semantic": cut})
 
 
 def test_any_subset_of_parts_joins_to_the_same_channels():

@@ -96,6 +96,9 @@ def test_errors():
         DiagonalGaussian(torch.zeros(1, 3, 2, 2))
     with pytest.raises(ValueError, match="mean"):
         KLBottleneck(4, reduction="none")
+    with pytest.raises(ValueError, match="latent_channels must be at least 1"):
+        KLBottleneck(0)
+    assert KLBottleneck(1).latent_channels == 1
 
 
 def test_standardized_latents_have_unit_channels_and_the_same_reconstructions():

@@ -271,7 +271,8 @@ def test_bottleneck_contract():
 
 
 @pytest.mark.parametrize("options, words", [
-    ({"ema_decay": 1.0}, "give None"), ({"restart_after": 0}, "give None"), ({"init": "zeros"}, "uniform")])
+    ({"ema_decay": 1.0}, "give None"), ({"ema_decay": 0.0}, "give None"), ({"restart_after": 0}, "give None"),
+    ({"init": "zeros"}, "uniform")])
 def test_errors_say_what_to_do(options, words):
     with pytest.raises(ValueError, match=words):
         VectorQuantizer(**options)

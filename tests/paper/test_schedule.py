@@ -160,6 +160,12 @@ def test_timesteps_of_the_released_ddim_where_it_works():
         assert torch.equal(schedule.timesteps(steps, "leading", offset=1), theirs)
 
 
+def test_the_rims_of_what_is_allowed():
+    """A beta too small for float32 repeats a level; a flow of one step is noise alone."""
+    schedule, flow = NoiseSchedule(torch.tensor([0.5, 1e-9], dtype=torch.float64)), RectifiedFlow(1)
+    assert schedule.alphas[0] == schedule.alphas[1] and (flow.alphas.item(), flow.sigmas.item()) == (0.0, 1.0)
+
+
 def test_bad_input_is_refused():
     schedule = NoiseSchedule(linear_betas())
     for steps in (0, -1, 1001, 2.5):
@@ -170,7 +176,8 @@ def test_bad_input_is_refused():
     for betas in (torch.tensor([0.1, 1.0]), torch.tensor([0.0, 0.1]), torch.ones(2, 2) / 2):
         with pytest.raises(ValueError, match="betas must be"):
             NoiseSchedule(betas)
-    for alphas, sigmas in (([1.0], [0.0]), ([-1.0], [1.0]), ([1.0, 1.0], [1.0]), ([], []), ([0.5, 0.9], [0.5, 0.1])):
+    for alphas, sigmas in (([1.0], [0.0]), ([-1.0], [1.0]), ([1.0, 1.0], [1.0]), ([], []), ([0.5, 0.9], [0.5, 0.1]),
+                           ([1.0, 0.5], [0.0, 0.5])):
         with pytest.raises(ValueError, match="less signal in the noise"):
             Schedule(torch.tensor(alphas), torch.tensor(sigmas))
     for arguments in ((0,), (10, 0.0), (10, float("inf"))):

@@ -9,7 +9,7 @@ from tiny_tokenizer import WORDS, tiny_tokenizer
 from torch.testing import assert_close
 
 from ldm_mini import files
-from ldm_mini.text import TextTransformer, load_tokenizer, pool
+from ldm_mini.text import TextTransformer, load_tokenizer, pool, short
 
 CAPTIONS = ["a red apple left of the dog", "", "a dog"]
 TOKENIZER = tiny_tokenizer()
@@ -109,6 +109,9 @@ def test_what_is_not_read_is_said(transformer):
     assert transformer.remarks(["a reed dog"]) == ['I do not know "reed"; did you mean "red"?']
     (only,) = transformer.remarks(["a dog left of the red apple left of the blue apple"])
     assert "10 words" in only and only.endswith('I do not read "blue apple".')
+    many = transformer.remarks([" ".join(f"zq{i}" for i in range(10))])         # eight are named, and what is too long
+    assert len(many) == 9 and many[8] == "I do not know 2 more words either."
+    assert [short("x" * n) for n in (60, 61)] == ["x" * 60, "x" * 60 + " ..."]
     narrow = TextTransformer(32, 1, 2, 12, TOKENIZER, known=("dog", "red", "a"))        # has seen less than is there
     assert narrow.unknown_words("a red dog left of the apple") == ["left", "of", "the", "apple"]
     assert narrow.remarks(["a blue dog"]) == ['I do not know "blue". I know: dog, red, a ...']
