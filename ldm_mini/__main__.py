@@ -150,7 +150,7 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Lit
     if side := size or ldm.image_size:
         o.check_memory(num * getattr(ldm, "frames", 1), (side, side) if size else side, device)
     loaded = time.monotonic()
-    options = {"steps": steps, "sampler": _with_bar(sampler, steps, seed), "seed": seed, "negative": negative}
+    options = {"steps": steps, "sampler": _with_bar(sampler, steps), "seed": seed, "negative": negative}
     if guidance_scale is not None:
         options["guidance_scale"] = guidance_scale
     with warnings.catch_warnings():
@@ -179,19 +179,13 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Lit
     print(f"{what} ({loaded - began:.1f} s to load, {time.monotonic() - loaded:.1f} s to draw)")
 
 
-def _with_bar(name: str, steps: int, seed: int):
-    """The sampler of a name, with a bar that tells how far it is, and fresh noise for each picture from a seed of its
-    own: the first picture is the same, however many there are."""
+def _with_bar(name: str, steps: int):
+    """The sampler of a name, with a bar that tells how far it is."""
     from tqdm.auto import tqdm
 
-    from .diffusion import generators
     from .samplers import SAMPLERS
 
-    def draw(denoise, z_T, schedule, **options):
-        options["generator"] = generators(seed, len(z_T))
-        return tqdm(SAMPLERS[name](denoise, z_T, schedule, **options), total=steps)
-
-    return draw
+    return lambda *args, **options: tqdm(SAMPLERS[name](*args, **options), total=steps)
 
 
 def evaluate(model: o.Model = "emoji-scenes", task: o.TaskName | Literal["all"] | None = None, *,
