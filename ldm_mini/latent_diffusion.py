@@ -195,8 +195,8 @@ class LatentDiffusion(nn.Module):
         return images if self.conditioner is None else self.conditioner.finish(images, batch)
 
     def _request(self, batch, num, size, generator, seed, sampler) -> tuple:
-        """`sample`'s arguments, made definite: num, (height, width), generators of the first and of fresh noise, the sampler's
-        function. ValueErrors."""
+        """`sample`'s arguments, made definite: num, (height, width), generators of the first and of fresh noise, the
+        sampler's function. ValueErrors."""
         wanted = batch_size(batch) if batch else num
         if num not in (None, wanted) or not wanted or whole("num", wanted, 0) < 1:
             raise ValueError(f"how many? num={num}; it must be given without a batch, and agree with a batch.")

@@ -83,7 +83,7 @@ COMMAND_LINE = [
     (SECOND, "diffusion needs .*--autoencoder FOLDER"),
     (f"{SECOND} --autoencoder nowhere", "no folder 'nowhere'"),
     ("info sd-v9", "'sd-v9'.*sd-v1"),
-    ("info sd-v1 --size 100", "multiples of 8; got .*100"),
+    ("info sd-v1 --size 100", "100 x 100: sides must be multiples of 64"),
     ("evaluate --num 2", "--num must be from 8 .*too few.*, got 2"),
 ]
 PARTS = [
