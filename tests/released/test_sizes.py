@@ -111,7 +111,8 @@ def test_command_line(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("change, words", [
-    (lambda c: c.pop("net"), "it has no net"), (lambda c: c["net"]["config"].update(channels="8"), "net, config, channels"),
+    (lambda c: c.pop("net"), "it has no net"),
+    (lambda c: c["net"]["config"].update(channels="8"), "net, config, channels"),
     (lambda c: c.update(image_size="64"), "image_size"), (lambda c: c.update(image_size=[10**9] * 2), "image_size")])
 def test_a_damaged_config_is_one_line_that_names_it(change, words, tmp_path, capsys):
     config = read_json(find("emoji-scenes") / CONFIG)
