@@ -78,6 +78,11 @@ def build(described, *place: str):
                         "loads this as net=, autoencoder= or conditioner=.")
     # from the inside out: arguments that are parts themselves first
     arguments = {key: build(value, *place, key) for key, value in described.items() if key != "class"}
+    # a number or a word that is none would be stumbled over much later, by a part that cannot name it
+    for key, argument in signature(kind).parameters.items() if kind is not dict else ():
+        kinds = {int: (int,), float: (float, int), bool: (bool,), str: (str,)}.get(argument.annotation)
+        if kinds and key in arguments and type(value := arguments[key]) not in kinds:
+            raise FileError(f"{', '.join((*place, key))}: a {name} wants {kinds[0].__name__}, not {value!r:.40}.")
     try:
         return kind(**arguments)
     except (FileError, ImportError):                            # which say themselves what is missing
@@ -229,8 +234,9 @@ def find(name_or_folder) -> Path:
         return Path(snapshot_download(repository, revision=revision or None,
                                       allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:                                  # offline, not found, no access: many classes
-        raise FileError(f"there is no folder {name!r}, and it could not be had from the Hugging Face Hub "
-                        f"({type(error).__name__}: {error}). Is there a network? Is the name right?") from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:240]
+        raise FileError(f"there is no folder {name!r}, and it could not be had from the Hugging Face Hub ({reason}). "
+                        "Is there a network? Is the name right?") from error
 
 
 def content_hash(name_or_folder) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from . import hub
 from .asked import check_first_stage, not_read, pair, whole
 from .cond import Cond, Conditioner, NotRead, batch_size, to_device
-from .diffusion import PREDICTIONS, diffusion_loss, draw_noise, draw_timesteps, make_denoiser
+from .diffusion import PREDICTIONS, diffusion_loss, draw_noise, draw_timesteps, generators, make_denoiser
 from .hub import SHARD_BYTES
 from .samplers import SAMPLERS
 from .tasks import TEXT_GUIDANCE
@@ -176,25 +176,27 @@ class LatentDiffusion(nn.Module):
         """New images (B,3,H,W) in [-1,1], one per entry of `batch`, or `num` of them without a conditioner.
 
         sampler: a name in samplers.SAMPLERS or such a function; `options` go to it (eta, order, spacing, ...).
-        seed:    or a CPU `generator`: the same noise, hence the same pictures, on every device.
+        seed:    the same noise, hence the same pictures, on every device, and the same first one however many; or a CPU
+                 `generator`, from which a sampler, or one of your own, draws fresh noise for all of them together.
         size:    side or (height, width), default the size that the batch's images and maps ask for, else the one it was
                  trained on; other sizes work for convolutional nets.
         """
         # 1. what is asked for: how many, how large, from which noise, by which sampler
-        num, size, generator, sampler = self._request(batch, num, size, generator, seed, sampler)
+        num, size, generator, fresh, sampler = self._request(batch, num, size, generator, seed, sampler)
         with _evaluating(self):
             # 2. the condition and its absence; pixels have bounds, latents have none
             denoise = self.denoiser(batch, guidance_scale, negative, 1.0 if self.autoencoder is None else None, size)
             # 3. from noise to a latent, of which only the last counts
             z = self.noise(torch.empty(num, *self.latent_shape(size), device=self.device), generator)
-            for z in sampler(denoise, z, self.schedule, steps=steps, generator=generator, **options):
+            for z in sampler(denoise, z, self.schedule, steps=steps, generator=fresh, **options):
                 pass
             # 4. from the latent to a picture, in float32 also under autocast
             images = self.decode(z).float().clamp(-1, 1)
         return images if self.conditioner is None else self.conditioner.finish(images, batch)
 
     def _request(self, batch, num, size, generator, seed, sampler) -> tuple:
-        """`sample`'s arguments, made definite: num, (height, width), generator, the sampler's function. ValueErrors."""
+        """`sample`'s arguments, made definite: num, (height, width), generators of the first and of fresh noise, the
+        sampler's function. ValueErrors."""
         wanted = batch_size(batch) if batch else num
         if num not in (None, wanted) or not wanted or whole("num", wanted, 0) < 1:
             raise ValueError(f"how many? num={num}; it must be given without a batch, and agree with a batch.")
@@ -206,9 +208,12 @@ class LatentDiffusion(nn.Module):
             raise ValueError("give a seed or a generator, not both.")
         if not callable(sampler) and (not isinstance(sampler, str) or sampler not in SAMPLERS):
             raise ValueError(f"sampler must be one of {list(SAMPLERS)}, or a function, got {sampler!r}.")
+        sampler = SAMPLERS.get(sampler, sampler)
         if seed is not None:
             generator = torch.Generator().manual_seed(whole("seed", seed, 0, 2**64 - 1))
-        return wanted, size, generator, SAMPLERS.get(sampler, sampler)
+        # a sampler of your own may well draw from the one generator that its signature promises
+        several = seed is not None and sampler in SAMPLERS.values()
+        return wanted, size, generator, generators(seed, wanted) if several else generator, sampler
 
     def check_size(self, size) -> None:
         """Raise ValueError for sides that the first stage and the network cannot halve as often as they must."""

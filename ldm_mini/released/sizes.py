@@ -9,6 +9,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import hub
+from ..asked import whole
 from ..autoencoder import Autoencoder, Decoder, Encoder
 from ..cond import Cond
 from ..dit import DiT
@@ -58,14 +59,20 @@ def find_networks(name: str) -> tuple[dict[str, nn.Module], int | None]:
     config = read_json(folder / hub.CONFIG) if (folder / hub.CONFIG).is_file() else {}
     if config.get("class") == "autoencoder.Autoencoder":
         config.pop("card", None)
-        return {"first stage": on_meta(hub.build, config)}, 64
+        return {"first stage": on_meta(hub.build, config, str(folder / hub.CONFIG))}, 64
     if config.get("class") not in ("latent_diffusion.LatentDiffusion", "video_diffusion.LatentVideoDiffusion"):
         return _of_diffusers(folder)
     parts = {"first stage": "autoencoder", "network": "net", "conditioner": "conditioner"}
-    found = {title: on_meta(hub.build, config[part]) for title, part in parts.items() if config.get(part)}
-    if "frames" in config and "network" in found:
+    found = {title: on_meta(hub.build, config[part], str(folder / hub.CONFIG), part) for title, part in parts.items()
+             if config.get(part)}
+    if "network" not in found:
+        raise FileError(f"{folder / hub.CONFIG} is damaged: it has no net.")
+    if "frames" in config:
         found["network"].frames = config["frames"]              # what a film is, for `_run`
-    return found, config["image_size"][0] if config.get("image_size") else 64
+    sides = config.get("image_size") or [64]
+    sides = [whole(f"{folder / hub.CONFIG}: image_size", side, 1, 2**16)
+             for side in (sides if isinstance(sides, list) else [sides])]
+    return found, sides[0]
 
 
 def _of_diffusers(folder: Path) -> tuple[dict[str, nn.Module], int | None]:

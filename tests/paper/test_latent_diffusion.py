@@ -15,6 +15,7 @@ from ldm_mini import files, hub
 from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_mini.cond import Cond, Conditioner, NotRead
 from ldm_mini.conditioners import ClassConditioner, TextConditioner
+from ldm_mini.diffusion import generators
 from ldm_mini.files import FileError
 from ldm_mini.hub import INDEX, load_autoencoder, save
 from ldm_mini.kl import KLBottleneck
@@ -206,21 +207,27 @@ def test_every_sampler_makes_images(sampler):
 def test_same_seed_same_pictures():
     ldm = model(image_size=32)
     args = dict(batch={"class": [1, 2]}, steps=3, sampler="ddpm")
-    torch.manual_seed(1)
-    first = ldm.sample(**args, seed=3)
-    torch.manual_seed(2)
-    assert torch.equal(first, ldm.sample(**args, seed=3))
-    assert torch.equal(first, ldm.sample(**args, generator=seeded(3)))
-    assert not torch.equal(first, ldm.sample(**args, seed=4))
+    for draw in (lambda n: ldm.sample(**args, seed=n), lambda n: ldm.sample(**args, generator=seeded(n))):
+        torch.manual_seed(1)
+        first = draw(3)
+        torch.manual_seed(2)
+        assert torch.equal(first, draw(3)) and not torch.equal(first, draw(4))
+
+
+@pytest.mark.parametrize("options", [{"sampler": "ddpm"}, {"sampler": "ddim", "eta": 0.5}, {"sampler": "dpm"}])
+def test_the_first_picture_is_the_same_however_many_there_are(options):
+    ldm = model(image_size=32)
+    few, many = (ldm.sample({"class": [1] * n}, steps=3, seed=3, **options) for n in (1, 3))
+    assert_close(few[0], many[0])
+    assert not torch.equal(many[0], many[1])
 
 
 def test_sampling_is_the_sampler_the_guidance_and_the_decoder():
     ldm = model(image_size=32).eval()
     classes = {"class": torch.tensor([1, 2])}
     images = ldm.sample(classes, steps=5, guidance_scale=3.0, sampler="ddim", seed=0, eta=0.5)
-    generator = seeded()
-    z_T = torch.randn(2, 3, 8, 8, generator=generator)
-    *_, z0 = ddim(ldm.denoiser(classes, 3.0), z_T, ldm.schedule, 5, generator, eta=0.5)
+    z_T = torch.randn(2, 3, 8, 8, generator=seeded())
+    *_, z0 = ddim(ldm.denoiser(classes, 3.0), z_T, ldm.schedule, 5, generators(0, 2), eta=0.5)
     assert_close(images, ldm.autoencoder.decode(z0 / 2.0).clamp(-1, 1))
     assert torch.equal(images, ldm.sample(classes, steps=5, guidance_scale=3.0, sampler=ddim, seed=0, eta=0.5))
 

@@ -1,5 +1,8 @@
 """What `python -m ldm_mini info` prints: counted by hand, and without any weights."""
 
+import json
+import re
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -9,7 +12,8 @@ from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_mini.cond import Cond
 from ldm_mini.conditioners import ClassConditioner
 from ldm_mini.dit import DiT, DiTConfig
-from ldm_mini.hub import save
+from ldm_mini.files import read_json
+from ldm_mini.hub import CONFIG, find, save
 from ldm_mini.kl import KLBottleneck
 from ldm_mini.latent_diffusion import LatentDiffusion
 from ldm_mini.released.diffusers_pipeline import to_diffusers
@@ -104,3 +108,15 @@ def test_command_line(capsys, tmp_path):
     assert "first stage: Autoencoder, 55,322,782 parameters, input 3 x 64 x 64" in capsys.readouterr().out
     assert main(["info", str(tmp_path)]) == 2
     assert "no model that is known here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda c: c.pop("net"), "it has no net"),
+    (lambda c: c["net"]["config"].update(channels="8"), "net, config, channels"),
+    (lambda c: c.update(image_size="64"), "image_size"), (lambda c: c.update(image_size=[10**9] * 2), "image_size")])
+def test_a_damaged_config_is_one_line_that_names_it(change, words, tmp_path, capsys):
+    config = read_json(find("emoji-scenes") / CONFIG)
+    change(config)
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    assert main(["info", str(tmp_path)]) == 2
+    assert re.fullmatch(f"error: .*{CONFIG}.*{words}.*\n", capsys.readouterr().err)
