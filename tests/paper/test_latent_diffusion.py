@@ -212,6 +212,9 @@ def test_same_seed_same_pictures():
     assert torch.equal(first, ldm.sample(**args, seed=3))
     assert torch.equal(first, ldm.sample(**args, generator=seeded(3)))
     assert not torch.equal(first, ldm.sample(**args, seed=4))
+    assert ldm.sample(**args, seed=2**64 - 1).isfinite().all()
+    with pytest.raises(ValueError, match="seed is a whole number from 0 to"):
+        ldm.sample(**args, seed=2**64)
 
 
 def test_sampling_is_the_sampler_the_guidance_and_the_decoder():
