@@ -187,8 +187,8 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Lit
 
 
 def _with_bar(name: str, steps: int, seed: int):
-    """The sampler of a name, with a bar that tells how far it is. To `sample` it is one of the user's own, which gets one
-    generator for all pictures; here, too, each has its own."""
+    """The sampler of a name, with a bar that tells how far it is. To `sample` it is one of the user's own, which gets a
+    single generator; here, too, each picture has its own."""
     from tqdm.auto import tqdm
 
     from .diffusion import generators

@@ -93,6 +93,12 @@ def test_a_condition_is_present_if_all_that_it_reads_is_there(text):
     assert either.present({"caption": []}) and not either.present({"boxes": []})
 
 
+def test_one_class_that_is_none_of_them_is_refused(classes):
+    for bad in ([0, 5], [-2, 0], [0.0, 1.0], [[0, 1]]):
+        with pytest.raises(ValueError, match="whole numbers below 5, or -1"):
+            classes.encode({"class": torch.tensor(bad)})
+
+
 def test_class_parts_are_optional():
     nothing = dict.fromkeys(("concat", "context", "mask", "vector"))
     assert shapes(ClassConditioner(5, None, 8).encode(BATCH)) == {**nothing, "vector": (3, 8)}

@@ -212,6 +212,18 @@ def test_same_seed_same_pictures():
         first = draw(3)
         torch.manual_seed(2)
         assert torch.equal(first, draw(3)) and not torch.equal(first, draw(4))
+    assert ldm.sample(**args, seed=2**64 - 1).isfinite().all()
+    with pytest.raises(ValueError, match="seed is a whole number from 0 to"):
+        ldm.sample(**args, seed=2**64)
+
+
+def test_a_sampler_of_your_own_gets_one_generator():
+    def own(denoise, z_T, schedule, steps, generator):
+        yield torch.randn(z_T.shape, generator=generator)
+
+    ldm = model(image_size=32)
+    pictures = [ldm.sample({"class": [1, 2]}, seed=n, sampler=own) for n in (3, 3, 4)]
+    assert torch.equal(*pictures[:2]) and not torch.equal(*pictures[1:])
 
 
 @pytest.mark.parametrize("options", [{"sampler": "ddpm"}, {"sampler": "ddim", "eta": 0.5}, {"sampler": "dpm"}])
