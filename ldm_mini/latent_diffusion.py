@@ -210,7 +210,8 @@ class LatentDiffusion(nn.Module):
             raise ValueError(f"sampler must be one of {list(SAMPLERS)}, or a function, got {sampler!r}.")
         sampler = SAMPLERS.get(sampler, sampler)
         if seed is not None:
-            generator = torch.Generator().manual_seed(whole("seed", seed, 0, 2**64 - 1))
+            seed = whole("seed", seed, 0, 2**64 - 1)
+            generator = torch.Generator().manual_seed(seed)
         # a sampler of your own may well draw from the one generator that its signature promises
         several = seed is not None and sampler in SAMPLERS.values()
         return wanted, size, generator, generators(seed, wanted) if several else generator, sampler
