@@ -168,7 +168,7 @@ def test_a_model_trains_with_it_from_the_command_line(folder, encoder, monkeypat
 
 def test_recipes_that_cannot_use_it_are_refused(capsys, encoder):
     assert main(["train", "autoencoder", "--recipe", "micro", "--language", "--out", "unused"]) != 0
-    assert "captions" in capsys.readouterr().err and not Path("unused").exists()
+    assert "--language is for diffusion" in capsys.readouterr().err and not Path("unused").exists()
     with pytest.raises(ValueError, match='in place of "text"'):
         build.build_conditioner(replace(recipes.MICRO_DIFFUSION, parts=("text", "language")),
                                 recipes.MICRO_AUTOENCODER.model)
