@@ -5,8 +5,8 @@ For f = 1, 2, 4, 8, 16 and three seeds: a KL first stage (none for f = 1) and a 
 first stage makes at least 200 steps, however long they take). At an eighth, a third and the end of the diffusion's time
 the averaged model draws 128 pictures, read by the recogniser and compared with real ones (Figures 6 and 7). About 80
 minutes on one thread with bfloat16, and too short to conclude from: with the first seed the first stages let .43 to .81
-of the classes be read, the samples .00 to .03. Try `--first 240 --second 480`, three hours. Each row is kept in `which_f.json` as it comes, and the rows that are there already
-are not made again.
+of the classes be read, the samples .00 to .03. Try `--first 240 --second 480`, three hours. Each row is kept in
+`which_f.json` as it comes, and the rows that are there already are not made again.
 
 Figure 2, bits against distortion: `python data/measurements/which_f.py --rate 900` trains a narrower model of pixels
 for so many CPU-seconds, and writes what the levels of noise have told so far, and how well the picture is known by
