@@ -6,6 +6,7 @@ import sys
 import time
 import warnings
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -155,7 +156,7 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Lit
     if side := size or ldm.image_size:
         o.check_memory(num * getattr(ldm, "frames", 1), (side, side) if size else side, device)
     loaded = time.monotonic()
-    options = {"steps": steps, "sampler": _with_bar(sampler, steps, seed), "seed": seed, "negative": negative}
+    options = {"steps": steps, "sampler": _with_bar(sampler, steps), "seed": seed, "negative": negative}
     if guidance_scale is None and not (ldm.p_uncond or negative):
         guidance_scale = 1.0                                    # it never learned what "no condition" is
     if guidance_scale is not None:
@@ -186,19 +187,14 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Lit
     print(f"{what} ({loaded - began:.1f} s to load, {time.monotonic() - loaded:.1f} s to draw)")
 
 
-def _with_bar(name: str, steps: int, seed: int):
-    """The sampler of a name, with a bar that tells how far it is. To `sample` it is one of the user's own, which gets a
-    single generator; here, too, each picture has its own."""
+def _with_bar(name: str, steps: int):
+    """The sampler of a name, with a bar that tells how far it is."""
     from tqdm.auto import tqdm
 
-    from .diffusion import generators
     from .samplers import SAMPLERS
 
-    def draw(denoise, z_T, schedule, **options):
-        options["generator"] = generators(seed, len(z_T))
-        return tqdm(SAMPLERS[name](denoise, z_T, schedule, **options), total=steps)
-
-    return draw
+    # wraps: `sample` sees that it is still the library's
+    return wraps(SAMPLERS[name])(lambda *args, **options: tqdm(SAMPLERS[name](*args, **options), total=steps))
 
 
 def evaluate(model: o.Model = "emoji-scenes", task: o.TaskName | Literal["all"] | None = None, *,

@@ -48,6 +48,12 @@ def pair(size) -> tuple[int, int]:
     return whole("a side", sides[0], 1), whole("a side", sides[1], 1)
 
 
+def sides_of(factor: int, net) -> int:
+    """What the sides of pictures must be multiples of: a first stage of this factor and a network halve them so often.
+    net: None, or one of your own, which says nothing of that."""
+    return factor * getattr(getattr(net, "config", None), "min_factor", 1)
+
+
 def check_pictures(what: str, x: Tensor, channels: int | None = 3) -> Tensor:
     """The pictures, if they are (B,C,H,W), floats in [-1,1] or little beyond: a network makes something of any range.
 

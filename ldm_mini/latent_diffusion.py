@@ -4,6 +4,7 @@
 import math
 import warnings
 from contextlib import contextmanager
+from inspect import unwrap
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import hub
-from .asked import check_first_stage, not_read, pair, whole
+from .asked import check_first_stage, not_read, pair, sides_of, whole
 from .cond import Cond, Conditioner, NotRead, batch_size, to_device
 from .diffusion import PREDICTIONS, diffusion_loss, draw_noise, draw_timesteps, generators, make_denoiser
 from .hub import SHARD_BYTES
@@ -213,13 +214,13 @@ class LatentDiffusion(nn.Module):
             seed = whole("seed", seed, 0, 2**64 - 1)
             generator = torch.Generator().manual_seed(seed)
         # a sampler of your own may well draw from the one generator that its signature promises
-        several = seed is not None and sampler in SAMPLERS.values()
+        library = list(SAMPLERS.values())
+        several = seed is not None and unwrap(sampler, stop=library.__contains__) in library
         return wanted, size, generator, generators(seed, wanted) if several else generator, sampler
 
     def check_size(self, size) -> None:
         """Raise ValueError for sides that the first stage and the network cannot halve as often as they must."""
-        height, width = pair(size)
-        several = self._factor * getattr(getattr(self.net, "config", None), "min_factor", 1)
+        (height, width), several = pair(size), sides_of(self._factor, self.net)
         if height % several or width % several:
             raise ValueError(f"images of {height} x {width} cannot be: sides must be multiples of {several}.")
 

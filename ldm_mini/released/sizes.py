@@ -9,7 +9,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import hub
-from ..asked import whole
+from ..asked import sides_of, whole
 from ..autoencoder import Autoencoder, Decoder, Encoder
 from ..cond import Cond
 from ..dit import DiT
@@ -35,8 +35,7 @@ def run_info(name_or_folder, size: int | None = None) -> dict:
     # what it is measured on: a picture of this side, so many words
     tokens, size = TOKENS.get(name, _tokens(networks.get("conditioner"))), size or image_size or 256
     factor = _factor(networks)
-    several = factor * getattr(getattr(networks.get("network"), "config", None), "min_factor", 1)
-    if size % several:
+    if size % (several := sides_of(factor, networks.get("network"))):
         raise ValueError(f"{name} knows no pictures of {size} x {size}: sides must be multiples of {several}.")
     report = {"name": f"{name} with {FIRST_STAGE_OF[name]}" if name in UNETS else name, "image_size": size, "parts": {
         title: measure(network, size // factor if title == "network" else size, tokens)
