@@ -107,13 +107,17 @@ def _write_assignment(out: Path, path: Path, week: int) -> str:
 
 def source_of_course(notebook: dict, tasks: list[Exercise]) -> dict:
     """The notebook with solutions, its cells marked for nbgrader, and hidden tests: the same checks on other inputs."""
-    return _marked(notebook, tasks, hidden=True)
+    text = {cell["id"]: cell["source"] for cell in notebook["cells"]}
+    graded = _graded(tasks)
+    hidden = {id_: HIDDEN.format(calls=", ".join(_calls(task, text))) for id_, task in graded.items()}
+    cells = [{**cell, "source": cell["source"] + hidden.get(cell["id"], "")}
+             for cell in marked(notebook, tasks)["cells"]]
+    return {**notebook, "cells": cells}
 
 
 def release_of(notebook: dict, tasks: list[Exercise]) -> dict:
     """What learners get: stubs, no outputs, no hidden tests. nbgrader makes the same of the source, plus checksums."""
-    marked = _marked(notebook, tasks, hidden=False)
-    return {**marked, "cells": [_emptied(cell) for cell in marked["cells"]]}
+    return {**notebook, "cells": [_emptied(cell) for cell in marked(notebook, tasks)["cells"]]}
 
 
 def _emptied(cell: dict) -> dict:
@@ -122,26 +126,25 @@ def _emptied(cell: dict) -> dict:
     return {**cell, "source": without_solution(cell["source"]), "outputs": [], "execution_count": None}
 
 
-def _marked(notebook: dict, tasks: list[Exercise], hidden: bool) -> dict:
-    solutions = {task.cell_id for task in tasks}
-    # of several checks the last one is graded, and repeats them all
-    graded = {task.check_cell_ids[-1]: task for task in tasks if task.check_cell_ids}
-    text = {cell["id"]: cell["source"] for cell in notebook["cells"]}
+def marked(notebook: dict, tasks: list[Exercise]) -> dict:
+    """The notebook with nbgrader's marks on the cells of solutions and of checks, and on no other cell."""
+    solutions, graded = {task.cell_id for task in tasks}, _graded(tasks)
     cells = []
     for cell in notebook["cells"]:
         id_, task = cell["id"], graded.get(cell["id"])
-        marks = {"solution": id_ in solutions, "grade": task is not None, "locked": task is not None}
-        if not any(marks.values()):
-            cells.append(cell)
-            continue
-        marks |= {"schema_version": 3, "task": False, "grade_id": id_, "cell_type": "code"}
-        if task:
-            marks["points"] = points(task)
-        new = {**cell, "metadata": {**cell["metadata"], "nbgrader": marks}}
-        if task and hidden:
-            new["source"] += HIDDEN.format(calls=", ".join(_calls(task, text)))
-        cells.append(new)
+        metadata = {key: value for key, value in cell["metadata"].items() if key != "nbgrader"}
+        if task or id_ in solutions:
+            metadata["nbgrader"] = {
+                "schema_version": 3, "grade_id": id_, "cell_type": "code", "task": False,
+                "solution": id_ in solutions, "grade": bool(task), "locked": bool(task),
+                **({"points": points(task)} if task else {})}
+        cells.append({**cell, "metadata": metadata})
     return {**notebook, "cells": cells}
+
+
+def _graded(tasks: list[Exercise]) -> dict[str, Exercise]:
+    # of several checks the last one is graded, and repeats them all
+    return {task.check_cell_ids[-1]: task for task in tasks if task.check_cell_ids}
 
 
 def _calls(task: Exercise, text: dict) -> list[str]:

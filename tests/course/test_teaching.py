@@ -19,8 +19,8 @@ if sys.platform == "win32":
     pytest.skip("grading forks processes, which Windows cannot", allow_module_level=True)
 
 from ldm_mini.teaching import gate, judging, sandbox  # noqa: E402
-from ldm_mini.teaching.assignments import teach  # noqa: E402
-from ldm_mini.teaching.grading import grade, grade_notebook  # noqa: E402
+from ldm_mini.teaching.assignments import marked, teach  # noqa: E402
+from ldm_mini.teaching.grading import grade, grade_notebook, graded_notebooks  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
@@ -393,6 +393,13 @@ def test_the_course_for_nbgrader(tmp_path):
     assert "| 12: 105 min, and an open one of 40 min |" in plan
     with pytest.raises(FileError, match="there is no notebook '99'"):
         teach(tmp_path, ["99"])
+
+
+@pytest.mark.parametrize("path", graded_notebooks().values(), ids=lambda path: path.stem)
+def test_the_notebooks_themselves_carry_nbgraders_marks(path):
+    """Where not: `python data/build/nbgrader_marks.py`."""
+    notebook = read_notebook(path)
+    assert marked(notebook, exercises(path)) == notebook
 
 
 def test_the_page_on_reuse_runs():

@@ -154,6 +154,17 @@ def test_it_validates_and_grades(course, nbgrader):
             assert not [line for line in lines if line.endswith("...")], "a message was cut"
 
 
+def test_a_notebook_straight_from_the_course_is_taken_as_it_is(tmp_path, nbgrader):
+    """Without `course.py teach`: nbgrader refuses a solution in a cell that has no mark of it."""
+    source = tmp_path / "source" / HALF / f"{HALF}.ipynb"
+    source.parent.mkdir(parents=True)
+    source.write_bytes((NOTEBOOKS / source.name).read_bytes())
+    nbgrader(tmp_path, START + f"must(api.generate_assignment({HALF!r}))")
+    released = read_notebook(tmp_path / "release" / HALF / source.name)
+    assert not any("SOLUTION" in cell["source"] for cell in released["cells"])
+    assert sum("NotImplementedError" in cell["source"] for cell in released["cells"]) >= len(exercises(source))
+
+
 def test_hidden_tests_draw_other_inputs(course):
     course, _ = course
     text = json.dumps(read_notebook(course / "source" / HALF / f"{HALF}.ipynb"))
