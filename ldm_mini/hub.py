@@ -107,11 +107,23 @@ def is_ours(kind) -> bool:
             and (issubclass(kind, nn.Module) or is_dataclass(kind)))
 
 
-def save(folder, model: nn.Module, half=False, card: dict | None = None, shard_bytes: int = SHARD_BYTES) -> Path:
-    """Write a model. half: parameters as float16; buffers stay as they are. card: JSON that stays with the weights."""
-    folder = Path(folder)
-    names = save_weights(folder, model.state_dict(), dict(model.named_parameters()) if half else (), shard_bytes)
-    write_json(folder / CONFIG, {**describe(model), "card": card or {}})
+def save(folder, model: nn.Module, half=False, card: dict | None = None, shard_bytes: int = SHARD_BYTES,
+         base: tuple | None = None) -> Path:
+    """Write a model. half: parameters as float16; buffers stay as they are. card: JSON that stays with the weights.
+
+    base: (another saved model, {how names begin here: how there}); what is equal there is not stored again, but read
+    from there, and only as long as that model is what it is now.
+    """
+    folder, tensors, borrowed = Path(folder), model.state_dict(), {}
+    half = dict(model.named_parameters()) if half else ()
+    if base is not None:
+        other, prefixes = base
+        theirs = _from_base(tensors, other, prefixes)
+        tensors = {name: v for name, v in tensors.items()
+                   if name not in theirs or not _same(v.half() if name in half else v, theirs[name])}
+        borrowed = {"base": {"model": str(other), "content": content_hash(other), "prefixes": prefixes}}
+    names = save_weights(folder, tensors, half, shard_bytes)
+    write_json(folder / CONFIG, {**describe(model), **borrowed, "card": card or {}})
     write_sums(folder, {name: sha256(folder / name) for name in (CONFIG, *names)})
     return folder
 
@@ -147,9 +159,15 @@ def load(name_or_folder, kind: str, device=None, **parts) -> nn.Module:
     check_sums(folder, CONFIG, *(file.name for file in weight_files(folder)))
     described = config | {name: part for name, part in parts.items() if part is not None}
     described.pop("card", None)
-    with _no_more_parameters_than(weight_files(folder)):
+    base = described.pop("base", None)
+    if base is not None:
+        _check_base(base, folder)
+    files = weight_files(folder) + ([] if base is None else weight_files(find(base["model"])))
+    with _no_more_parameters_than(files):
         model = build(described, str(folder / CONFIG))
     weights = load_weights(folder)
+    if base is not None:
+        weights = _from_base(model.state_dict(), base["model"], base["prefixes"]) | weights
     for name, value in model.state_dict().items():
         if name in weights and value.is_floating_point() and not (
                 weights[name].is_floating_point() and weights[name].isfinite().all()):
@@ -159,6 +177,32 @@ def load(name_or_folder, kind: str, device=None, **parts) -> nn.Module:
     except RuntimeError as error:
         raise FileError(f"the weights in {folder} were made for another model. {error!s:.2000}") from None
     return model.eval().to(device)
+
+
+def _from_base(names, base, prefixes: dict) -> dict:
+    """{name: tensor of the model `base` whose name begins otherwise}, as far as it has them; the longest prefix counts.
+    """
+    theirs, found = load_weights(find(base)), {}
+    for name in names:
+        begin = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)
+        if begin is not None and (other := prefixes[begin] + name[len(begin):]) in theirs:
+            found[name] = theirs[other]
+    return found
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and equal(a.cpu(), b)
+
+
+def _check_base(base, folder: Path) -> None:
+    """Raises FileError if what a config says of its base is none, or that model is no longer what it was."""
+    if not isinstance(base, dict) or not all(isinstance(base.get(key), str) for key in ("model", "content")) or (
+            not isinstance(prefixes := base.get("prefixes"), dict)) or not all(
+            isinstance(prefix, str) for prefix in prefixes.values()):
+        raise FileError(f"{folder / CONFIG}, base: it names a model, its content and prefixes; got {base!r:.80}.")
+    if content_hash(base["model"]) != base["content"]:
+        raise FileError(f"{folder} holds what was learned on top of {base['model']}, which has other weights now: "
+                        "use the version of both that came together.")
 
 
 @contextmanager

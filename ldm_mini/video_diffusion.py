@@ -5,12 +5,16 @@ frame. Built in notebook 16."""
 import json
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
+from . import hub
 from .asked import whole
 from .cond import Cond, Conditioner, batch_size
 from .diffusion import draw_noise, to_x0_eps
+from .files import read_json
+from .hub import SHARD_BYTES
 from .latent_diffusion import LatentDiffusion
 from .text import TextTransformer, load_tokenizer
 from .video import as_films, as_images
@@ -40,6 +44,22 @@ class LatentVideoDiffusion(LatentDiffusion):
             z0 = batch["latent"] * self.scale_factor
             return z0[:, :, None] if z0.ndim == 4 else z0
         return super().clean_latent({"image": batch["video"]} if "video" in batch else batch)
+
+    def save_pretrained(self, folder, half=False, card: dict | None = None, shard_bytes=SHARD_BYTES, base=None):
+        """As of pictures. base: of the image model that it began as, the name or folder: what is still equal there is
+        not stored again, so that a model that was `frozen` keeps little more than time. Read only with that model."""
+        return hub.save(folder, self, half, card, shard_bytes, base and (base, self._of_images(base)))
+
+    def _of_images(self, base) -> dict[str, str]:
+        """{how names begin here: how in the image model}"""
+        theirs = (read_json(hub.find(base) / hub.CONFIG).get("conditioner") or {}).get("parts", ())
+        place = {part["class"].rpartition(".")[2]: f"conditioner.parts.{i}." for i, part in enumerate(theirs)}
+        names = {"": "", "net.image.": "net."}
+        for i, part in enumerate(getattr(self.conditioner, "parts", ())):
+            if there := place.get(type(part).__name__):
+                here = f"conditioner.parts.{i}."
+                names |= {here: there, f"{here}text_transformer.words.old": f"{there}text_transformer.words.weight"}
+        return names
 
     def noise(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """`mixed_noise` of this model's share."""
@@ -170,3 +190,21 @@ class FilmText(TextTransformer):
         said["model"]["vocab"] = old | {word: len(old) + i for i, word in enumerate(more_words)}
         super().__init__(width, layers, heads, max_length, Tokenizer.from_str(json.dumps(said)), known)
         self.more_words, self.shared = tuple(more_words), len(old)
+        self.words = TwoTables(*self.words.weight.detach().split([len(old), len(self.more_words)]))
+
+
+class TwoTables(nn.Module):
+    """An embedding whose first rows, `old` (n,D), and last rows, `new` (m,D), are parameters apart."""
+
+    def __init__(self, old: Tensor, new: Tensor):
+        super().__init__()
+        self.old, self.new = nn.Parameter(old.clone()), nn.Parameter(new.clone())
+
+    @property
+    def weight(self) -> Tensor:
+        """All rows, (n+m,D)."""
+        return torch.cat([self.old, self.new])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids (...) int64 -> (...,D)"""
+        return F.embedding(ids, self.weight)

@@ -134,7 +134,7 @@ class VideoRecipe(DiffusionRecipe):
     """
 
     frames: int = 8
-    frozen: bool = False                        # of the U-Net only time is learned
+    frozen: bool = False                        # all of the image model stays; time is learned, and words of motion
     noise_share: float = 0.0                    # of the noise's variance, in common to all frames
     image_every: int | None = 5                 # each so many steps, pictures; None: films alone
     pictures: int = 6_000                       # scenes encoded for these steps
@@ -317,6 +317,11 @@ SMALL_VIDEO = VideoRecipe(**{
     "sample_captions": ("a red apple moves to the right on a blue background", "a yellow star grows at night",
                         "a green car and a dog move towards each other on white", "an owl moves up in the snow")})
 
+# As in Align your Latents: the image model stays as it is, so that little more than its layers over time is learned
+# and stored (`save_pretrained(base="emoji-scenes")`). Pictures would teach it nothing.
+# python -m ldm_mini train video --recipe small_time --autoencoder emoji-scenes --start-from emoji-scenes
+SMALL_TIME_VIDEO = replace(SMALL_VIDEO, name="small_time", frozen=True, image_every=None)
+
 # The same films by a transformer, from nothing but words: --text runs/text-small/model. 1.9 CPU-seconds a step.
 SMALL_DIT_VIDEO = replace(SMALL_VIDEO, name="small_dit", net="dit", text_practice=8.0, batch_size=16, lr=2e-3,
                           muon_lr=5e-3)
@@ -326,4 +331,4 @@ MICRO_VIDEO = VideoRecipe(**{
     "image_every": 3, "steps": 20, "dit": DiTSizes(width=16, depth=1, num_heads=2),
     "sample_captions": ("an apple moves up", "a red star grows")})
 
-VIDEOS = {r.name: r for r in (SMALL_VIDEO, SMALL_DIT_VIDEO, MICRO_VIDEO)}
+VIDEOS = {r.name: r for r in (SMALL_VIDEO, SMALL_TIME_VIDEO, SMALL_DIT_VIDEO, MICRO_VIDEO)}

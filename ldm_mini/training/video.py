@@ -36,12 +36,17 @@ def build_video(recipe, autoencoder, scale_factor: float = 1.0) -> LatentVideoDi
         raise ValueError(f'the recipe: films are told by "text", and maybe "class"; got {r.parts}.')
     if r.net not in ("unet", "dit"):
         raise ValueError(f'the recipe: net is "unet" or "dit", got {r.net!r}.')
-    frame = FirstFrameConditioner(first.latent_channels, first.downsample_factor)
-    often = {"text": r.text_practice, "class": 1.0}
-    conditioner = CombinedConditioner([*(parts[name]() for name in r.parts), frame], r.p_drop_each, r.p_single,
-                                      [*(often[name] for name in r.parts), 1.0])
-    inputs = dict(context_dim=r.text_width, vector_dim=r.text_width if r.vector else None,
-                  concat_channels=frame.concat_channels)
+    often, made = {"text": r.text_practice, "class": 1.0}, [parts[name]() for name in r.parts]
+    often, joined = [often[name] for name in r.parts], 0
+    if r.frozen:                                                # only the new words of `FilmText` are learned
+        for part in made:
+            part.requires_grad_(False)
+        words.words.new.requires_grad_(True)
+    else:                                                       # its channels are new to the image network
+        made.append(FirstFrameConditioner(first.latent_channels, first.downsample_factor))
+        often, joined = [*often, 1.0], made[-1].concat_channels
+    conditioner = CombinedConditioner(made, r.p_drop_each, r.p_single, often)
+    inputs = dict(context_dim=r.text_width, vector_dim=r.text_width if r.vector else None, concat_channels=joined)
     if r.net == "dit":
         net = VideoDiT(VideoDiTConfig(first.latent_channels, r.dit.patch_size, 1, r.dit.width, r.dit.depth,
                                       r.dit.num_heads, r.scenes.size // first.downsample_factor, **inputs))
@@ -87,12 +92,13 @@ def start_video(source: LatentDiffusion, target: LatentVideoDiffusion) -> None:
 
 @torch.no_grad()
 def give_words(source: TextTransformer, target: TextTransformer) -> None:
-    """Give a text transformer the weights of one that can read; words that are new to it stay fresh."""
-    weights, table = source.state_dict(), target.words.weight.clone()
-    old = weights["words.weight"]
-    if old.shape[1] == table.shape[1] and len(old) <= len(table):
-        table[:len(old)] = old
-        weights["words.weight"] = table
+    """Give a film model's words the weights of a text transformer that can read; what is new to it stays fresh."""
+    weights, table = source.state_dict(), target.words
+    if not isinstance(source, FilmText):
+        old = weights.pop("words.weight")
+        if old.shape[1] == table.old.shape[1] and len(old) <= len(table.old):
+            old = torch.cat([old, table.old[len(old):]])
+        weights |= {"words.old": old, "words.new": table.new}
     target.load_state_dict(weights)
 
 
@@ -111,6 +117,8 @@ class VideoRun(SecondStageRun):
 
     def start(self) -> None:
         """What the model begins with: an image model or another film model, and words."""
+        if self.recipe.frozen and self.start_from is None:
+            raise ValueError("the recipe keeps an image model as it is: give it with --start-from.")
         if self.start_from is not None:
             start_video(_load(self.start_from), self.model)
         if self.text is not None:
@@ -185,8 +193,11 @@ class VideoRun(SecondStageRun):
         latent, captions = self.held_out["latent"], self.held_out["caption"]
         told = self.loss_of({"latent": latent, "caption": captions})
         other = self.loss_of({"latent": latent, "caption": captions[1:] + captions[:1]})
-        begun = self.loss_of({"latent": latent, "caption": captions, "first_latent": latent[:, :, 0]})
-        return {"val_loss": told, "val_first_frame": begun, "val_caption_gap": other - told}
+        measured = {"val_loss": told, "val_caption_gap": other - told}
+        if "first" in self.model.conditioner.keys:
+            measured["val_first_frame"] = self.loss_of({"latent": latent, "caption": captions,
+                                                        "first_latent": latent[:, :, 0]})
+        return measured
 
 
 def _load(name):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
 from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_mini.conditioners import CombinedConditioner, LayoutConditioner, TextConditioner
@@ -143,6 +144,24 @@ def test_a_wrong_config_names_file_and_key(change, words, tmp_path):
     (folder / CONFIG).write_text(json.dumps(stored))
     with pytest.raises(FileError, match=f"{CONFIG}, net: no unet.UNet can be built.*'config'"):
         LatentDiffusion.from_pretrained(folder)
+
+
+def test_what_another_model_has_is_read_from_there(tmp_path):
+    """Only what differs is stored; a config that names no other model is told by its key."""
+    net = UNet(UNetConfig(3, channels=16, channel_mults=(1, 2), attn_levels=(1,), head_dim=16, groups=2))
+    ldm = LatentDiffusion(None, net, NoiseSchedule(linear_betas(10)), image_size=8)
+    ldm.save_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        net.conv_out.bias += 1
+    folder = save(tmp_path / "more", ldm, base=(tmp_path / "base", {"": ""}))
+    assert set(load_safetensors(folder / "model.safetensors")) == {"net.conv_out.bias"}
+    assert_close(load(folder, "LatentDiffusion").state_dict(), ldm.state_dict(), rtol=0, atol=0)
+    (folder / SUMS).unlink()
+    stored = read_json(folder / CONFIG)
+    for wrong in (3, {}, {**stored["base"], "model": None}, {**stored["base"], "prefixes": {"": 1}}):
+        (folder / CONFIG).write_text(json.dumps({**stored, "base": wrong}))
+        with pytest.raises(FileError, match=f"{CONFIG}, base: it names a model"):
+            load(folder, "LatentDiffusion")
 
 
 @pytest.mark.parametrize("change", [{"num_res_blocks": 10**7}, {"channels": 2**16, "groups": 2}])

@@ -1,5 +1,6 @@
 """Training of film models: begun as an image model to the bit, fed by step, resumed bit for bit."""
 
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,8 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from ldm_mini import hub
-from ldm_mini.conditioners import TextConditioner
-from ldm_mini.files import load_safetensors
+from ldm_mini.files import FileError, load_safetensors
 from ldm_mini.scenes.films import FilmConfig, random_film
 from ldm_mini.text import TextTransformer, load_tokenizer
 from ldm_mini.training import build, runs
@@ -18,7 +18,7 @@ from ldm_mini.training.launch import train_stage
 from ldm_mini.training.recipes import AUTOENCODERS, DIFFUSIONS, VIDEOS, find_recipe
 from ldm_mini.training.video import VideoRun, build_video, give_words, start_video
 from ldm_mini.video import VideoDiT, VideoUNet
-from ldm_mini.video_diffusion import FilmText
+from ldm_mini.video_diffusion import FilmText, LatentVideoDiffusion
 
 MICRO, EVERY = VIDEOS["micro"], dict(log_every=4, sample_every=10, save_every=4, device="cpu")
 
@@ -103,7 +103,7 @@ def test_words_of_motion_come_behind_the_tokenizers_own(first):
     assert len(words.words.weight) == size + len(words.more_words) > size + 10
     known = TextTransformer(16, 1, 2)
     give_words(known, words)
-    assert torch.equal(words.words.weight[:size], known.words.weight)
+    assert torch.equal(words.words.old, known.words.weight)
     ids, _ = words.tokenize(["a cup moves up, a car goes left"])
     fresh, _ = known.tokenize(["a cup on top, a car is left"])
     # "up" is a word of its own, not the end of "cup"; all other words keep their numbers
@@ -124,23 +124,50 @@ def test_every_caption_fits_and_is_known(name, first):
 @pytest.mark.parametrize("name", VIDEOS)
 def test_recipes_build_their_networks(name):
     recipe = find_recipe("video", name)
-    first = build.build_autoencoder(AUTOENCODERS[name.removesuffix("_dit")])
+    first = build.build_autoencoder(AUTOENCODERS[name.split("_")[0]])
     films = build_video(recipe, first)
     assert isinstance(films.net, VideoDiT if recipe.net == "dit" else VideoUNet)
     assert films.latent_shape(recipe.scenes.size) == (first.config.latent_channels, recipe.frames, 8, 8)
     assert sum(p.numel() for p in films.net.parameters()) < 11e6
     assert recipe.films == FilmConfig(recipe.scenes, recipe.frames) and recipe.scenes.split == "train"
-    if name == "small":                                         # it can begin as the image model of this name
+    if name in ("small", "small_time"):                         # it can begin as the image model of this name
         start_video(build.build_diffusion(DIFFUSIONS["small"], first), films)
-    with pytest.raises(ValueError, match="no video recipe 'tiny'; there are small, small_dit, micro"):
+    with pytest.raises(ValueError, match="no video recipe 'tiny'; there are small, small_time, small_dit, micro"):
         find_recipe("video", "tiny")
 
 
-def test_frozen_trains_time_and_words_alone(first):
-    films = build_video(replace(MICRO, frozen=True), first)
+def test_frozen_learns_time_and_the_words_of_motion_alone(first, image_model, saved, tmp_path):
+    """A picture, a film of one frame, stays the image model's, whatever was learned."""
+    recipe = replace(MICRO, frozen=True, image_every=None, steps=4)
+    films = build_video(recipe, first)
     trained = {name for name, p in films.named_parameters() if p.requires_grad}
-    assert trained and all(name.startswith(("net.temporal", "conditioner.")) for name in trained)
-    assert any(isinstance(part, TextConditioner) for part in films.conditioner.parts)
+    words = "conditioner.parts.0.text_transformer.words.new"
+    assert words in trained and all(name.startswith("net.temporal.") for name in trained - {words})
+    given = {"autoencoder": str(saved / "first"), **EVERY}
+    with pytest.raises(ValueError, match="keeps an image model as it is: give it with --start-from"):
+        train_stage("video", recipe, tmp_path / "alone", **given)
+    assert train_stage("video", recipe, tmp_path / "run", start_from=str(saved / "images"), **given)
+    films = LatentVideoDiffusion.from_pretrained(tmp_path / "run")
+    assert films.net.temporal[1].time_attn.to_out.weight.any() and "val_first_frame" not in runs.read_log(
+        tmp_path / "run")[-1]
+    # so little more than time is stored, and read only with the image model that it was learned on
+    folder = films.save_pretrained(tmp_path / "little", base=saved / "images")
+    stored = set(load_safetensors(folder / "model.safetensors"))
+    assert stored == {name for name in films.state_dict() if name.startswith("net.temporal.")} | {
+        words, "net.image.down.0.0.weight"}
+    again = LatentVideoDiffusion.from_pretrained(folder)
+    assert_close(again.state_dict(), films.state_dict(), rtol=0, atol=0)
+    half = films.save_pretrained(tmp_path / "half", half=True, base=saved / "images")
+    assert_close(LatentVideoDiffusion.from_pretrained(half).state_dict(), films.state_dict(), rtol=1e-3, atol=1e-5)
+    other = shutil.copytree(saved, tmp_path / "other") / "images"
+    folder = films.save_pretrained(tmp_path / "mine", base=other)
+    image_model.save_pretrained(other, half=True)
+    with pytest.raises(FileError, match="learned on top of .*images, which has other weights now"):
+        LatentVideoDiffusion.from_pretrained(folder)
+    batch = {"caption": ["a red star on a blue background", ""], "class": torch.tensor([1, -1])}
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([10, 900])
+    theirs = image_model.net(x, t, image_model.conditioner.encode({**batch, "latent": x}))
+    assert_close(films.net(x[:, :, None], t, films.conditioner.encode(batch))[:, :, 0], theirs)
 
 
 def test_films_are_cached_frame_by_frame(first):
