@@ -129,6 +129,8 @@ def test_config_is_frozen_and_fills_in_the_papers_multipliers():
     for f, _, mults, *_ in (FIRST_STAGES[name] for name in ("kl-f4", "kl-f8", "kl-f16", "kl-f32")):
         assert AutoencoderConfig(downsample_factor=f).channel_mults == mults
         assert AutoencoderConfig(downsample_factor=4 * f, patch_size=4).channel_mults == mults
+    deeper = AutoencoderConfig(downsample_factor=4, num_res_blocks=1, decoder_channels=(32, 64, 128))
+    assert deeper.decoder_blocks == (2, 2, 2)
     config = AutoencoderConfig(downsample_factor=16)
     assert config.widths == [128, 128, 256, 256, 512]
     assert AutoencoderConfig(**asdict(config)) == config

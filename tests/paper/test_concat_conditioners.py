@@ -128,6 +128,16 @@ def test_training_degrades_a_share_of_the_small_pictures_and_leaves_their_colour
     assert part.eval().encode({"lowres": board}).concat.equal(board)
 
 
+def test_a_share_is_at_most_one_and_a_mask_from_0_to_1_everywhere():
+    with pytest.raises(ValueError, match="p_degrade"):
+        LowResConditioner(4, p_degrade=1.5)
+    part, batch = all_parts(False)[2], everything()
+    mask = batch["mask"].float().clone()
+    mask[0, 0, 0, 0] = 2.0                                      # one place is enough
+    with pytest.raises(ValueError, match="mask of a picture"):
+        part.encode({**batch, "mask": mask})
+
+
 def test_coarse_cosines_takes_any_size():
     x = torch.rand(1, 3, 12, 20)
     assert coarse_cosines(x, 0.3).shape == x.shape

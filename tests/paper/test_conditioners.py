@@ -301,7 +301,8 @@ def test_layout_mistakes_are_explained(layout):
         with pytest.raises(ValueError, match=message):
             layout.encode({**LAYOUTS, "boxes": boxes})
     for change in ({"boxes": BOXES.clone().index_fill_(2, torch.tensor([3]), 1.01)}, {"labels": LAYOUTS["labels"] + 1},
-                   {"boxes": torch.where(BOXES == 0.1, -0.01, BOXES)}):         # one wrong number is enough
+                   {"boxes": torch.where(BOXES == 0.1, -0.01, BOXES)},          # one wrong number is enough
+                   {"boxes": torch.tensor([0.5, 0.1, 0.2, 0.9]).expand_as(BOXES)}):     # its right before its left
         with pytest.raises(ValueError, match="fractions of the picture"):
             layout.encode({**LAYOUTS, **change})
 

@@ -25,6 +25,8 @@ from ldm_mini.tasks import TEXT_GUIDANCE
 from ldm_mini.text import TextTransformer
 from ldm_mini.train import FirstStageLoss, TrainState, lr_factor, train_autoencoder, train_diffusion
 from ldm_mini.unet import UNetConfig
+from ldm_mini.video import VideoDiTConfig
+from ldm_mini.video_diffusion import LatentVideoDiffusion
 
 WALK = dict(generator=None, spacing="trailing", offset=0)
 DEFAULTS = [
@@ -82,6 +84,10 @@ DEFAULTS = [
     (precision_recall, dict(k=3)),                                              # as Kynkaanniemi et al.
     (EMA, dict(max_decay=0.9999)), (ema_decay, dict(max_decay=0.9999)),         # LDM, app. E
     (LatentDiffusion, dict(conditioner=None, prediction="eps", p_uncond=0.1, scale_factor=1.0, image_size=None)),
+    (LatentVideoDiffusion, dict(conditioner=None, prediction="eps", p_uncond=0.1, scale_factor=1.0, image_size=None,
+                                frames=8, noise_share=0.0)),
+    (VideoDiTConfig, dict(patch_size=1, patch_frames=1, width=192, depth=4, num_heads=6, input_size=8,
+                          context_dim=None, vector_dim=None, concat_channels=0)),
     (LatentDiffusion.loss, dict(t_power=1.0)),
     (LatentDiffusion.denoiser, dict(batch=None, guidance_scale=1.0, negative=None, clip_x0=None, size=None)),
     (latent_scale, dict(limit=64)),

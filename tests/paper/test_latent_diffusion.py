@@ -178,6 +178,14 @@ def test_bad_settings_are_refused(name, value):
         spied(**{name: value})
 
 
+def test_latent_scale_keeps_no_graph():
+    ae = autoencoder("kl")
+    graphs, encode = [], ae.encode
+    ae.encode = lambda *args, **options: graphs.append(torch.is_grad_enabled()) or encode(*args, **options)
+    latent_scale(ae, [{"image": torch.rand(2, 3, 32, 32)}])
+    assert graphs == [False]
+
+
 @pytest.mark.parametrize("kind", ["vq", "kl"])
 def test_latent_scale_gives_unit_variance(kind):
     ae = autoencoder(kind).train()

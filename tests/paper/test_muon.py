@@ -51,6 +51,19 @@ def test_the_step_of_a_matrix_and_of_a_kernel_by_hand():
                      atol=1e-4, rtol=1e-4)
 
 
+def test_the_next_step_remembers_the_one_before():
+    """By hand; the direction alone does not show it, since an update has one size, whatever its gradient's."""
+    weight, first, second = nn.Parameter(draw(8, 20)), draw(8, 20, seed=1), draw(8, 20, seed=2)
+    optimizer = Muon([{"params": [weight], "muon": True, "betas": MUON_BETAS}], lr=0.1, weight_decay=0.0)
+    weight.grad = first
+    optimizer.step()
+    before, weight.grad = weight.detach().clone(), second.clone()
+    optimizer.step()
+    momentum = 0.95 * (0.05 * first) + 0.05 * second
+    update = orthogonalize((0.05 * second + 0.95 * momentum)[None])[0]
+    assert_close(weight.detach(), before - 0.1 * 0.2 * 20**0.5 * update, atol=1e-4, rtol=1e-4)
+
+
 def test_other_groups_are_adamws():
     mine, theirs = nn.Parameter(draw(5)), nn.Parameter(draw(5))
     ours, plain = Muon([{"params": [mine]}], lr=0.1, betas=(0.5, 0.9)), torch.optim.AdamW([theirs], lr=0.1,

@@ -160,6 +160,14 @@ def test_fewer_vectors_than_codes_still_initialise():
     assert len(vq.codebook.unique(dim=0)) == 9
 
 
+def test_a_code_that_is_chosen_once_is_not_idle():
+    vq = plain(2, 1, restart_after=9)
+    with torch.no_grad():
+        vq.codebook.copy_(torch.tensor([[0.0], [9.0]]))
+    vq(torch.zeros(1, 1, 2, 2).index_put_((*torch.zeros(3, 1).long(), torch.tensor([1])), torch.tensor(9.0)))
+    assert vq.usage.tolist() == [3, 1] and vq.idle.tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("ema_decay", [None, 0.99])
 def test_dead_codes_restart_as_encoder_outputs_after_exactly_so_many_steps(ema_decay):
     vq = plain(4, 2, ema_decay=ema_decay, restart_after=3)
@@ -287,6 +295,8 @@ def test_one_bad_batch_does_not_stay_in_the_codebook(options):
     bad[0, :, 0] = float("nan")
     bad[1, 2, 3, 3] = float("inf")
     quantizer(bad)
+    assert all(value.isfinite().all() for value in quantizer.state_dict().values())
+    quantizer(torch.randn(2, 4, 8, 8).index_fill_(1, torch.tensor([2]), float("nan")))  # one number of each vector
     assert all(value.isfinite().all() for value in quantizer.state_dict().values())
     _, indices, loss = quantizer(torch.randn(2, 4, 8, 8))
     assert loss.isfinite() and indices.unique().numel() > 4

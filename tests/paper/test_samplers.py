@@ -70,6 +70,18 @@ def test_every_step_is_that_of_diffusers(kind, there, sampler, steps, here, both
         assert_close(mine, expected, **CLOSE, msg=lambda m, i=i: f"step {i}: {m}")
 
 
+def test_dpm_solver_extrapolates_down_to_the_last_level_above_the_clean_image(schedule, denoise):
+    """Where 0 is one of the times, as in "leading", the step to it is of second order, that from it not."""
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DPMSolverMultistepScheduler(**BETAS, **DPM, solver_order=2)
+    scheduler.set_timesteps(timesteps=[666, 333, 0])
+    x = z_T = noise(3, 2, 4, 4)
+    for i, mine in enumerate(dpm_solver(denoise, z_T, schedule, 3, spacing="leading")):
+        t = scheduler.timesteps[i]
+        x = scheduler.step(net(x, t.expand(len(x))), t, x).prev_sample
+        assert_close(mine, x, **CLOSE, msg=lambda m, i=i: f"step {i}: {m}")
+
+
 @pytest.mark.parametrize("sampler", [ddim, euler])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("steps", [1, 2, 4, 10, 50])

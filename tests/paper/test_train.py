@@ -115,6 +115,23 @@ def test_gates_open_at_their_own_step():
     assert Squared.calls == 4 and state.adversary.step == 2 and state.step == 6
 
 
+def test_the_critic_is_shown_reconstructions_as_fakes():
+    """In the autoencoder's turn it sees these alone; in its own, pictures come first, as the real ones."""
+    adversary, seen, judged = micro_critic(), [], []
+    state = TrainState(micro_autoencoder(), lr=1e-3, seed=0, adversary=adversary)
+    assert state.rank == 0
+    adversary.model.register_forward_hook(lambda module, args, out: seen.append(args[0].detach().clone()))
+    state.model.register_forward_hook(lambda module, args, out: judged.append(out[0].detach().clone()))
+    x = pictures()
+    before = [(adversary.model(v).mean()).item() for v in (x, state.model(x)[0])]
+    seen.clear(), judged.clear()
+    for _ in train_autoencoder(state, [x] * 30, 30, perceptual_weight=0):
+        pass
+    assert torch.equal(seen[0], judged[0]), "the autoencoder's turn"
+    after = [(adversary.model(v).mean()).item() for v in (x, state.model(x)[0])]
+    assert after[0] - after[1] > before[0] - before[1], "what is real is told from what is not"
+
+
 def test_generator_step_gives_the_discriminator_no_gradient():
     adversary, seen = micro_critic(), []
     state = TrainState(micro_autoencoder(), lr=1e-3, seed=0, adversary=adversary)

@@ -119,6 +119,20 @@ def test_every_condition_is_heard_and_masked_tokens_are_not():
     assert not torch.allclose(unmasked[0], out[0], atol=1e-4)
 
 
+def test_a_vector_is_added_to_what_is_heard_of_the_time():
+    net, x, cond = awake(UNet(LEAN)).eval(), torch.randn(2, 3, 8, 8), full_cond()
+    out = net(x, T, cond)
+    vector = net.vector_proj(cond.vector) - net.vector_proj(torch.zeros_like(cond.vector))
+    net.time_embedding.register_forward_hook(lambda module, args, time: time + vector)
+    assert_close(net(x, T, replace(cond, vector=torch.zeros_like(cond.vector))), out)
+
+
+def test_attention_without_a_condition_begins_as_the_identity():
+    blocks = [m for m in UNet(VARIANTS["unconditional"]).modules() if isinstance(m, AttentionBlock)]
+    x = torch.randn(1, blocks[0].norm.num_channels, 4, 4)
+    assert len(blocks) > 3 and torch.equal(blocks[0](x), x)
+
+
 def test_samples_do_not_mix_and_an_input_may_bring_its_concat_along():
     net, x, cond = awake(UNet(LEAN)).eval(), torch.randn(2, 3, 8, 8), full_cond()
     out = net(x, T, cond)
