@@ -169,6 +169,9 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Lit
         if guidance_scale not in (None, 1) and not (keys and asked):
             why = "nothing is asked for, and so there is" if keys else "a model without conditions has"
             warnings.warn(f"{why} nothing to be guided by: --guidance-scale has no effect.")
+        if size and ldm.image_size and {size} != {*ldm.image_size}:
+            learned = " x ".join(map(str, ldm.image_size))
+            warnings.warn(f"this model learned from pictures of {learned}; at another --size it may draw little of use.")
         if len(captions) > 1 and all(len(c.split()) == 1 for c in captions) and {*captions} - {*NOUNS}:
             warnings.warn(f"these are {len(captions)} captions: one of several words is given in quotes.")
         batch, texts = words or ({"caption": [""] * num} if keys else {}), told(words)

@@ -266,7 +266,10 @@ def find(name_or_folder) -> Path:
         return [data_path(*file.split("/")) for file in checksums() if file.startswith(f"weights/{name}/")][0].parent
     if folder.is_dir() and name:
         # the folder of a training holds its model in one of its own
-        return folder if (folder / CONFIG).is_file() or not (folder / "model" / CONFIG).is_file() else folder / "model"
+        for inside in (folder, folder / "model"):
+            if any((inside / file).is_file() for file in (CONFIG, "model_index.json")):
+                return inside
+        raise FileError(f"there is no model in {folder.resolve()}: neither it nor a folder `model` in it has {CONFIG}.")
     repository, _, revision = name.partition("@")
     # "runs/nothing" is a mistyped path where there is a folder "runs"
     if repository.count("/") != 1 or name.startswith((".", "/")) or repository.endswith("/") or folder.parent.is_dir():

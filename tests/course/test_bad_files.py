@@ -71,6 +71,7 @@ SAID = {
     f"sample --guidance-scale 5 {NONE}": (0, "nothing to be guided by: --guidance-scale has no effect"),
     f"sample --guidance-scale 5 {ALL}": (0, "nothing is asked for.* --guidance-scale has no effect"),
     f"sample --task unconditional --guidance-scale 5 {ALL}": (0, "nothing is asked for"),
+    f"sample 'a dog' --size 64 {ALL}": (0, r"learned from pictures of \d+ x \d+; at another --size"),
     f"sample --negative 'a cat' {NONE}": (0, "does not read 'caption'"),
     f"sample 'a dog' --class dog {CLASSES}": (0, "does not read 'caption'"),
     f"sample 'a dog' --class cat {ALL}": (0, '"a dog" names dog, the class cat: the model is told both'),

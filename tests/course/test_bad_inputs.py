@@ -72,7 +72,7 @@ COMMAND_LINE = [
     (f"{SAMPLE} --task superres --image {{tmp}}/photo.png --mask {{tmp}}/photo.png", "--mask is for .*inpaint"),
     ("sample 'an owl' --model nowhere", "no folder 'nowhere'.*emoji-scenes"),
     ("sample 'an owl' --model {tmp}/photo.png", "no folder '.*photo.png'.*emoji-scenes"),
-    ("sample 'an owl' --model {tmp}/empty", "empty.config.json does not exist"),
+    ("sample 'an owl' --model {tmp}/empty", "there is no model in .*empty: neither it nor a folder `model`"),
     ("sample 'an owl' --model {tmp}/broken", "config.json is damaged.*again"),
     ("sample 'an owl' --device gpu", "--device gpu: torch finds no such device"),
     (f"{FIRST} --recipe huge", "no autoencoder recipe 'huge'.*tiny"),

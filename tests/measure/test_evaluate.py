@@ -135,6 +135,11 @@ def saved(tmp_path_factory):
     return folder
 
 
+def test_guidance_of_nothing_is_refused(saved):
+    with pytest.raises(ValueError, match="nothing is guided: leave out --guidance-scale 3"):
+        evaluate.run_evaluate(str(saved / "ldm"), "unconditional", num=8, guidance_scale=3.0)
+
+
 def test_run_evaluate_writes_what_it_prints(saved, tmp_path, capsys):
     report = evaluate.run_evaluate(str(saved / "ldm"), num=8, steps=2, device="cpu", out=tmp_path / "new")
     text = (tmp_path / "new" / "evaluation.md").read_text()
