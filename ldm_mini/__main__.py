@@ -171,7 +171,7 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Lit
             warnings.warn(f"{why} nothing to be guided by: --guidance-scale has no effect.")
         if size and ldm.image_size and {size} != {*ldm.image_size}:
             learned = " x ".join(map(str, ldm.image_size))
-            warnings.warn(f"this model learned from pictures of {learned}; at another --size it may draw little of use.")
+            warnings.warn(f"this model learned from pictures of {learned}; at another --size it may draw little.")
         if len(captions) > 1 and all(len(c.split()) == 1 for c in captions) and {*captions} - {*NOUNS}:
             warnings.warn(f"these are {len(captions)} captions: one of several words is given in quotes.")
         batch, texts = words or ({"caption": [""] * num} if keys else {}), told(words)

@@ -157,7 +157,7 @@ def run_evaluate(model: str = "emoji-scenes", task: str | None = None, *, num: i
         ldm = LatentDiffusion.from_pretrained(folder, device=device)
         autoencoder = ldm.autoencoder
         if guidance_scale is not None and _tasks(ldm, task) == ["unconditional"]:
-            raise ValueError(f"nothing is asked for, so nothing is guided: leave out --guidance-scale {guidance_scale}.")
+            raise ValueError(f"nothing asked for, nothing is guided: leave out --guidance-scale {guidance_scale}.")
         report["diffusion"] = [evaluate_diffusion(ldm, config, chosen, num, guidance_scale, steps, split, seed)
                                for chosen in _tasks(ldm, task)
                                for split in ("val", "heldout") if _possible(replace(config, split=split))]
