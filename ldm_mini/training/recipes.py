@@ -267,6 +267,8 @@ TINY_LAYOUTS_DIFFUSION = replace(TINY_ALL_DIFFUSION, name="tiny_layouts", alone=
 #     --start-from runs/diffusion-small_words/model
 # python -m ldm_mini train diffusion --recipe small_pictures --autoencoder emoji-scenes \
 #     --start-from runs/diffusion-small/model
+# python -m ldm_mini train diffusion --recipe small_longer --autoencoder emoji-scenes \
+#     --start-from runs/diffusion-small_pictures/model
 SMALL_DIFFUSION = DiffusionRecipe(
     name="small", scenes=SMALL_SCENES, easy=replace(TINY_SCENES, size=128, p_casual=0.3),
     channels=128, channel_mults=(1, 1), attn_levels=(0, 1), groups=8,
@@ -279,6 +281,7 @@ SMALL_WORDS_DIFFUSION = replace(SMALL_DIFFUSION, name="small_words", parts=("tex
                                 steps=8_000, lr=2e-3, muon_lr=5e-3)
 SMALL_PICTURES_DIFFUSION = replace(SMALL_DIFFUSION, name="small_pictures", text_practice=3.0, steps=6_000, lr=1.5e-3,
                                    muon_lr=3.75e-3)
+SMALL_LONGER_DIFFUSION = replace(SMALL_PICTURES_DIFFUSION, name="small_longer", text_practice=6.0, steps=7_500)
 
 SPEEDRUN_DIFFUSION = replace(SMALL_WORDS_DIFFUSION, name="speedrun", scenes=TINY_SCENES, easy=None, latents=36_000,
                              steps=3_300, warmup=60)
@@ -297,8 +300,8 @@ MICRO_DIFFUSION = DiffusionRecipe(
     sample_captions=("an apple", "a red star"))
 
 DIFFUSIONS = {r.name: r for r in (TINY_DIFFUSION, TINY_ALL_DIFFUSION, TINY_LAYOUTS_DIFFUSION, SMALL_DIFFUSION,
-                                  SMALL_WORDS_DIFFUSION, SMALL_PICTURES_DIFFUSION, SPEEDRUN_DIFFUSION,
-                                  BASE_DIFFUSION, MICRO_DIFFUSION)}
+                                  SMALL_WORDS_DIFFUSION, SMALL_PICTURES_DIFFUSION, SMALL_LONGER_DIFFUSION,
+                                  SPEEDRUN_DIFFUSION, BASE_DIFFUSION, MICRO_DIFFUSION)}
 
 # python -m ldm_mini train text --recipe small
 # Expect on new captions: all things named 1.00, colours .99, backgrounds .97 after 400 steps, 100 CPU-seconds.

@@ -86,6 +86,9 @@ def test_mean_box_iou_matches_labels_once():
     assert metrics.mean_box_iou([[(1, box), (2, other)]], [[(2, other), (1, box)]]) == 1.0
     assert metrics.mean_box_iou([[(3, box)]], [[(1, box)]]) == 0.0                               # wrong label
     assert metrics.mean_box_iou([[(1, box)]], [[(1, box), (1, box)]]) == 0.5             # one box answers one wish
+    near = (0.0, 0.0, 0.9, 1.0)
+    for found in ([(1, box), (1, near)], [(1, near), (1, box)]):                # the better of two is taken
+        assert metrics.mean_box_iou([found], [[(1, box)]]) == 1.0
     assert math.isnan(metrics.mean_box_iou([[]], [[]]))
 
 

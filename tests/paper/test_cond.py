@@ -36,6 +36,12 @@ def test_stack_keeps_the_order_and_takes_any_iterable():
     assert Cond.stack([Cond(), Cond()]).vector is None
 
 
+def test_one_condition_alone_is_stacked_as_it_is():
+    cond = Cond(context=torch.randn(2, 3, 4), vector=torch.randn(2, 5))
+    alone = Cond.stack([cond])
+    assert alone.context.equal(cond.context) and alone.vector.equal(cond.vector) and alone.concat is None
+
+
 def test_where_drops_whole_samples():
     cond = full(4, 1.0).where(torch.tensor([True, False, True, False]), full(4, -1.0))
     for part in ("concat", "context", "vector"):
