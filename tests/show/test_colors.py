@@ -138,3 +138,5 @@ def test_the_playgrounds_page_has_the_figures_colours_and_readable_words():
     assert len(pairs) >= 3 and ("#000", "#fff") in pairs
     for ground, color in (*pairs, ("#595959", "#fff")):                           # the last: Draw, while it draws
         assert contrast(accent if "accent" in ground else ground, color) >= TEXT, (ground, color)
+    opacity = float(re.search(r"::placeholder { color: var\(--ink\); opacity: ([.\d]+)", css)[1])
+    assert contrast(on("white", "black", .87 * opacity), "white") >= TEXT         # Jupyter's ink is 87% of black
