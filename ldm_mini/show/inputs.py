@@ -18,7 +18,7 @@ from ..scenes.own_pictures import opened, plain_item, read_hole, read_square
 from ..scenes.scene import LOWRES_FACTOR, SceneConfig, scenes_of, scenes_to_test
 from ..scenes.vocabulary import NOUNS, SEMANTIC, STUFF
 from ..tasks import TASKS, check_possible, inputs, sample_task
-from .plotting import class_colors, texts_under
+from .plotting import GROUND, INK, OUTLINES, class_colors, texts_under
 
 FROM_FILES = ("superres", "semantic", "inpaint")
 
@@ -178,12 +178,13 @@ def film_inputs(ldm, words: dict, num: int, size: int | None = None, image=None,
 
 def _draw_layout(labels: Tensor, boxes: Tensor, size) -> Tensor:
     height, width = size
-    picture = Image.new("RGB", (width, height), (235, 235, 235))
-    pen, palette = ImageDraw.Draw(picture), class_colors(len(SEMANTIC))[len(STUFF):].tolist()
-    for label, box in zip(labels.tolist(), boxes.tolist()):
+    picture = Image.new("RGB", (width, height), GROUND)
+    pen = ImageDraw.Draw(picture)
+    for i, (label, box) in enumerate(zip(labels.tolist(), boxes.tolist())):
         if label >= 0:
             x0, y0, x1, y1 = (round(v * side) for v, side in zip(box, (width, height, width, height)))
-            pen.rectangle((x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)), outline=tuple(palette[label]), width=2)
+            pen.rectangle((x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)), outline=OUTLINES[i % len(OUTLINES)], width=2)
             left = max(min(x0 + 3, width - 1 - round(pen.textlength(NOUNS[label]))), 0)  # inside the picture
-            pen.text((left, y0 + 1), NOUNS[label], fill=(40, 40, 40))
+            pen.rectangle(pen.textbbox((left, y0 + 1), NOUNS[label]), GROUND)   # no line runs through a name
+            pen.text((left, y0 + 1), NOUNS[label], INK)
     return to_tensor(np.asarray(picture))

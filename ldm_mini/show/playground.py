@@ -25,14 +25,13 @@ from ..scenes.data import EmojiScenes
 from ..scenes.scene import SceneConfig
 from ..scenes.vocabulary import NOUN_INDEX, NOUNS
 from .inputs import tell_contradictions
-from .plotting import PALETTE, to_uint8
+from .plotting import OUTLINES, to_uint8
 
 with extra("course"):
     import anywidget
     from traitlets import Bool, CBytes, Enum, Float, Int, List, TraitError, Unicode, observe, validate
 
 SIDE = 384                                                       # of the canvas, in screen pixels; as in playground.js
-OUTLINES = (PALETTE[5], PALETTE[6], PALETTE[3])                  # playground.css has the same
 GREY, SEEDS = 0.6, 10**6                                         # of an empty canvas; the last seed
 ACTS = ("draw", "real_scene", "undo", "clear")                   # what the page's buttons call
 
@@ -211,7 +210,7 @@ class Playground(anywidget.AnyWidget):
         for i, (noun, box) in enumerate(self.boxes):
             x0, y0, x1, y1 = (round(v * SIDE) for v in box)
             pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline="white", width=4)
-            pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=OUTLINES[i % 3], width=2)
+            pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=OUTLINES[i % 3], width=2)  # as in playground.css
             pen.rectangle((x0, y0, x0 + pen.textlength(noun, font) + 8, y0 + 24), fill="black")
             pen.text((x0 + 4, y0), noun, "white", font)
         return image

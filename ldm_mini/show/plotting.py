@@ -14,11 +14,21 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..files import checksums, measurement
 
-# Okabe & Ito 2008: black, orange, sky blue, bluish green, yellow, blue, vermilion, reddish purple
-PALETTE = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+# Black, orange, sky blue, bluish green, yellow, blue, vermilion, reddish purple: the hues of Okabe & Ito 2008, darkened
+# until a line shows on white (3:1, WCAG 2); green, blue and vermilion are dark enough for text (4.5:1) too
+PALETTE = ("#000000", "#C18A13", "#119AE9", "#006B3F", "#8E782E", "#166FB8", "#A83202", "#C75A87")
 LINE_STYLES = ("-", "--", "-.", ":")
-# of semantic maps, first classes first; they suit plain, sky, grass, sea, sand, snow, night sky, dark ground
-MAP_COLORS = ("#D0D0D0", "#56B4E9", "#009E73", "#0072B2", "#F0E442", "#FFFFFF", "#2A1A5E", "#3A3A3A")
+OUTLINES = tuple(PALETTE[k] for k in (5, 6, 3, 7))  # of boxes and curves; they show on a light grey too
+GROUND, INK = "#EBEBEB", "#282828"  # that grey, and what is written on it
+# of semantic maps: plain, sky, grass, sea, sand, snow, night sky, dark ground, then the nouns: data/build/map_colors.py
+MAP_COLORS = """
+#D0D0D0 #56B4E9 #009E73 #0072B2 #DCC882 #FFFFFF #2A1A5E #3A3A3A #FF3C0F #A54B00 #C31EFF #0000D2
+#96FF00 #780096 #964B78 #B469FF #7800F0 #FF78B4 #960F78 #78694B #B4782D #96B400 #C31E96 #5A1EB4
+#C3FF87 #8778E1 #780F00 #A51E00 #3C3CD2 #C378B4 #D21E3C #784B5A #F05A69 #D21EC3 #96D200 #784BE1
+#A5A54B #FF96A5 #78FFB4 #873C2D #87B487 #5A0087 #5AF000 #5A0F00 #693CA5 #E16996 #4B4B78 #A587FF
+#E13CE1 #781E5A #C396C3 #69E1FF #0000A5 #005A1E #FF8700 #A5FFD2 #5A692D #E10FA5 #966987 #691E78
+#A5C3FF #B44B5A #78C35A #B4005A #A578C3 #E1A5C3 #FF78E1 #3C69FF #870FC3 #5A3C87 #FFC3FF #B4694B
+""".split()
 
 
 def to_uint8(images) -> np.ndarray:
@@ -178,7 +188,7 @@ def draw_boxes(image, boxes, labels=None, ax=None):
         if x1 <= x0 or y1 <= y0:
             continue
         corner, extent = (x0 * width - 0.5, y0 * height - 0.5), ((x1 - x0) * width, (y1 - y0) * height)
-        for color, line, style in (("white", 3, "-"), (PALETTE[(5, 6, 3, 7)[i % 4]], 1.5, LINE_STYLES[i % 4])):
+        for color, line, style in (("white", 3, "-"), (OUTLINES[i % 4], 1.5, LINE_STYLES[i % 4])):
             ax.add_patch(Rectangle(corner, *extent, fill=False, edgecolor=color, linewidth=line, linestyle=style))
         if labels is not None:
             ax.text(corner[0], corner[1], plain(labels[i]), fontsize=9, va="bottom",
@@ -187,14 +197,11 @@ def draw_boxes(image, boxes, labels=None, ax=None):
 
 
 def class_colors(count: int) -> np.ndarray:
-    """(count, 3) uint8: MAP_COLORS first, then steps of lightness that never repeat: neighbours differ in grey too."""
-    import matplotlib
+    """(count, 3) uint8: MAP_COLORS, which can be told apart, for any two can meet in a map; then they begin anew."""
     from matplotlib.colors import to_rgb
 
-    fixed = [to_rgb(color) for color in MAP_COLORS[:count]]
-    order = [(i * 37) % 101 / 100 for i in range(count - len(fixed))]       # 37 and 101 share no factor
-    ramp = matplotlib.colormaps["cividis"]
-    return (np.array(fixed + [ramp(v)[:3] for v in order]) * 255).round().astype(np.uint8)
+    colors = np.array([to_rgb(color) for color in MAP_COLORS])
+    return (np.resize(colors, (count, 3)) * 255).round().astype(np.uint8)
 
 
 def show_semantic(semantic, names, ax=None):
@@ -208,7 +215,7 @@ def show_semantic(semantic, names, ax=None):
         ys, xs = np.nonzero(semantic == k)
         if len(ys) >= 12:  # a name on less would hide it
             nearest = np.argmin((ys - ys.mean()) ** 2 + (xs - xs.mean()) ** 2)   # inside the class, not in a hole of it
-            ax.text(xs[nearest], ys[nearest], plain(names[k]), ha="center", va="center", fontsize=7,
+            ax.text(xs[nearest], ys[nearest], plain(names[k]), ha="center", va="center", fontsize=8,
                     bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6})
     return ax
 
@@ -229,11 +236,11 @@ def plot_curve(records, key: str = "loss", band=None, x: str = "step", smooth: i
         low, high = (np.interp(xs, band[x], band[side]) for side in ("low", "high"))
         inside = np.mean((ys >= low) & (ys <= high))
         count = f"{band['seeds']} " if "seeds" in band else ""
-        ax.fill_between(band[x], band["low"], band["high"], color="0.85", zorder=0,
+        ax.fill_between(band[x], band["low"], band["high"], facecolor=GROUND, edgecolor="0.5", linewidth=0.8, zorder=0,
                         label=f"{count}reference runs ({inside:.0%} of yours inside)")
     n = len([line for line in ax.lines if line.get_gid() == "curve"])
-    colors = (PALETTE[5], PALETTE[6], PALETTE[3], PALETTE[7], PALETTE[0])
-    ax.plot(xs, ys, color=colors[n % 5], linestyle=LINE_STYLES[n % 4], label=plain(label or key), gid="curve")
+    ax.plot(xs, ys, color=(*OUTLINES, PALETTE[0])[n % 5], linestyle=LINE_STYLES[n % 4], label=plain(label or key),
+            gid="curve")
     name = plain(key)
     ax.set(xlabel=plain(x), ylabel=name if n == 0 or ax.get_ylabel() == name else "")
     if log:
