@@ -24,11 +24,12 @@ def test_a_figure_is_the_same_in_every_account(tmp_path):
     account = {"MPLBACKEND": "Agg", "MATPLOTLIBRC": str(tmp_path / "matplotlibrc"), "HOME": str(tmp_path / "home"),
                "IPYTHONDIR": str(tmp_path / "ipython"), "MPLCONFIGDIR": str(tmp_path / "home" / "matplotlib"),
                "PYTHONSTARTUP": str(tmp_path / "startup.py"), "PYTHONWARNINGS": "always", "PYTHONOPTIMIZE": "1",
+               "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
                "JUPYTER_RUNTIME_DIR": str(tmp_path / "home" / "runtime")}
     cells = [new_code_cell("import matplotlib.pyplot as plt\n\n1 + 1\nplt.plot([1, 2])\nplt.show()", execution_count=1,
                            outputs=[FIGURE]),
-             new_code_cell("try:\n    assert False\nexcept AssertionError:\n    print('asserted')", execution_count=2,
-                           outputs=[new_output("stream", name="stdout", text="asserted\n")])]
+             new_code_cell("try:\n    assert False\nexcept AssertionError:\n    print('Fréchet')", execution_count=2,
+                           outputs=[new_output("stream", name="stdout", text="Fréchet\n")])]
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(new_notebook(cells=cells, metadata=metadata), tmp_path / "figure.ipynb")
     inherited = {k: v for k, v in os.environ.items() if k != "LDM_TEST_HOME" and not k.startswith("PYTEST_")}
