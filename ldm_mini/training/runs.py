@@ -231,9 +231,14 @@ def draw_curve(out) -> None:
 
     records = read_log(out)
     names = ["loss", *sorted({name for r in records for name in r if name.startswith("val_")})]
-    figure = Figure(figsize=(4.5 * len(names), 3), layout="constrained")
-    for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
+    across = min(4, len(names))
+    down = math.ceil(len(names) / across)
+    figure = Figure(figsize=(3.6 * across, 2.4 * down), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).flat
+    for name, ax in zip(names, panels):
         plot_curve(records, name, ax=ax)
+    for ax in panels:                                           # no more to show
+        ax.remove()
     figure.savefig(Path(out) / "curve.png", dpi=100)
 
 
