@@ -13,6 +13,8 @@ import tempfile
 from pathlib import Path
 
 import torch
+import tyro
+from tyro.conf import Positional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from ldm_mini.released import autoencoder_preset, on_meta, unet_preset  # noqa: E402
@@ -67,8 +69,12 @@ def make(folder: Path) -> None:
         text_encoder=["transformers", "CLIPTextModel"])))
 
 
-if __name__ == "__main__":
-    given = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+def main(given: Positional[Path | None] = None) -> None:
+    """Load it, and tell what that took.
+
+    Args:
+        given: a folder as diffusers writes it; unless given, one is made and deleted again.
+    """
     folder = given or Path(tempfile.mkdtemp())
     try:
         if given is None:
@@ -77,3 +83,7 @@ if __name__ == "__main__":
     finally:
         if given is None:
             shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
