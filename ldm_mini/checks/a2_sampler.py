@@ -17,7 +17,7 @@ from .checking import CheckFailed, attempt, passed
 from .properties import SEED
 
 EVALUATIONS, PICTURES = 8, 10
-MANY = 25  # steps of the solution that all are held against: an eighth as far off as eight of DDIM
+MANY = 25  # steps of the solution that all are held against: a seventh as far off as eight of DDIM
 RULE = (2.0, 1.01, 0.8)  # how far off, as a part of DDIM's distance, earns 1, 2, 3 points
 
 
