@@ -247,6 +247,8 @@ def read_config(folder, kind: str) -> dict:
     theirs = ": read it with ldm_mini.released, from_diffusers or unet_from_diffusers"
     if (folder / "model_index.json").is_file():
         raise FileError(f"{folder} is a pipeline of diffusers{theirs}.")
+    if not (folder / CONFIG).exists():
+        raise FileError(f"there is no model in {folder.resolve()}: neither it nor a folder `model` in it has {CONFIG}.")
     config = read_json(folder / CONFIG)
     name = str(config.get("class", config.get("foreign", config.get("_class_name"))))
     if name.rpartition(".")[2] != kind:
@@ -266,10 +268,7 @@ def find(name_or_folder) -> Path:
         return [data_path(*file.split("/")) for file in checksums() if file.startswith(f"weights/{name}/")][0].parent
     if folder.is_dir() and name:
         # the folder of a training holds its model in one of its own
-        for inside in (folder, folder / "model"):
-            if any((inside / file).is_file() for file in (CONFIG, "model_index.json")):
-                return inside
-        raise FileError(f"there is no model in {folder.resolve()}: neither it nor a folder `model` in it has {CONFIG}.")
+        return folder if (folder / CONFIG).is_file() or not (folder / "model" / CONFIG).is_file() else folder / "model"
     repository, _, revision = name.partition("@")
     # "runs/nothing" is a mistyped path where there is a folder "runs"
     if repository.count("/") != 1 or name.startswith((".", "/")) or repository.endswith("/") or folder.parent.is_dir():

@@ -232,7 +232,7 @@ def two_evaluations_a_step(denoise, z_T, schedule, steps, generator):
 
 @pytest.mark.parametrize("sampler, points", [
     (ddim, 2), (euler, 2),  # as far as itself, by another way
-    (jittered, (1, 2)), (two_evaluations_a_step, (1, 2)), (spaced(ddim, "leading"), 1),
+    (jittered, (1, 2)), (two_evaluations_a_step, (1, 2)), (spaced(ddim, "leading"), (1, 2)),
     (dpm_solver, 2), (spaced(ddim), 2),  # a better order or better timesteps alone
     (spaced(dpm_solver), 3), (predict_and_correct, 3)])
 def test_a_better_solver_earns_more_and_luck_does_not(sampler, points):
