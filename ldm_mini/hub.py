@@ -200,6 +200,8 @@ def _check_base(base, folder: Path) -> None:
             not isinstance(prefixes := base.get("prefixes"), dict)) or not all(
             isinstance(prefix, str) for prefix in prefixes.values()):
         raise FileError(f"{folder / CONFIG}, base: it names a model, its content and prefixes; got {base!r:.80}.")
+    if "/" in base["model"] and not Path(base["model"]).is_dir():               # a config shall fetch nothing by itself
+        raise FileError(f"{folder} holds what was learned on top of {base['model']}: there is no such folder here.")
     if content_hash(base["model"]) != base["content"]:
         raise FileError(f"{folder} holds what was learned on top of {base['model']}, which has other weights now: "
                         "use the version of both that came together.")

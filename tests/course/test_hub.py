@@ -162,6 +162,9 @@ def test_what_another_model_has_is_read_from_there(tmp_path):
         (folder / CONFIG).write_text(json.dumps({**stored, "base": wrong}))
         with pytest.raises(FileError, match=f"{CONFIG}, base: it names a model"):
             load(folder, "LatentDiffusion")
+    (folder / CONFIG).write_text(json.dumps({**stored, "base": {**stored["base"], "model": "owner/name"}}))
+    with pytest.raises(FileError, match="on top of owner/name: there is no such folder here"):
+        load(folder, "LatentDiffusion")
 
 
 @pytest.mark.parametrize("change", [{"num_res_blocks": 10**7}, {"channels": 2**16, "groups": 2}])
