@@ -118,7 +118,7 @@ def save(folder, model: nn.Module, half=False, card: dict | None = None, shard_b
     half = dict(model.named_parameters()) if half else ()
     if base is not None:
         other, prefixes = base
-        theirs = _from_base(tensors, other, prefixes)
+        theirs = _from_base(tensors, find(other), prefixes)
         tensors = {name: v for name, v in tensors.items()
                    if name not in theirs or not _same(v.half() if name in half else v, theirs[name])}
         borrowed = {"base": {"model": str(other), "content": content_hash(other), "prefixes": prefixes}}
@@ -160,14 +160,12 @@ def load(name_or_folder, kind: str, device=None, **parts) -> nn.Module:
     described = config | {name: part for name, part in parts.items() if part is not None}
     described.pop("card", None)
     base = described.pop("base", None)
-    if base is not None:
-        _check_base(base, folder)
-    files = weight_files(folder) + ([] if base is None else weight_files(find(base["model"])))
-    with _no_more_parameters_than(files):
+    theirs = None if base is None else _base(base, folder)
+    with _no_more_parameters_than([*weight_files(folder), *(weight_files(theirs) if theirs else ())]):
         model = build(described, str(folder / CONFIG))
     weights = load_weights(folder)
-    if base is not None:
-        weights = _from_base(model.state_dict(), base["model"], base["prefixes"]) | weights
+    if theirs:
+        weights = _from_base(model.state_dict(), theirs, base["prefixes"]) | weights
     for name, value in model.state_dict().items():
         if name in weights and value.is_floating_point() and not (
                 weights[name].is_floating_point() and weights[name].isfinite().all()):
@@ -179,10 +177,9 @@ def load(name_or_folder, kind: str, device=None, **parts) -> nn.Module:
     return model.eval().to(device)
 
 
-def _from_base(names, base, prefixes: dict) -> dict:
-    """{name: tensor of the model `base` whose name begins otherwise}, as far as it has them; the longest prefix counts.
-    """
-    theirs, found = load_weights(find(base)), {}
+def _from_base(names, base: Path, prefixes: dict) -> dict:
+    """{name: tensor of the model in `base`, whose name begins otherwise}; the longest prefix counts."""
+    theirs, found = load_weights(base), {}
     for name in names:
         begin = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)
         if begin is not None and (other := prefixes[begin] + name[len(begin):]) in theirs:
@@ -194,17 +191,20 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and equal(a.cpu(), b)
 
 
-def _check_base(base, folder: Path) -> None:
-    """Raises FileError if what a config says of its base is none, or that model is no longer what it was."""
+def _base(base, folder: Path) -> Path:
+    """The folder of the model that a config names as its base. Raises FileError if it names none, or if that model is
+    no longer what it was."""
     if not isinstance(base, dict) or not all(isinstance(base.get(key), str) for key in ("model", "content")) or (
             not isinstance(prefixes := base.get("prefixes"), dict)) or not all(
             isinstance(prefix, str) for prefix in prefixes.values()):
         raise FileError(f"{folder / CONFIG}, base: it names a model, its content and prefixes; got {base!r:.80}.")
     if "/" in base["model"] and not Path(base["model"]).is_dir():               # a config shall fetch nothing by itself
         raise FileError(f"{folder} holds what was learned on top of {base['model']}: there is no such folder here.")
-    if content_hash(base["model"]) != base["content"]:
+    theirs = find(base["model"])
+    if content_hash(theirs) != base["content"]:
         raise FileError(f"{folder} holds what was learned on top of {base['model']}, which has other weights now: "
                         "use the version of both that came together.")
+    return theirs
 
 
 @contextmanager
