@@ -10,6 +10,7 @@ The step with two optimizers is built in notebook 05, the second stage in notebo
 import math
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 
 import torch
@@ -52,7 +53,8 @@ class TrainState:
     grad_clip:   longest gradient allowed (norm over all parameters); None = any.
     ema_decay:   limit of the running average of the weights, `state.ema`; None = no average.
     seed:        makes step k draw its random numbers from (seed, k, rank); None = torch's generators as they are.
-    bf16:        compute the forward pass in bfloat16 where that is safe (autocast); weights stay float32.
+    bf16:        compute the forward pass in bfloat16 where that is safe (autocast), and Muon's matrices; weights stay
+                 float32.
     accelerator: an `accelerate.Accelerator`, for several processes; it moves the model to its device.
     adversary:   of a first stage: the TrainState of its critic, which has a learning rate and an optimizer of its own.
     muon_lr:     the peak learning rate of hidden weights, which then are Muon's (`muon`); None = AdamW for all.
@@ -74,7 +76,7 @@ class TrainState:
         self.rank = 0 if accelerator is None else accelerator.process_index
         self.lr, self.grad_clip, self.seed, self.bf16, self.accelerator = lr, grad_clip, seed, bf16, accelerator
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        kind = torch.optim.AdamW if muon_lr is None else Muon
+        kind = torch.optim.AdamW if muon_lr is None else partial(Muon, bf16=bf16)
         self.optimizer = kind(_groups(model, lr, muon_lr, slower or {}), lr=lr, betas=betas, weight_decay=weight_decay,
                               fused=self.device.type == "cuda")
         self.ema = None if ema_decay is None else EMA(model, ema_decay)

@@ -13,19 +13,41 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.parametrize("bf16, close", [(False, 2e-3), (True, 0.15)])
 @pytest.mark.parametrize("rows, columns", [(48, 48), (48, 200), (200, 48)])
-def test_orthogonalize_keeps_directions_and_levels_sizes(rows, columns):
+def test_orthogonalize_keeps_directions_and_levels_sizes(rows, columns, bf16, close):
     x = draw(2, rows, columns)
-    got = orthogonalize(x)
+    got = orthogonalize(x, bf16).float()
     u, s, vh = torch.linalg.svd(x, full_matrices=False)
     # the same singular vectors: U^T got V is diagonal, and its diagonal is the polynomial of each singular value
     inside = u.mT @ got @ vh.mT
     sizes = s / (x.norm(dim=(1, 2)) * 1.02)[:, None]
     for a, b, c in STEPS:
         sizes = a * sizes + b * sizes**3 + c * sizes**5
-    assert_close(inside, torch.diag_embed(sizes), atol=2e-3, rtol=0)
+    assert_close(inside, torch.diag_embed(sizes), atol=close, rtol=0)
     large = s > 0.05 * s[:, :1]
     assert sizes[large].min() > 0.4 and sizes[large].max() < 1.6
+
+
+@pytest.mark.parametrize("columns", [64, 256])
+def test_in_bfloat16_what_is_nearly_zero_does_not_blow_up(columns):
+    """Singular values over five powers of ten; a Gram matrix in eight bits keeps those of two."""
+    u, _, vh = torch.linalg.svd(draw(1, 64, columns), full_matrices=False)
+    got = orthogonalize(u * torch.logspace(0, -5, 64) @ vh, bf16=True)
+    assert got.dtype == torch.bfloat16 and torch.linalg.matrix_norm(got.float(), 2).max() < 1.7
+
+
+def test_a_training_in_bfloat16_makes_its_matrices_so():
+    weights = []
+    for bf16 in (False, True):
+        state = TrainState(net(), 1e-2, muon_lr=3e-2, bf16=bf16)
+        # the same gradients: what differs is Muon's
+        state.update(state.model(draw(4, 3, 5, 5)).square().mean())
+        weights.append([p.detach() for p in hidden_weights(state.model)])
+        assert all(p.dtype == torch.float32 for p in weights[-1])
+    for a, b in zip(*weights, strict=True):
+        assert not torch.equal(a, b)
+        assert_close(a, b, atol=0.01, rtol=0)
 
 
 def test_the_polynomials_level_every_size_that_a_matrix_can_have():
