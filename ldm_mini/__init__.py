@@ -16,7 +16,7 @@ What serves it stands in wings, each of which hands out its names:
 
     from ldm_mini.scenes import EmojiScenes
 
-`files` and `hub` read and write: one file, and a model in a folder. `extras` says what is optional.
+`files`, `weights`, `hub` read and write: a file, a folder's weights, a model. `extras` says what is optional.
 `python -m ldm_mini` is the command line.
 """
 

@@ -24,7 +24,7 @@ Pictures from the shipped model, no training, no network:
   python -m ldm_mini sample --class rocket --num 8
   python -m ldm_mini sample --task superres        held-out inputs, output and truth; also inpaint, semantic, layout
   python -m ldm_mini sample "an owl" --task inpaint --image photo.png --mask hole.png
-  python -m ldm_mini sample "a red apple moves up" --task video --model runs/video/model --out film.gif
+  python -m ldm_mini sample "a red apple moves up" --task video --out film.gif       (with --image: the first frame)
 
 Train your own, in two stages (Ctrl-C stops cleanly; the same line with --resume goes on, bit by bit):
   python -m ldm_mini train autoencoder --recipe tiny --out runs/autoencoder
@@ -114,7 +114,7 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Lit
            image: Path | None = None, mask: Path | None = None, size: o.Side | None = None,
            out: o.OutPicture = Path("grid.png"), num: o.Pictures = 8, steps: o.Evaluations = 20,
            guidance_scale: o.Guidance = None, seed: o.Seed = 0,
-           model: o.Model = "emoji-scenes", sampler: o.SamplerName = "dpm",
+           model: o.Model | None = None, sampler: o.SamplerName = "dpm",
            class_name: Annotated[str | None, arg(name="class")] = None, negative: str | None = None,
            device: o.Device = "auto", threads: o.Threads = None) -> None:
     """Draw pictures for captions (in quotes), a class, or the inputs of a task, and save them as one grid.
@@ -122,7 +122,7 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Lit
     Args:
         captions: one or more; several share the --num pictures.
         task: what to start from: held-out scenes, or --image. The grid shows inputs, outputs and the truth. video:
-            films for the captions, by a --model of films; --out film.gif moves, and beside it lies a strip of frames.
+            films for the captions; --out film.gif moves, and beside it lies a strip of frames.
         image: for superres the small picture, for inpaint the picture, for semantic a PNG of class indices, for video
             the first frame.
         mask: for inpaint: white where there is a hole; a random one unless given.
@@ -132,6 +132,8 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Lit
         num: number of pictures.
         steps: network evaluations per picture; with heun nearly twice as many.
         seed: same seed, same pictures.
+        model: unless given emoji-scenes, for video emoji-films. Shipped weights by name, a folder that training wrote,
+            or owner/name on the Hugging Face Hub.
         sampler: DPM-Solver++, DDIM, DDPM (which needs many steps), Euler's method or Heun's.
         class_name: one of the nouns, such as rocket.
         negative: a caption to steer away from.
@@ -149,10 +151,13 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Lit
         raise ValueError(f"--num {num} pictures are too few for {len(captions)} captions. One caption: in quotes.")
     device, words = o.ready(device, threads), words_for(captions, class_name, num)
     films = task == "video"
+    model = ("emoji-films" if films else "emoji-scenes") if model is None else model
     try:
         ldm = (LatentVideoDiffusion if films else LatentDiffusion).from_pretrained(model, device=device)
     except FileError as error:
-        raise FileError(f"{error}{' --task video needs a --model of films.' if films else ''}") from None
+        hint = (" --task video needs a --model of films." if films else
+                " It makes films: --task video." if "LatentVideoDiffusion" in str(error) else "")
+        raise FileError(f"{error}{hint}") from None
     if side := size or ldm.image_size:
         o.check_memory(num * getattr(ldm, "frames", 1), (side, side) if size else side, device)
     loaded = time.monotonic()

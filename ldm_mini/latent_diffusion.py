@@ -16,9 +16,9 @@ from . import hub
 from .asked import check_first_stage, not_read, pair, sides_of, whole
 from .cond import Cond, Conditioner, NotRead, batch_size, to_device
 from .diffusion import PREDICTIONS, diffusion_loss, draw_noise, draw_timesteps, generators, make_denoiser
-from .hub import SHARD_BYTES
 from .samplers import SAMPLERS
 from .tasks import TEXT_GUIDANCE
+from .weights import SHARD_BYTES
 
 
 class LatentDiffusion(nn.Module):

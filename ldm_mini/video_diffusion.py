@@ -14,10 +14,10 @@ from .asked import whole
 from .cond import Cond, Conditioner, batch_size
 from .diffusion import draw_noise, to_x0_eps
 from .files import read_json
-from .hub import SHARD_BYTES
 from .latent_diffusion import LatentDiffusion
 from .text import TextTransformer, load_tokenizer
 from .video import as_films, as_images
+from .weights import SHARD_BYTES
 
 
 class LatentVideoDiffusion(LatentDiffusion):

@@ -1,4 +1,4 @@
-"""Who draws better at equal CPU time, a DiT or the U-Net? For notebook 15: `python data/measurements/dit_against_unet.py`.
+"""Who draws better at equal CPU time, DiT or U-Net? `python data/measurements/dit_against_unet.py`, for notebook 15.
 
 Captions of simple scenes (16 nouns, up to two things), 64 latents of 128 pixels by the shipped first stage, a text
 transformer that can read: the second stage of the speed-run, and a DiT of as many FLOPs (`--net dit`) in the place of

@@ -14,7 +14,7 @@ from ldm_mini.diffusion import diffusion_loss, draw_timesteps
 from ldm_mini.dit import DiT, DiTConfig
 from ldm_mini.ema import EMA
 from ldm_mini.files import FileError
-from ldm_mini.hub import load, load_weights, save, save_weights
+from ldm_mini.hub import load, save
 from ldm_mini.kl import KLBottleneck
 from ldm_mini.latent_diffusion import LatentDiffusion, latent_scale
 from ldm_mini.measure.metrics import (
@@ -36,6 +36,7 @@ from ldm_mini.text import TextTransformer
 from ldm_mini.train import TrainState, first_stage_loss, train_autoencoder, train_diffusion
 from ldm_mini.training.latents import cache_latents
 from ldm_mini.unet import UNet, UNetConfig
+from ldm_mini.weights import load_weights, save_weights
 
 TINY = dict(channels=16, channel_mults=(1, 2), attn_levels=(1,), head_dim=8, groups=4)
 SCHEDULE = NoiseSchedule(cosine_betas(20))

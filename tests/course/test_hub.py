@@ -13,7 +13,7 @@ from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_mini.conditioners import CombinedConditioner, LayoutConditioner, TextConditioner
 from ldm_mini.dit import DiT, DiTConfig
 from ldm_mini.files import SUMS, FileError, load_safetensors, read_json, save_safetensors
-from ldm_mini.hub import CONFIG, INDEX, WEIGHTS, build, describe, find, load, push, save, weight_files
+from ldm_mini.hub import CONFIG, build, describe, find, load, push, save
 from ldm_mini.kl import KLBottleneck
 from ldm_mini.latent_diffusion import LatentDiffusion
 from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
@@ -23,6 +23,7 @@ from ldm_mini.text import TextTransformer
 from ldm_mini.training.build import build_autoencoder, build_diffusion
 from ldm_mini.training.recipes import AUTOENCODERS, DIFFUSIONS
 from ldm_mini.unet import UNet, UNetConfig
+from ldm_mini.weights import INDEX, WEIGHTS, weight_files
 
 CLIP = {"vocab_size": 30, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 1,
         "max_position_embeddings": 9}

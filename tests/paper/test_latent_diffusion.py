@@ -17,7 +17,7 @@ from ldm_mini.cond import Cond, Conditioner, NotRead
 from ldm_mini.conditioners import ClassConditioner, TextConditioner
 from ldm_mini.diffusion import generators
 from ldm_mini.files import FileError
-from ldm_mini.hub import INDEX, load_autoencoder, save
+from ldm_mini.hub import load_autoencoder, save
 from ldm_mini.kl import KLBottleneck
 from ldm_mini.latent_diffusion import LatentDiffusion, latent_scale
 from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
@@ -25,6 +25,7 @@ from ldm_mini.samplers import SAMPLERS, ddim
 from ldm_mini.schedule import NoiseSchedule, RectifiedFlow, cosine_betas, linear_betas, scaled_linear_betas
 from ldm_mini.text import TextTransformer
 from ldm_mini.unet import UNet, UNetConfig
+from ldm_mini.weights import INDEX
 
 
 def autoencoder(kind="vq"):

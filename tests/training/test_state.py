@@ -15,9 +15,10 @@ from torch import nn
 
 from ldm_mini import files as files_
 from ldm_mini.files import SUMS, FileError, load_safetensors, read_json, save_safetensors, write_file, write_json
-from ldm_mini.hub import INDEX, WEIGHTS, load, load_weights, save, save_weights
+from ldm_mini.hub import load, save
 from ldm_mini.quantizer import VectorQuantizer, VQBottleneck
 from ldm_mini.training.state import latest, load_training_state, save_training_state
+from ldm_mini.weights import INDEX, WEIGHTS, load_weights, save_weights
 
 
 def same_bits(a, b) -> bool:
