@@ -36,6 +36,8 @@ def build_video(recipe, autoencoder, scale_factor: float = 1.0) -> LatentVideoDi
         raise ValueError(f'the recipe: films are told by "text", and maybe "class"; got {r.parts}.')
     if r.net not in ("unet", "dit"):
         raise ValueError(f'the recipe: net is "unet" or "dit", got {r.net!r}.')
+    if r.frozen and r.net == "dit":
+        raise ValueError("the recipe: frozen keeps an image U-Net as it is, and a dit holds none; take frozen=False.")
     often, made = {"text": r.text_practice, "class": 1.0}, [parts[name]() for name in r.parts]
     often, joined = [often[name] for name in r.parts], 0
     if r.frozen:                                                # only the new words of `FilmText` are learned

@@ -144,6 +144,8 @@ def test_frozen_learns_time_and_the_words_of_motion_alone(first, image_model, sa
     words = "conditioner.parts.0.text_transformer.words.new"
     assert words in trained and all(name.startswith("net.temporal.") for name in trained - {words})
     given = {"autoencoder": str(saved / "first"), **EVERY}
+    with pytest.raises(ValueError, match="frozen keeps an image U-Net as it is, and a dit holds none"):
+        build_video(replace(recipe, net="dit"), first)
     with pytest.raises(ValueError, match="keeps an image model as it is: give it with --start-from"):
         train_stage("video", recipe, tmp_path / "alone", **given)
     assert train_stage("video", recipe, tmp_path / "run", start_from=str(saved / "images"), **given)
