@@ -155,8 +155,8 @@ class PerceptualLoss(nn.Module):
     """
 
     # EfficientNet was trained on photographs, which are never free of noise. On the flat colours of drawings it takes
-    # noise of one grey level for a texture: that would cost more than a blur (0.17 against 0.10). The same faint noise
-    # under both images hides such differences and leaves the others (0.01 against 0.11).
+    # noise of one grey level for a texture, about as bad as a blur (measured in notebook 04). The same faint noise under
+    # both images hides such differences and leaves the others.
     DITHER = 0.05
 
     def __init__(self, kind: str = "auto"):
