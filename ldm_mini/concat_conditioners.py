@@ -1,4 +1,4 @@
-"""Conditions that are images themselves join the noisy latent on channels (LDM sec. 4.3.2, 4.4, 4.5; app. D.2-D.4):
+"""Conditions that are images themselves join the noisy latent on channels (LDM sec. 4.3.2, 4.4, 4.5; app. D.6, E.2.2):
 a low-resolution picture, a semantic map, a picture with a hole.
 
 Alone, such a condition is always there: null = encode. Beside others it may be absent: then (`presence=True`) its maps
@@ -113,7 +113,7 @@ class SemanticConditioner(ConcatConditioner):
 
 
 class InpaintConditioner(ConcatConditioner):
-    """Inpainting: [latent of the masked picture, not scaled; mask], in that order (LDM sec. 4.5, app. D.4).
+    """Inpainting: [latent of the masked picture, not scaled; mask], in that order (LDM sec. 4.5, app. E.2.2).
 
     The hole is -1 (black) in the picture, +1 in the mask, which is -1 outside and resized to the nearest pixel: of the
     latent's grid, as in the paper, or of one finer by `mask_fold`, folded into mask_fold^2 channels.

@@ -172,7 +172,7 @@ class ClipText(Words):
 
 
 class RescaledMap(ConcatConditioner):
-    """A semantic map, halved `halvings` times, then mixed into few channels by a 1x1 convolution (app. D.5).
+    """A semantic map, halved `halvings` times, then mixed into few channels by a 1x1 convolution (sec. 4.3.2).
 
     batch[key]: (B,H,W) classes, or one channel per class (B,classes,H,W).
     """

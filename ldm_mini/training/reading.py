@@ -2,7 +2,7 @@
 
 Stable Diffusion's text encoder came from CLIP, where 400 million captions had to find their pictures. Here a caption
 has to tell the scene it describes: which things, and of each the colour, the place and the size. No picture is needed,
-so two minutes on one core are enough. Told in notebook 10.
+so a few minutes on one core are enough. Told in notebook 10.
 """
 
 import torch
