@@ -326,6 +326,10 @@ SMALL_VIDEO = VideoRecipe(**{
 # python -m ldm_mini train video --recipe small_time --autoencoder emoji-scenes --start-from emoji-scenes
 SMALL_TIME_VIDEO = replace(SMALL_VIDEO, name="small_time", frozen=True, image_every=None)
 
+# Then where things go, which is decided at the highest noise (as of layouts, above):
+# python -m ldm_mini train video --recipe small_motion --autoencoder emoji-scenes --start-from runs/video-small_time/model
+SMALL_MOTION_VIDEO = replace(SMALL_TIME_VIDEO, name="small_motion", t_power=4.0, steps=3_500, lr=2e-3, muon_lr=5e-3)
+
 # The same films by a transformer, from nothing but words: --text runs/text-small/model. 1.9 CPU-seconds a step.
 SMALL_DIT_VIDEO = replace(SMALL_VIDEO, name="small_dit", net="dit", text_practice=8.0, batch_size=16, lr=2e-3,
                           muon_lr=5e-3)
@@ -335,4 +339,5 @@ MICRO_VIDEO = VideoRecipe(**{
     "image_every": 3, "steps": 20, "dit": DiTSizes(width=16, depth=1, num_heads=2),
     "sample_captions": ("an apple moves up", "a red star grows")})
 
-VIDEOS = {r.name: r for r in (SMALL_VIDEO, SMALL_TIME_VIDEO, SMALL_DIT_VIDEO, MICRO_VIDEO)}
+VIDEOS = {r.name: r for r in (SMALL_VIDEO, SMALL_TIME_VIDEO, SMALL_MOTION_VIDEO, SMALL_DIT_VIDEO,
+                             MICRO_VIDEO)}

@@ -174,7 +174,7 @@ def test_films_by_the_command_line(trained, tmp_path, capsys):
     assert "--mask is for the task inpaint" in fails(capsys, *draw, "--mask", tmp_path / "film.png")
     assert "describes no LatentVideoDiffusion" in fails(capsys, *draw, "--model", trained / "ldm" / "model")
     said = fails(capsys, *train, "--recipe", "tiny", "--out", tmp_path / "x")
-    assert "there are small, small_time, small_dit, micro" in said
+    assert "there are small, small_time, small_motion, small_dit, micro" in said
     assert "video needs a first stage" in fails(capsys, "train", "video", "--recipe", "micro", "--out", tmp_path / "x")
     assert "--task is for diffusion" in fails(capsys, *train, "--task", "text", "--out", tmp_path / "x")
     assert main(["info", str(out / "model")]) == 0
