@@ -173,6 +173,10 @@ def test_films_by_the_command_line(trained, tmp_path, capsys):
     assert main([*draw, "--image", str(tmp_path / "film.png")]) == 0
     assert "--mask is for the task inpaint" in fails(capsys, *draw, "--mask", tmp_path / "film.png")
     assert "describes no LatentVideoDiffusion" in fails(capsys, *draw, "--model", trained / "ldm" / "model")
+    assert "It makes films: --task video" in fails(capsys, "sample", "an owl", "--model", out / "model")
+    # the shipped one, unless another is given
+    assert main(["sample", "a star moves up", "--task", "video", "--num", "1", "--steps", "1", "--out",
+                 str(tmp_path / "film.gif")]) == 0 and Image.open(tmp_path / "film.gif").n_frames == 8
     said = fails(capsys, *train, "--recipe", "tiny", "--out", tmp_path / "x")
     assert "there are small, small_time, small_motion, small_dit, micro" in said
     assert "video needs a first stage" in fails(capsys, "train", "video", "--recipe", "micro", "--out", tmp_path / "x")

@@ -11,6 +11,7 @@ from ldm_mini.cond import Cond
 from ldm_mini.files import read_json
 from ldm_mini.hub import CONFIG, find
 from ldm_mini.latent_diffusion import LatentDiffusion
+from ldm_mini.measure.films import flicker, read_films, score_films
 from ldm_mini.measure.judge import Judge, SemanticReader, others
 from ldm_mini.measure.metrics import psnr
 from ldm_mini.measure.recogniser import Recogniser
@@ -20,6 +21,7 @@ from ldm_mini.scenes.scene import TINY_NOUNS, TINY_SCENES, random_scene, scenes_
 from ldm_mini.scenes.vocabulary import NOUN_INDEX
 from ldm_mini.show.inputs import scenes_for
 from ldm_mini.tasks import sample_task
+from ldm_mini.video_diffusion import LatentVideoDiffusion
 
 SIMPLE = replace(TINY_SCENES, size=128)
 
@@ -94,3 +96,26 @@ def test_the_hole_alone_is_painted(ldm):
     pictures = sample_task(ldm, "inpaint", scenes, steps=4, seed=0)
     changed = (pictures != scenes["image"]).any(1, keepdim=True)
     assert not changed[scenes["mask"] < 0.5].any() and changed[scenes["mask"] > 0.5].float().mean() > 0.5
+
+
+MOVES = [f"a {thing} moves {way} on a {color} background" for thing, way, color in (
+    ("red apple", "to the right", "blue"), ("yellow star", "to the left", "purple"), ("rocket", "up", "white"),
+    ("balloon", "down", "green"))]
+
+
+def test_the_shipped_films_hold_together_and_begin_as_pictures(ldm):
+    """A film of one frame is the image model's picture; without the layers over time, frames do not agree."""
+    films = LatentVideoDiffusion.from_pretrained("emoji-films")
+    films.frames = 1
+    first = {"caption": MOVES[:1]}
+    torch.testing.assert_close(films.sample(first, steps=4, seed=0)[:, :, 0], ldm.sample(first, steps=4, seed=0),
+                               atol=1e-4, rtol=0)
+    films.frames, seen = 6, []
+    for over_time in (films.net.temporal, torch.nn.ModuleList(torch.nn.Identity() for _ in films.net.temporal)):
+        films.net.temporal = over_time
+        videos = films.sample({"caption": MOVES}, steps=12, seed=0)
+        frames = read_films(Recogniser.load(), videos)
+        seen.append({**score_films(frames, MOVES), "flicker": flicker(videos, frames)})
+    together, alone = seen
+    assert together["steady"] > 0.7 and together["things"] > 0.7
+    assert together["flicker"] < 0.6 * alone["flicker"]
