@@ -3,8 +3,10 @@
 Films of new scenes ("val"), and of things in a motion that training never showed them in ("heldout"): of the film
 model, told a caption, and with a first frame that is kept (`keep_first`); and of the same network without its layers
 over time, which then draws each frame alone, from noise of its own or from one noise for all. The recogniser reads
-them frame by frame, and "flicker" is how much the background changes from frame to frame. About 20 minutes on one
-thread; the results go to `films.json`.
+them frame by frame, and "flicker" is how much the background changes from frame to frame. "motion_gap": at some levels
+of noise, the loss when the caption tells the opposite motion, minus the loss when it tells the right one.
+`--before FOLDER` measures the model after its first leg, too (recipe small_time), which is not shipped. About 20
+minutes on one thread; the results go to `films.json`.
 """
 
 from dataclasses import replace
@@ -14,13 +16,18 @@ import torch
 import tyro
 from torch import nn
 
+from ldm_mini.cond import together
+from ldm_mini.diffusion import diffusion_loss
 from ldm_mini.files import write_json
 from ldm_mini.hub import content_hash, find, read_config
 from ldm_mini.measure import Recogniser
 from ldm_mini.measure.films import evaluate_films
 from ldm_mini.scenes import scenes_of
-from ldm_mini.scenes.films import FilmConfig
+from ldm_mini.scenes.films import MOTIONS, PHRASES, FilmConfig, film_batches
 from ldm_mini.video_diffusion import LatentVideoDiffusion
+
+OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up", "grows": "shrinks", "shrinks": "grows"}
+LEVELS = (999, 950, 900, 800, 600, 300)
 
 
 def without_time(ldm: LatentVideoDiffusion, share: float = 0.0) -> LatentVideoDiffusion:
@@ -30,23 +37,47 @@ def without_time(ldm: LatentVideoDiffusion, share: float = 0.0) -> LatentVideoDi
     return ldm
 
 
-def main(model: str = "emoji-films", num: int = 64, steps: int = 20,
+@torch.no_grad()
+def motion_gap(ldm: LatentVideoDiffusion, films: FilmConfig, num: int) -> dict:
+    """{level of noise: [loss with the right motion, how much more with the opposite one]}, of films of one thing."""
+    scenes, found = replace(films.scenes, min_objects=1, max_objects=1, p_paraphrase=0.0), {}
+    batch = together(list(film_batches(replace(films, scenes=scenes, motions=tuple(OPPOSITE)), num)))
+    z0, motions = ldm.encode(batch["video"]), [MOTIONS[i] for i in batch["motion"].tolist()]
+    wrong = [caption.replace(PHRASES[motion][0], PHRASES[OPPOSITE[motion]][0])
+             for caption, motion in zip(batch["caption"], motions, strict=True)]
+    eps, nothing = torch.randn(z0.shape, generator=torch.Generator().manual_seed(0)), torch.full((num,), -1)
+    for level in LEVELS:
+        right, other = (diffusion_loss(ldm.net, ldm.schedule, z0, ldm.conditioner.encode(
+            {"caption": said, "class": nothing}), ldm.prediction, torch.full((num,), level), eps).item()
+            for said in (batch["caption"], wrong))
+        found[str(level)] = [round(right, 5), round(other - right, 5)]
+    return found
+
+
+def main(model: str = "emoji-films", before: str | None = None, num: int = 64, steps: int = 20,
          out: Path = Path(__file__).with_suffix(".json")) -> None:
     """num: films of each row."""
     torch.set_num_threads(1)
     recogniser, scenes = Recogniser.load(), scenes_of(read_config(find(model), "LatentVideoDiffusion"))
-    report = {"films": num, "steps": steps, "content": content_hash(model), "rows": []}
-    ways = {"film model": {}, "... with its first frame kept": {"first_frame": True}, "frames alone": {},
-            "... with one noise for all": {}}
-    for split in ("val", "heldout"):
-        for way, options in ways.items():
-            ldm = LatentVideoDiffusion.from_pretrained(model)
-            if way in ("frames alone", "... with one noise for all"):
-                if split == "heldout":
-                    continue
-                without_time(ldm, 0.0 if way == "frames alone" else 0.9999)
-            films = FilmConfig(replace(scenes, split=split, max_objects=min(2, scenes.max_objects)), ldm.frames)
-            scores = evaluate_films(ldm, films, num, steps, recogniser=recogniser, **options)
+    report = {"films": num, "steps": steps, "content": content_hash(model), "motion_gap": {}, "rows": []}
+
+    def load(way: str) -> LatentVideoDiffusion:
+        ldm = LatentVideoDiffusion.from_pretrained(before if way == "after its first leg" else model)
+        return {"frames alone": without_time, "... with one noise for all": lambda m: without_time(m, 0.9999)
+                }.get(way, lambda m: m)(ldm)
+
+    def films(split: str) -> FilmConfig:
+        return FilmConfig(replace(scenes, split=split, max_objects=min(2, scenes.max_objects)))
+
+    for name in ("film model", *(["after its first leg"] if before else ())):
+        report["motion_gap"][name] = motion_gap(load(name), films("val"), num)
+        print(name, report["motion_gap"][name], flush=True)
+    told = "film model", "... with its first frame kept"
+    alone = "frames alone", "... with one noise for all"
+    for split, ways in (("val", (*told, *alone, *(["after its first leg"] if before else ()))), ("heldout", told)):
+        for way in ways:
+            scores = evaluate_films(load(way), films(split), num, steps, recogniser=recogniser,
+                                    first_frame=way.endswith("kept"))
             report["rows"].append({"way": way, "split": split, "scores": {
                 name: {key: round(value, 4) for key, value in seen.items()} for name, seen in scores.items()}})
             print(split, way, report["rows"][-1]["scores"]["model"], flush=True)
