@@ -17,6 +17,7 @@ from ldm_mini.measure.metrics import psnr
 from ldm_mini.measure.recogniser import Recogniser
 from ldm_mini.measure.scoring import score_captions
 from ldm_mini.scenes.data import scene_batches
+from ldm_mini.scenes.films import FILM_SCENES, FilmConfig, random_film
 from ldm_mini.scenes.scene import TINY_NOUNS, TINY_SCENES, random_scene, scenes_of
 from ldm_mini.scenes.vocabulary import NOUN_INDEX
 from ldm_mini.show.inputs import scenes_for
@@ -98,24 +99,21 @@ def test_the_hole_alone_is_painted(ldm):
     assert not changed[scenes["mask"] < 0.5].any() and changed[scenes["mask"] > 0.5].float().mean() > 0.5
 
 
-MOVES = [f"a {thing} moves {way} on a {color} background" for thing, way, color in (
-    ("red apple", "to the right", "blue"), ("yellow star", "to the left", "purple"), ("rocket", "up", "white"),
-    ("balloon", "down", "green"))]
-
-
-def test_the_shipped_films_hold_together_and_begin_as_pictures(ldm):
-    """A film of one frame is the image model's picture; without the layers over time, frames do not agree."""
+def test_the_shipped_films_begin_as_pictures_and_go_as_told(ldm):
+    """A film of one frame is the image model's picture. Of films of one thing nearly half are seen to go as told, and
+    next to none without the layers over time."""
     films = LatentVideoDiffusion.from_pretrained("emoji-films")
-    films.frames = 1
-    first = {"caption": MOVES[:1]}
+    films.frames, first = 1, {"caption": ["a red apple on a blue background"]}
     torch.testing.assert_close(films.sample(first, steps=4, seed=0)[:, :, 0], ldm.sample(first, steps=4, seed=0),
                                atol=1e-4, rtol=0)
-    films.frames, seen = 6, []
+    films.frames, scenes = 8, replace(FILM_SCENES, split="val", max_objects=1)
+    moving = FilmConfig(scenes, motions=("left", "right", "up", "down", "grows", "shrinks"))
+    captions, seen = [random_film(seed, moving).scene.caption for seed in range(6)], []
     for over_time in (films.net.temporal, torch.nn.ModuleList(torch.nn.Identity() for _ in films.net.temporal)):
         films.net.temporal = over_time
-        videos = films.sample({"caption": MOVES}, steps=12, seed=0)
+        videos = films.sample({"caption": captions}, seed=0)
         frames = read_films(Recogniser.load(), videos)
-        seen.append({**score_films(frames, MOVES), "flicker": flicker(videos, frames)})
+        seen.append({**score_films(frames, captions), "flicker": flicker(videos, frames)})
     together, alone = seen
-    assert together["steady"] > 0.7 and together["things"] > 0.7
-    assert together["flicker"] < 0.6 * alone["flicker"]
+    assert together["things"] > 0.6 and together["motion"] >= 2 / 6
+    assert alone["motion"] <= 1 / 6 and together["flicker"] < alone["flicker"]
