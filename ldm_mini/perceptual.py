@@ -155,8 +155,8 @@ class PerceptualLoss(nn.Module):
     """
 
     # EfficientNet was trained on photographs, which are never free of noise. On the flat colours of drawings it takes
-    # noise of one grey level for a texture, about as bad as a blur (measured in notebook 04). The same faint noise under
-    # both images hides such differences and leaves the others.
+    # noise of one grey level for a texture, about as bad as a blur (measured in notebook 04). The same faint noise
+    # under both images hides such differences and leaves the others.
     DITHER = 0.05
 
     def __init__(self, kind: str = "auto"):
