@@ -72,7 +72,7 @@ def test_every_shipped_model_has_a_card():
 def test_cards_begin_as_the_hub_reads_them(card):
     header = metadata_load(card)
     assert header["license"] == "mit" and header["library_name"] == ldm_mini.__name__
-    assert header["pipeline_tag"] in ("text-to-image", "image-to-image", "unconditional-image-generation")
+    assert header["pipeline_tag"] in ("text-to-image", "image-to-image", "text-to-video")
     tags = header["tags"]
     assert {"latent-diffusion", "arxiv:2112.10752"} <= set(tags) and len(set(tags)) == len(tags)
     body = card.read_text(encoding="utf-8").split("---\n", 2)[2]

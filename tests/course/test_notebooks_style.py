@@ -36,7 +36,7 @@ HEADER = {  # what the first cell must say: how to recognise it
     "**In the package:** the files that hold it, finished": r"\*\*In the package:?\*\*:? .*`ldm_mini/\S+`",
 }
 WITHOUT_A_NOTEBOOK = {"__init__.py", "__main__.py", "options.py", "extras.py",
-                      "asked.py", "files.py", "hub.py",  # what the paper's files stand on
+                      "asked.py", "files.py", "hub.py", "weights.py",  # what the paper's files stand on
                       "muon.py"}  # until 09 tells of it
 FORBIDDEN = r"^%%(time|capture)|%matplotlib|^\s*#.*NBVAL_|warnings\.(simplefilter|filterwarnings)"
 COLUMNS = 88  # of code, so that a laptop's window shows whole lines
