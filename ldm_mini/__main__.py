@@ -114,7 +114,7 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Lit
            image: Path | None = None, mask: Path | None = None, size: o.Side | None = None,
            out: o.OutPicture = Path("grid.png"), num: o.Pictures = 8, steps: o.Evaluations = 20,
            guidance_scale: o.Guidance = None, seed: o.Seed = 0,
-           model: o.Model | None = None, sampler: o.SamplerName = "dpm",
+           model: o.AnyModel = None, sampler: o.SamplerName = "dpm",
            class_name: Annotated[str | None, arg(name="class")] = None, negative: str | None = None,
            device: o.Device = "auto", threads: o.Threads = None) -> None:
     """Draw pictures for captions (in quotes), a class, or the inputs of a task, and save them as one grid.
@@ -132,8 +132,6 @@ def sample(captions: Positional[tuple[str, ...]] = (), *, task: o.TaskName | Lit
         num: number of pictures.
         steps: network evaluations per picture; with heun nearly twice as many.
         seed: same seed, same pictures.
-        model: unless given emoji-scenes, for video emoji-films. Shipped weights by name, a folder that training wrote,
-            or owner/name on the Hugging Face Hub.
         sampler: DPM-Solver++, DDIM, DDPM (which needs many steps), Euler's method or Heun's.
         class_name: one of the nouns, such as rocket.
         negative: a caption to steer away from.

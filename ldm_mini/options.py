@@ -67,8 +67,9 @@ class Picture(Check):
 
 TaskName = Literal["unconditional", "class", "text", "layout", "superres", "semantic", "inpaint"]
 SamplerName = Literal["dpm", "ddim", "ddpm", "euler", "heun"]
-Model = Annotated[str, arg(help="shipped weights by name, a folder that training wrote, or owner/name on the Hugging "
-                                "Face Hub.")]
+NAMES = "shipped weights by name, a folder that training wrote, or owner/name on the Hugging Face Hub."
+Model = Annotated[str, arg(help=NAMES)]
+AnyModel = Annotated[str | None, arg(help=f"{NAMES} Unless given: emoji-scenes; for video emoji-films.")]
 Guidance = Annotated[float | None, Between(-100, 100),
                      arg(help="how strictly to follow the condition; 1 = no guidance. Unless given: 4 for words "
                               "and classes, whatever is beside them; 3 for layouts; 2 for pictures and maps.")]

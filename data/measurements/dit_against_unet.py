@@ -18,14 +18,13 @@ from pathlib import Path
 import torch
 import tyro
 
-from ldm_mini.cond import together
 from ldm_mini.files import read_json, write_json
 from ldm_mini.hub import load_autoencoder
 from ldm_mini.latent_diffusion import latent_scale
 from ldm_mini.measure import Recogniser
 from ldm_mini.measure.scoring import score_captions
 from ldm_mini.released.sizes import measure
-from ldm_mini.scenes import TINY_SCENES, scene_batches
+from ldm_mini.scenes import TINY_SCENES, random_scene, scene_batches
 from ldm_mini.train import TrainState, train_diffusion
 from ldm_mini.training import cache_latents
 from ldm_mini.training.build import build_diffusion, give_text, train_state
@@ -48,7 +47,7 @@ class Study:
         self.first, self.recogniser = load_autoencoder(FIRST_STAGE), Recogniser.load()
         self.cache = self.latents("train", PICTURES)
         self.new = next(self.latents("val", HELD_OUT).batches(HELD_OUT, seed=0))
-        self.captions = together(list(scene_batches(replace(RECIPE.scenes, split="val"), CAPTIONS)))["caption"]
+        self.captions = [random_scene(seed, replace(RECIPE.scenes, split="val")).caption for seed in range(CAPTIONS)]
 
     def latents(self, split: str, count: int) -> LatentCache:
         """Latents and captions of the scenes 0 ... count - 1 of a split."""

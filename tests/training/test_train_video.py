@@ -132,7 +132,8 @@ def test_recipes_build_their_networks(name):
     assert recipe.films == FilmConfig(recipe.scenes, recipe.frames) and recipe.scenes.split == "train"
     if name in ("small", "small_time"):                         # it can begin as the image model of this name
         start_video(build.build_diffusion(DIFFUSIONS["small"], first), films)
-    with pytest.raises(ValueError, match="no video recipe 'tiny'; there are small, small_time, small_motion"):
+    with pytest.raises(ValueError, match="no video recipe 'tiny'; there are small, small_time, small_motion, "
+                                         "small_dit, micro"):
         find_recipe("video", "tiny")
 
 
