@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from ..scenes.captions import Description
-from ..scenes.films import FilmConfig, film_batches, parse_film
+from ..scenes.films import BESIDE, FilmConfig, film_batches, parse_film
 from ..scenes.vocabulary import BACKGROUNDS, COLORS, NOUNS, STYLES
 from .recogniser import Recogniser
 from .scoring import CLAIMS, agreement
 
 MOVED = 0.15                    # of the picture, at least: less is standing still; true paths are .2 or more
 GREW = 1.35                     # times as large, at least; true things become 1.6 times as large or more
+OPPOSITE = {"left": "right", "right": "left"}
 MARGIN = 0.1                    # of the picture around a box: its shadow, and the recogniser's error
 
 
@@ -33,12 +34,14 @@ def score_films(films: list[list[dict]], captions: list[str]) -> dict:
 
     things, color_accuracy, background_accuracy: shares of frames, with exactly these things, and so on;
     steady: share of neighbouring frames in which the same things of the same colours are seen;
-    motion: whether the first and the last frame tell the caption's motion; motion_score: share of steps from frame to
-    frame that do; exact: every claim holds in every frame, and the motion. Each only of captions that claim it.
+    motion: whether the film tells the caption's motion, mostly by its first and last frame (`motion_of`); motion_score:
+    share of steps from frame to frame that do; exact: every claim holds in every frame, and the motion. Each only of
+    captions that claim it. What enters or leaves is asked for where it must be whole, in a third of the film.
     """
     tally = defaultdict(list)
-    for frames, caption in zip(films, captions, strict=True):
+    for whole, caption in zip(films, captions, strict=True):
         said, motion = parse_film(caption)
+        frames = [whole[k] for k in _asked(motion, len(whole))]
         claims = [_claims(said, frame) for frame in frames]
         tally["things"].append(_mean([c["objects"] and c["count"] for c in claims]))
         for name in ("colors", "background"):
@@ -48,18 +51,57 @@ def score_films(films: list[list[dict]], captions: list[str]) -> dict:
             names = [sorted((o["noun"], o["color"]) for o in frame["objects"]) for frame in frames]
             tally["steady"].append(_mean([a == b for a, b in zip(names, names[1:])]))
         right = True
-        if motion is not None and len(frames) > 1:
-            right = motion_between(said, frames[0], frames[-1]) == motion
+        if motion is not None and len(whole) > 1:
+            right = motion_of(said, whole) == motion
             tally["motion"].append(right)
-            tally["motion_score"].append(motion_score(said, frames, motion))
+            if len(frames) > 1:
+                tally["motion_score"].append(motion_score(said, whole, motion))
         tally["exact"].append(right and all(all(c.values()) for c in claims))
     return {name: _mean(values) for name, values in tally.items()}
 
 
+def motion_of(said: Description, frames: list[dict]) -> str | None:
+    """The motion that a film of two or more frames tells, a key of scenes.films.PHRASES; None if it tells none.
+
+    By the first and the last frame; but what is not there at first enters, what is not there at last leaves, and what
+    comes back from the middle of the film turns round. "Beside" a thing must be where the other ends.
+    """
+    seen = [_things(said, frame) for frame in frames]
+    there = [k for k, things in enumerate(seen) if None not in things]
+    if len(said.objects) == 1 and len(there) > 1 and (there[0] > 0) != (there[-1] < len(frames) - 1):
+        way = motion_between(said, frames[there[0]], frames[there[-1]], (there[-1] - there[0]) / (len(frames) - 1))
+        if way not in OPPOSITE:
+            return None
+        return f"leaves {way}" if there[0] == 0 else f"enters {OPPOSITE[way]}"
+    motion = motion_between(said, frames[0], frames[-1])
+    if motion == "still" and len(said.objects) == 1:
+        middle = frames[len(frames) // 2]
+        out, back = motion_between(said, frames[0], middle), motion_between(said, middle, frames[-1])
+        return f"turns {out}" if out in OPPOSITE and OPPOSITE[out] == back else motion
+    if motion in BESIDE:
+        first, second = (thing["centre"] for thing in seen[-1])
+        x, y = second[0] - first[0], second[1] - first[1]
+        return motion if abs(x) > abs(y) and (x > 0) == (motion == "left of") else None
+    return motion
+
+
 def motion_score(said: Description, frames: list[dict], motion: str) -> float:
     """Share of the steps from a frame to the next that tell this motion, each by its part of what the film needs."""
-    steps = [motion_between(said, a, b, 1 / (len(frames) - 1)) for a, b in zip(frames, frames[1:])]
-    return _mean([step == motion for step in steps])
+    last, (how, _, side) = len(frames) - 1, motion.partition(" ")
+    wanted = {"enters": OPPOSITE.get(side), "leaves": side, "turns": side}.get(how, motion)
+    steps = []
+    for k in _asked(motion, len(frames))[:-1]:
+        if how == "turns" and 2 * k < last < 2 * (k + 1):       # it turns between these two
+            continue
+        way = OPPOSITE[wanted] if how == "turns" and 2 * k >= last else wanted
+        steps.append(motion_between(said, frames[k], frames[k + 1], 1 / last) == way)
+    return _mean(steps)
+
+
+def _asked(motion: str | None, frames: int) -> range:
+    """The frames in which all things that are told must be seen, whole."""
+    how = (motion or "").partition(" ")[0]
+    return range(-(-2 * (frames - 1) // 3) if how == "enters" else 0, (frames + 2) // 3 if how == "leaves" else frames)
 
 
 def motion_between(said: Description, before: dict, after: dict, part: float = 1.0) -> str | None:
@@ -71,7 +113,10 @@ def motion_between(said: Description, before: dict, after: dict, part: float = 1
     if None in (*a, *b) or len(a) not in (1, 2):
         return None
     if len(a) == 2:
-        # it matters how far they are from each other, not which is which
+        first, second = (math.dist(p["centre"], q["centre"]) for p, q in zip(a, b))
+        if len(set(said.objects)) == 2 and first >= MOVED * part and second < MOVED / 2 * part:
+            return "left of" if b[0]["centre"][0] < a[0]["centre"][0] else "right of"
+        # else it matters how far they are from each other, not which is which
         nearer = math.dist(a[0]["centre"], a[1]["centre"]) - math.dist(b[0]["centre"], b[1]["centre"])
         return "still" if abs(nearer) < MOVED * part else "together" if nearer > 0 else "apart"
     (x0, y0), (x1, y1) = a[0]["centre"], b[0]["centre"]

@@ -1,4 +1,4 @@
-"""Moving Emoji Scenes: a `Film` is a scene whose things move along straight paths, drawn from a seed, frame by frame.
+"""Moving Emoji Scenes: a `Film` is a scene whose things move along simple paths, drawn from a seed, frame by frame.
 
     film = random_film(seed, config)        # what is where, and how it moves; no pixels yet
     frames = render_film(film, config)      # video (T,H,W,3) uint8, boxes (T,3,4): numpy
@@ -22,26 +22,36 @@ from .draws import Draws
 from .scene import SPLITS, TINY_SCENES, Scene, SceneConfig, facts, random_scene, render
 from .words import words_of
 
-# How it is said, the usual way first. The last three are of two things as well, or of two things only.
+# How it is said, the usual way first: nine plain motions, and what came later. OF_TWO are of two things.
 PHRASES = {
     "left": ("moves to the left", "goes left"), "right": ("moves to the right", "goes right"),
     "up": ("moves up", "rises"), "down": ("moves down", "falls"),
     "grows": ("grows", "gets larger"), "shrinks": ("shrinks", "gets smaller"),
     "still": ("stands still", "does not move"),
     "together": ("move towards each other", "come together"), "apart": ("move apart", "move away from each other"),
+    "enters left": ("enters from the left", "comes in from the left"),
+    "enters right": ("enters from the right", "comes in from the right"),
+    "leaves left": ("leaves to the left", "goes out to the left"),
+    "leaves right": ("leaves to the right", "goes out to the right"),
+    "turns left": ("goes to the left and turns round", "goes left and comes back"),
+    "turns right": ("goes to the right and turns round", "goes right and comes back"),
+    "left of": ("moves to the left of", "goes left of"), "right of": ("moves to the right of", "goes right of"),
 }
 STILL = ("stand still", "do not move")                          # of two things
 MOTIONS = tuple(PHRASES)                                        # index = `motion` of a batch
-OF_ONE, OF_TWO = MOTIONS[:7], MOTIONS[6:]
+PLAIN_MOTIONS = MOTIONS[:9]
+OF_ONE, OF_TWO = MOTIONS[:7] + MOTIONS[9:15], ("still", "together", "apart", "left of", "right of")
+BESIDE = OF_TWO[3:]                                             # said between the two: the first moves, not the second
 MEANINGS = dict(sorted(((phrase, motion) for motion, ways in [*PHRASES.items(), ("still", STILL)] for phrase in ways),
                        key=lambda item: -len(item[0])))         # {phrase: motion}, the longest first
 MOTION_WORDS = tuple(sorted({word for phrase in MEANINGS for word in phrase.split()}))
 
-# Each thing has one motion that training never shows it in; of pairs of things, one in eight never comes together, and
-# one in eight never parts.
+# Each thing has one of the first six motions that training never shows it in; of pairs of things, one in eight never
+# comes together, and one in eight never parts.
 HELDOUT_MOTION = {noun: OF_ONE[(5 * i + i // 6) % 6] for i, noun in enumerate(v.NOUNS)}
 
 PATH = (96, 136)                                                # how far a thing goes, in units of 1/256
+INSIDE, OUTSIDE = (112, 168), 12                                # how far in; how far its edge is from the picture's
 ONE, TWO = (72, 104), (64, 80)                                  # longest side of a thing alone, of one of two
 SMALL, LARGE = (64, 80), (128, 152)                             # of a thing that grows, at both ends
 FILM_SCENES = replace(TINY_SCENES, max_objects=2, p_paraphrase=0.2)
@@ -68,18 +78,21 @@ class FilmConfig:
 
 @dataclass(frozen=True)
 class Film:
-    """A scene as it is in the first frame, caption included; its motion; and (x, y, size) of each thing at the end."""
+    """A scene as it is in the first frame, caption included; its motion; and where it leads.
+
+    path: (x, y, size) of each thing, once or at several times, equally far apart; the last at the end.
+    """
 
     scene: Scene
     motion: str
-    ends: tuple
+    path: tuple
 
 
 def heldout_motion(nouns, motion: str) -> bool:
     """Whether training never shows these things, one or two, in this motion."""
     if len(nouns) == 1:
         return HELDOUT_MOTION[nouns[0]] == motion
-    return motion != "still" and sum(map(v.NOUN_INDEX.get, nouns)) % 8 == 4 * (motion == "apart")
+    return motion in ("together", "apart") and sum(map(v.NOUN_INDEX.get, nouns)) % 8 == 4 * (motion == "apart")
 
 
 def random_film(seed: int, config: FilmConfig = FilmConfig()) -> Film:
@@ -95,43 +108,64 @@ def random_film(seed: int, config: FilmConfig = FilmConfig()) -> Film:
         scene = random_scene(seed + (again << 64), scenes)
         nouns, draws = [o.noun for o in scene.objects], Draws(seed, SPLITS.index(split), 3, again)
         options = [m for m in config.motions if m in (OF_ONE if len(nouns) == 1 else OF_TWO)
-                   and (split == "all" or heldout_motion(nouns, m) == (split == "heldout"))]
+                   and (split == "all" or heldout_motion(nouns, m) == (split == "heldout"))
+                   and (m not in BESIDE or len(set(nouns)) == 2)]
         if options:
             motion = draws.choice(options)
-            begin, ends = _path(draws, scene, motion)
+            begin, *path = _path(draws, scene, motion)
             things = tuple(replace(o, x=x, y=y, size=size) for o, (x, y, size) in zip(scene.objects, begin))
             said = write_film(*_describe(scene, draws, config.scenes.p_paraphrase), motion)
-            return Film(replace(scene, objects=things, relation=None, caption=said, seed=seed, mask=()), motion, ends)
+            return Film(replace(scene, objects=things, relation=None, caption=said, seed=seed, mask=()), motion,
+                        tuple(path))
     raise ValueError(f"random_film: no film of {config.scenes.nouns} in motions {config.motions} fits split={split!r}; "
                      "allow more nouns or motions.")
 
 
 def _path(draws: Draws, scene: Scene, motion: str) -> tuple:
-    """((x, y, size) of each thing) at the beginning, and at the end; all of it within the picture."""
+    """((x, y, size) of each thing) at the beginning, then at equal times. Within the picture, but for what enters or
+    leaves."""
     if len(scene.objects) == 2:
-        sizes = [draws.between(low // 8, high // 8) * 8 for low, high in (TWO, TWO)]
-        # side by side, or one above the other; near is as near as they come without touching
-        middle, axis = 128 + draws.between(-24, 24), draws.below(2)
-        near, far = (sum(sizes) // 2 + 8) // 2, 128 - max(sizes) // 2 - 4 - draws.between(0, 8)
-        reach = {"together": (far, near), "apart": (near, far), "still": (far, far)}[motion]
-        points = [[(128 - r, middle), (128 + r, middle)] for r in reach]
-        return tuple(tuple((*point[::1 - 2 * axis], size) for point, size in zip(pair, sizes)) for pair in points)
+        return _path_of_two(draws, motion)
     if motion in ("grows", "shrinks"):
         ends = [(128 + draws.between(-24, 24), 128 + draws.between(-24, 24))] * 2
         sizes = [draws.between(low // 8, high // 8) * 8 for low, high in (SMALL, LARGE)]
         sizes = sizes if motion == "grows" else sizes[::-1]
+        return tuple(((x, y, size),) for (x, y), size in zip(ends, sizes))
+    size = draws.between(ONE[0] // 8, ONE[1] // 8) * 8
+    low, high = size // 2 + 4, v.UNIT - 4 - size // 2
+    way = min(draws.between(*PATH), high - low)
+    across = draws.between(low, high)
+    sideways = layout.height(draws, scene.objects[0].noun, scene.background, size)
+    start, (how, _, side) = draws.between(low, high - way), motion.partition(" ")
+    if how in ("enters", "leaves"):
+        along = [-size // 2 - OUTSIDE, draws.between(*INSIDE)][::1 if how == "enters" else -1]
+        along = along if side == "left" else [v.UNIT - x for x in along]
+    elif how == "turns":
+        along = [start, start + way, start] if side == "right" else [start + way, start, start + way]
+    elif motion == "still":
+        along = [start, start]
     else:
-        size = draws.between(ONE[0] // 8, ONE[1] // 8) * 8
-        low, high = size // 2 + 4, v.UNIT - 4 - size // 2
-        way = min(draws.between(*PATH), high - low)
-        across = draws.between(low, high)
-        sideways = layout.height(draws, scene.objects[0].noun, scene.background, size)
-        start = draws.between(low, high - way)
         along = [start, start + way] if motion in ("right", "down") else [start + way, start]
-        along = [start, start] if motion == "still" else along
-        ends = [(across, y) for y in along] if motion in ("up", "down") else [(x, sideways) for x in along]
-        sizes = [size, size]
-    return tuple(((x, y, size),) for (x, y), size in zip(ends, sizes))
+    return tuple(((across, a, size),) if motion in ("up", "down") else ((a, sideways, size),) for a in along)
+
+
+def _path_of_two(draws: Draws, motion: str) -> tuple:
+    sizes = [draws.between(low // 8, high // 8) * 8 for low, high in (TWO, TWO)]
+    if motion in BESIDE:
+        # a quarter of the way round the other, from above or from below it
+        reach, side = draws.between(112, 120), -1 if motion == "left of" else 1
+        corner, upright = draws.between(reach + 44, 212), draws.between(reach + 44, 212)
+        from_above = draws.below(2)
+        x, y = corner if side < 0 else v.UNIT - corner, upright if from_above else v.UNIT - upright
+        first = -reach if from_above else reach
+        ways = ((0, first), (side * reach * 3 // 4, first * 3 // 4), (side * reach, 0))
+        return tuple(((x + dx, y + dy, sizes[0]), (x, y, sizes[1])) for dx, dy in ways)
+    # side by side, or one above the other; near is as near as they come without touching
+    middle, axis = 128 + draws.between(-24, 24), draws.below(2)
+    near, far = (sum(sizes) // 2 + 8) // 2, 128 - max(sizes) // 2 - 4 - draws.between(0, 8)
+    reach = {"together": (far, near), "apart": (near, far), "still": (far, far)}[motion]
+    points = [[(128 - r, middle), (128 + r, middle)] for r in reach]
+    return tuple(tuple((*point[::1 - 2 * axis], size) for point, size in zip(pair, sizes)) for pair in points)
 
 
 def _describe(scene: Scene, draws: Draws, p_paraphrase: float) -> tuple:
@@ -148,8 +182,12 @@ def _describe(scene: Scene, draws: Draws, p_paraphrase: float) -> tuple:
 
 def write_film(description: captions.Description, pick, motion: str) -> str:
     """What is to be seen and how it moves -> "a red apple moves to the right on a blue background"."""
-    subject = captions.write(captions.Description(description.objects))
-    said = f"{subject} {pick(STILL if motion == 'still' and len(description.objects) > 1 else PHRASES[motion])}"
+    things, ways = description.objects, STILL if motion == "still" and len(description.objects) > 1 else PHRASES[motion]
+    if motion in BESIDE:
+        first, second = (captions.write(captions.Description((thing,))) for thing in things)
+        said = f"{first} {pick(ways)} {second}"
+    else:
+        said = f"{captions.write(captions.Description(things))} {pick(ways)}"
     if not description.background:
         return said
     where = pick(captions.background_phrases(description.background))
@@ -165,7 +203,8 @@ def parse_film(caption: str) -> tuple[captions.Description, str | None]:
     phrase = next((phrase for phrase in MEANINGS if f" {phrase} " in f" {text} "), None)
     if phrase is None:
         return captions.parse_caption(caption), None
-    said, motion = captions.parse_caption(f" {text} ".replace(f" {phrase} ", " ", 1)), MEANINGS[phrase]
+    motion = MEANINGS[phrase]
+    said = captions.parse_caption(f" {text} ".replace(f" {phrase} ", " and " if motion in BESIDE else " ", 1))
     if motion not in (OF_ONE if len(said.objects) == 1 else OF_TWO if len(said.objects) == 2 else ()):
         raise ValueError(f"parse_film: {caption!r} tells \"{phrase}\" of {len(said.objects)} things. One thing can "
                          f"{', '.join(PHRASES[m][0] for m in OF_ONE)}; two can "
@@ -175,19 +214,23 @@ def parse_film(caption: str) -> tuple[captions.Description, str | None]:
 
 def film_words(config: FilmConfig) -> tuple[str, ...]:
     """All words of the captions of these films and of single pictures of their scenes; nouns first."""
-    return tuple(dict.fromkeys((*words_of(config.scenes), ",", *MOTION_WORDS)))
+    said = {word for phrase, motion in MEANINGS.items() if motion in config.motions for word in phrase.split()}
+    return tuple(dict.fromkeys((*words_of(config.scenes), ",", *sorted(said))))
 
 
 def scene_at(film: Film, frame: int, frames: int) -> Scene:
     """The scene in one of `frames` frames, from 0: every thing has gone its part of the way, to the nearest unit."""
-    last = max(frames - 1, 1)
+    last, points = max(frames - 1, 1), (tuple((o.x, o.y, o.size) for o in film.scene.objects), *film.path)
+    part = min(frame * len(film.path) // last, len(film.path) - 1)
+    gone = frame * len(film.path) - part * last                 # of `last`, from this point to the next
 
     def between(a: int, b: int) -> int:
-        return a + (2 * (b - a) * frame + last) // (2 * last)
+        return a + (2 * (b - a) * gone + last) // (2 * last)
 
-    things = tuple(replace(o, x=between(o.x, x), y=between(o.y, y), size=between(o.size, size))
-                   for o, (x, y, size) in zip(film.scene.objects, film.ends))
-    return replace(film.scene, objects=things)
+    here, there = points[part:part + 2]
+    things = (replace(o, **dict(zip(("x", "y", "size"), map(between, *ends))))
+              for o, *ends in zip(film.scene.objects, here, there))
+    return replace(film.scene, objects=tuple(things))
 
 
 def render_film(film: Film, config: FilmConfig = FilmConfig()) -> dict:

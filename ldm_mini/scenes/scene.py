@@ -226,7 +226,8 @@ def render(scene: Scene, config: SceneConfig = SceneConfig()) -> dict:
         x, y = o.x * size // v.UNIT - (x0 + x1) // 2, o.y * size // v.UNIT - (y0 + y1) // 2
         there, here = put(image, stamp, x, y)
         semantic[there][stamp.solid[here]] = len(v.STUFF) + v.NOUN_INDEX[o.noun]
-        boxes[index] = max(x + x0, 0), max(y + y0, 0), min(x + x1, size), min(y + y1, size)
+        box = max(x + x0, 0), max(y + y0, 0), min(x + x1, size), min(y + y1, size)
+        boxes[index] = box if box[0] < box[2] and box[1] < box[3] else 0  # of a film, a thing may be outside
     # means of 4 x 4 pixels, rounded, in whole numbers; first down, then across: faster than both at once
     side, factor = size // LOWRES_FACTOR, LOWRES_FACTOR
     rows = image.reshape(side, factor, size * 3).sum(1, dtype=np.uint16)

@@ -7,7 +7,7 @@ values stand beside each recipe, as measured with the command above it.
 from dataclasses import dataclass, replace
 
 from ..autoencoder import AutoencoderConfig
-from ..scenes.films import FILM_SCENES, FilmConfig
+from ..scenes.films import FILM_SCENES, MOTIONS, PLAIN_MOTIONS, FilmConfig
 from ..scenes.scene import CENTRED_SCENES, MICRO_SCENES, TINY_SCENES, SceneConfig
 from ..tasks import PARTS, find_task
 from ..train import FirstStageLoss
@@ -138,11 +138,12 @@ class VideoRecipe(DiffusionRecipe):
     noise_share: float = 0.0                    # of the noise's variance, in common to all frames
     image_every: int | None = 5                 # each so many steps, pictures; None: films alone
     pictures: int = 6_000                       # scenes encoded for these steps
+    motions: tuple = MOTIONS
 
     @property
     def films(self) -> FilmConfig:
         """The films of its scenes."""
-        return FilmConfig(self.scenes, self.frames)
+        return FilmConfig(self.scenes, self.frames, self.motions)
 
 
 def for_task(recipe: DiffusionRecipe, task: str) -> DiffusionRecipe:
@@ -324,13 +325,18 @@ SMALL_VIDEO = VideoRecipe(**{
 # and stored (`save_pretrained(base="emoji-scenes")`). Pictures would teach it nothing. 0.74 s a step on one core with
 # bfloat16, 60 minutes: frames that agree, and go where they like.
 # python -m ldm_mini train video --recipe small_time --autoencoder emoji-scenes --start-from emoji-scenes
-SMALL_TIME_VIDEO = replace(SMALL_VIDEO, name="small_time", frozen=True, image_every=None)
+SMALL_TIME_VIDEO = replace(SMALL_VIDEO, name="small_time", frozen=True, image_every=None, motions=PLAIN_MOTIONS)
 
-# Then where things go, which is decided at the highest noise (as of layouts, above). 38
-# minutes: of films of one thing .44 are seen to go as told, .03 before.
+# Then where things go, which is decided at the highest noise (as of layouts, above). 38 minutes: of films of one thing
+# .44 are seen to go as told, .03 before.
 # python -m ldm_mini train video --recipe small_motion --autoencoder emoji-scenes \
 #     --start-from runs/video-small_time/model
 SMALL_MOTION_VIDEO = replace(SMALL_TIME_VIDEO, name="small_motion", t_power=4.0, steps=3_500, lr=2e-3, muon_lr=5e-3)
+
+# Then all motions: what enters, leaves, turns round, or moves to the left of another.
+# python -m ldm_mini train video --recipe small_paths --autoencoder emoji-scenes \
+#     --start-from runs/video-small_motion/model
+SMALL_PATHS_VIDEO = replace(SMALL_MOTION_VIDEO, name="small_paths", motions=MOTIONS, t_power=3.0, steps=4_000)
 
 # The same films by a transformer, from nothing but words: --text runs/text-small/model. 1.9 CPU-seconds a step.
 SMALL_DIT_VIDEO = replace(SMALL_VIDEO, name="small_dit", net="dit", text_practice=8.0, batch_size=16, lr=2e-3,
@@ -341,5 +347,5 @@ MICRO_VIDEO = VideoRecipe(**{
     "image_every": 3, "steps": 20, "dit": DiTSizes(width=16, depth=1, num_heads=2),
     "sample_captions": ("an apple moves up", "a red star grows")})
 
-VIDEOS = {r.name: r for r in (SMALL_VIDEO, SMALL_TIME_VIDEO, SMALL_MOTION_VIDEO, SMALL_DIT_VIDEO,
+VIDEOS = {r.name: r for r in (SMALL_VIDEO, SMALL_TIME_VIDEO, SMALL_MOTION_VIDEO, SMALL_PATHS_VIDEO, SMALL_DIT_VIDEO,
                              MICRO_VIDEO)}

@@ -95,13 +95,15 @@ def start_video(source: LatentDiffusion, target: LatentVideoDiffusion) -> None:
 @torch.no_grad()
 def give_words(source: TextTransformer, target: TextTransformer) -> None:
     """Give a film model's words the weights of a text transformer that can read; what is new to it stays fresh."""
-    weights, table = source.state_dict(), target.words
-    if not isinstance(source, FilmText):
+    weights, table, theirs = source.state_dict(), target.words, {}
+    if isinstance(source, FilmText):
+        old, theirs = weights["words.old"], dict(zip(source.more_words, weights["words.new"]))
+    else:
         old = weights.pop("words.weight")
-        if old.shape[1] == table.old.shape[1] and len(old) <= len(table.old):
-            old = torch.cat([old, table.old[len(old):]])
-        weights |= {"words.old": old, "words.new": table.new}
-    target.load_state_dict(weights)
+    if old.shape[1] == table.old.shape[1] and len(old) <= len(table.old):
+        old = torch.cat([old, table.old[len(old):]])
+    new = [theirs.get(word, fresh) for word, fresh in zip(target.more_words, table.new)]
+    target.load_state_dict(weights | {"words.old": old, "words.new": torch.stack(new)})
 
 
 class VideoRun(SecondStageRun):

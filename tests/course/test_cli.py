@@ -178,7 +178,7 @@ def test_films_by_the_command_line(trained, tmp_path, capsys):
     assert main(["sample", "a star moves up", "--task", "video", "--num", "1", "--steps", "1", "--out",
                  str(tmp_path / "film.gif")]) == 0 and Image.open(tmp_path / "film.gif").n_frames == 8
     said = fails(capsys, *train, "--recipe", "tiny", "--out", tmp_path / "x")
-    assert "there are small, small_time, small_motion, small_dit, micro" in said
+    assert "there are small, small_time, small_motion, small_paths, small_dit, micro" in said
     assert "video needs a first stage" in fails(capsys, "train", "video", "--recipe", "micro", "--out", tmp_path / "x")
     assert "--task is for diffusion" in fails(capsys, *train, "--task", "text", "--out", tmp_path / "x")
     assert main(["info", str(out / "model")]) == 0

@@ -18,36 +18,66 @@ def of_split(split, config=SMALL):
     return replace(config, scenes=replace(config.scenes, split=split))
 
 
+def ways(film):
+    """((x, y, size) of each thing) at the beginning and at each point of its path."""
+    return [tuple((o.x, o.y, o.size) for o in film.scene.objects), *film.path]
+
+
 def test_paths_go_as_they_are_called():
     """By the composer's own numbers: each motion changes what it names, in its direction, and nothing else."""
     seen = set()
-    for seed in range(300):
+    for seed in range(600):
         film = f.random_film(seed, SMALL)
-        begin = [(o.x, o.y, o.size) for o in film.scene.objects]
-        moved = [tuple(b - a for a, b in zip(*pair)) for pair in zip(begin, film.ends)]
+        begin, *between, end = ways(film)
+        moved = [tuple(b - a for a, b in zip(*pair)) for pair in zip(begin, end)]
         seen.add(film.motion)
+        if film.motion in f.BESIDE:
+            (x, _, _), (_, _, grew) = begin[0], moved[0]
+            assert moved[1] == (0, 0, 0) and grew == 0, "the second thing stands still"
+            assert x == begin[1][0] and end[0][1] == end[1][1], "from above or below it, to one side of it"
+            assert np.sign(end[0][0] - end[1][0]) == {"left of": -1, "right of": 1}[film.motion]
+            continue
         if len(begin) == 2:
             near = [sum((a - b) ** 2 for a, b in zip(*ends[:2])) for ends in
-                    ([thing[:2] for thing in begin], [thing[:2] for thing in film.ends])]
+                    ([thing[:2] for thing in begin], [thing[:2] for thing in end])]
             assert np.sign(near[1] - near[0]) == {"still": 0, "together": -1, "apart": 1}[film.motion]
             continue
+        how, _, side = film.motion.partition(" ")
+        if how == "turns":
+            assert begin == end and np.sign(between[0][0][0] - begin[0][0]) == {"left": -1, "right": 1}[side]
+            continue
+        one = {"enters left": "right", "enters right": "left"}.get(film.motion, side or how)
         signs = {"left": (-1, 0, 0), "right": (1, 0, 0), "up": (0, -1, 0), "down": (0, 1, 0), "grows": (0, 0, 1),
-                 "shrinks": (0, 0, -1), "still": (0, 0, 0)}[film.motion]
-        assert tuple(map(int, np.sign(moved[0]))) == signs
+                 "shrinks": (0, 0, -1), "still": (0, 0, 0)}[one]
+        assert tuple(map(int, np.sign(moved[0]))) == signs and not between
         assert film.motion == "still" or max(map(abs, moved[0])) >= 48
     assert seen == set(f.MOTIONS)
 
 
+def outside(x, size):
+    return x + size // 2 < 0 or x - size // 2 > 256
+
+
 def test_things_stay_inside_and_apart():
-    for seed in range(200):
+    """But for what enters, which is all outside at first, and what leaves, which is at last."""
+    for seed in range(400):
         film = f.random_film(seed, SMALL)
-        for k in (0, 2, 4):
+        shown = f.render_film(film, SMALL)["boxes"][:, 0].any(-1)
+        how = film.motion.partition(" ")[0]
+        for k in {"enters": (4,), "leaves": (0, 1)}.get(how, range(5)):
             things = f.scene_at(film, k, 5).objects
             assert all(o.size // 2 <= o.x <= 256 - o.size // 2 and o.size // 2 <= o.y <= 256 - o.size // 2
                        for o in things)
             if len(things) == 2:
                 a, b = things
                 assert max(abs(a.x - b.x), abs(a.y - b.y)) >= (a.size + b.size) / 2
+        away = {"enters": 0, "leaves": 4}.get(how)
+        assert shown.all() == (away is None)
+        if away is not None:
+            o = f.scene_at(film, away, 5).objects[0]
+            frames = f.render_film(film, SMALL)["video"]
+            bare = render(replace(film.scene, objects=()), SMALL.scenes)["image"]
+            assert outside(o.x, o.size) and (frames[away] == bare).all(), "nothing of it is seen, nor of its shadow"
 
 
 def test_frames_are_scenes_rendered_one_by_one():
@@ -57,13 +87,18 @@ def test_frames_are_scenes_rendered_one_by_one():
     first = film.scene.objects[0]
     for k in range(5):
         # one unit of rounding, at most
-        x = first.x + (film.ends[0][0] - first.x) * k / 4
+        x = first.x + (film.path[-1][0][0] - first.x) * k / 4
         assert abs(f.scene_at(film, k, 5).objects[0].x - x) <= 0.5
         alone = render(f.scene_at(film, k, 5), SMALL.scenes)
         assert (drawn["video"][k] == alone["image"]).all() and (drawn["boxes"][k] == alone["boxes"]).all()
     still = next(film for seed in range(99) if (film := f.random_film(seed, SMALL)).motion == "still")
     frames = f.render_film(still, SMALL)["video"]
     assert (frames == frames[:1]).all()
+    # what turns round passes each place twice: it is at the far end half way
+    turns = next(film for seed in range(300) if (film := f.random_film(seed, SMALL)).motion == "turns left")
+    places = [f.scene_at(turns, k, 5).objects[0].x for k in range(5)]
+    assert places[0] == places[4] and places[2] == turns.path[0][0][0]
+    assert places[1] == places[3] == pytest.approx((places[0] + places[2]) / 2, abs=0.5)
 
 
 def test_every_caption_is_read_back():
@@ -71,7 +106,7 @@ def test_every_caption_is_read_back():
         film = f.random_film(seed, of_split("all"))
         said, motion = f.parse_film(film.scene.caption)
         assert motion == film.motion and [noun for noun, _ in said.objects] == [o.noun for o in film.scene.objects]
-        assert said.background in (None, film.scene.background)
+        assert said.relation is None and said.background in (None, film.scene.background)
         assert all(color in (None, o.color) for (_, color), o in zip(said.objects, film.scene.objects))
 
 
@@ -81,6 +116,11 @@ def test_every_caption_is_read_back():
     ("a car and a dog move away from each other in the snow", [("car", None), ("dog", None)], "apart", "snow"),
     ("two dogs stand still", [("dog", None)] * 2, "still", None),
     ("a dog gets larger", [("dog", None)], "grows", None),
+    ("A red car comes in from the left, blue background", [("car", "red")], "enters left", "blue"),
+    ("an owl leaves to the right at night", [("owl", None)], "leaves right", "night"),
+    ("a cake goes left and comes back", [("cake", None)], "turns left", None),
+    ("a red apple moves to the left of a dog", [("apple", "red"), ("dog", None)], "left of", None),
+    ("in the snow, a red apple goes right of a green star", [("apple", "red"), ("star", "green")], "right of", "snow"),
     ("a dog to the left of a cat", [("dog", None), ("cat", None)], None, None)])
 def test_captions(caption, objects, motion, background):
     said, told = f.parse_film(caption)
@@ -91,12 +131,15 @@ def test_every_way_of_saying_a_motion_means_that_motion():
     one, two = Description((("dog", None),)), Description((("dog", None), ("cat", None)))
     for phrase, motion in f.MEANINGS.items():
         subject = "a dog and a cat" if motion in ("together", "apart") or phrase in f.STILL else "a dog"
-        assert f.parse_film(f"{subject} {phrase} at night")[1] == motion
+        said, told = f.parse_film(f"{subject} {phrase} {'a cat ' * (motion in f.BESIDE)}at night")
+        assert told == motion and len(said.objects) == (1 if motion in f.OF_ONE and phrase not in f.STILL else 2)
+    assert f.write_film(two, lambda ways: ways[0], "left of") == "a dog moves to the left of a cat"
     assert f.write_film(one, lambda ways: ways[0], "still") == "a dog stands still"
     assert f.write_film(two, lambda ways: ways[0], "still") == "a dog and a cat stand still"
 
 
-@pytest.mark.parametrize("caption", ["a dog moves apart", "a dog and a cat moves up", "a dog flies"])
+@pytest.mark.parametrize("caption", ["a dog moves apart", "a dog and a cat moves up", "a dog flies",
+                                     "a dog moves to the left of", "two dogs enters from the left"])
 def test_what_cannot_be_is_refused(caption):
     with pytest.raises(ValueError, match="parse_"):
         f.parse_film(caption)
@@ -117,6 +160,16 @@ def test_what_is_held_out_is_never_trained_on():
     # each thing stands still or moves in every way but one
     assert all(motions == set(f.OF_ONE) - {f.HELDOUT_MOTION[noun]} for noun, motions in shown.items())
     assert set(f.HELDOUT_MOTION.values()) == set(f.OF_ONE[:6]) and set(f.HELDOUT_MOTION) == set(v.NOUNS)
+
+
+def test_the_plain_motions_films_stay_what_they_were():
+    """A model was trained on them: other motions must not change the films of a seed."""
+    plain = replace(SMALL, motions=f.PLAIN_MOTIONS)
+    assert [(film.motion, film.path) for film in (f.random_film(seed, plain) for seed in range(4))] == [
+        ("still", (((122, 46, 64), (122, 210, 80)),)), ("left", (((73, 137, 104),),)),
+        ("still", (((67, 84, 88),),)), ("together", (((107, 88, 72), (107, 168, 72)),))]
+    assert set(f.film_words(SMALL)) - set(f.film_words(plain)) == {"enters", "comes", "leaves", "out", "turns",
+                                                                   "round", "back"}
 
 
 def test_a_seed_is_a_film_at_every_size_and_length():

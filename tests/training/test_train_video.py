@@ -112,6 +112,19 @@ def test_words_of_motion_come_behind_the_tokenizers_own(first):
     assert unknown not in ids and words.unknown_words("a cup moves up") == ["cup"]
 
 
+def test_words_of_motion_keep_what_they_learned_when_there_are_more(first):
+    """By name: the table of a model of fewer motions has other places."""
+    words = build_video(MICRO, first).conditioner.parts[0].text_transformer
+    fewer = FilmText(16, 1, 2, more_words=("up", "goes", "hops"), shared=100)
+    fresh = words.words.new.detach().clone()
+    give_words(fewer, words)
+    for place, word in enumerate(words.more_words):
+        known = word in ("up", "goes")
+        row = fewer.words.new[fewer.more_words.index(word)] if known else fresh[place]
+        assert torch.equal(words.words.new[place], row), word
+    assert torch.equal(words.words.old[:100], fewer.words.old) and torch.equal(words.positions, fewer.positions)
+
+
 @pytest.mark.parametrize("name", VIDEOS)
 def test_every_caption_fits_and_is_known(name, first):
     recipe = VIDEOS[name]
@@ -129,11 +142,11 @@ def test_recipes_build_their_networks(name):
     assert isinstance(films.net, VideoDiT if recipe.net == "dit" else VideoUNet)
     assert films.latent_shape(recipe.scenes.size) == (first.config.latent_channels, recipe.frames, 8, 8)
     assert sum(p.numel() for p in films.net.parameters()) < 11e6
-    assert recipe.films == FilmConfig(recipe.scenes, recipe.frames) and recipe.scenes.split == "train"
+    assert recipe.films == FilmConfig(recipe.scenes, recipe.frames, recipe.motions) and recipe.scenes.split == "train"
     if name in ("small", "small_time"):                         # it can begin as the image model of this name
         start_video(build.build_diffusion(DIFFUSIONS["small"], first), films)
     with pytest.raises(ValueError, match="no video recipe 'tiny'; there are small, small_time, small_motion, "
-                                         "small_dit, micro"):
+                                         "small_paths, small_dit, micro"):
         find_recipe("video", "tiny")
 
 
