@@ -82,7 +82,8 @@ def train(stage: Positional[Literal["autoencoder", "text", "diffusion", "video"]
         track: log to tensorboard, wandb or another tracker of accelerate's, too, if it is installed.
     """
     from .training.launch import train_stage
-    from .training.recipes import find_recipe, for_task
+    from .training.recipe import for_task
+    from .training.recipes import find_recipe
 
     for stages, options in {
         ("diffusion",): {"task": task, "language": language, "net": net},

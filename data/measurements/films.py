@@ -1,12 +1,13 @@
 """What layers over time buy, on the shipped film model, for notebook 16: `python data/measurements/films.py`.
 
-Films that move, of new scenes ("val") with one thing or two, and of one thing in a motion that training never showed it
-in ("heldout"): of the film model, told a caption, and with a first frame that is kept (`keep_first`); and of the same
+Films that move, of new scenes ("val") with one thing or two, in plain motions (left, grows, apart, ...) or on the paths
+that came later (enters, turns, beside another, ...), and of one thing in a motion that training never showed it in
+("heldout"): of the film model, told a caption, and with a first frame that is kept (`keep_first`); and of the same
 network without its layers over time, which then draws each frame alone, from noise of its own or from one noise for
 all. The recogniser reads them frame by frame, and "flicker" is how much the background changes from frame to frame.
 "motion_gap": at some levels of noise, the loss with the right motion, and how much more it is with the opposite one.
-`--before FOLDER` measures the model after its first leg, too (recipe small_time), which is not shipped. About 15
-minutes on one thread; the results go to `films.json`.
+`--before FOLDER` measures the model after its first leg, too (recipe small_time), `--middle FOLDER` after its second
+(small_motion); both are not shipped. About 15 minutes on one thread; the results go to `films.json`.
 """
 
 from dataclasses import replace
@@ -23,7 +24,7 @@ from ldm_mini.hub import content_hash, find, read_config
 from ldm_mini.measure import Recogniser
 from ldm_mini.measure.films import evaluate_films
 from ldm_mini.scenes import scenes_of
-from ldm_mini.scenes.films import MOTIONS, PHRASES, FilmConfig, film_batches
+from ldm_mini.scenes.films import MOTIONS, PHRASES, PLAIN_MOTIONS, FilmConfig, film_batches
 from ldm_mini.video_diffusion import LatentVideoDiffusion
 
 OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up", "grows": "shrinks", "shrinks": "grows"}
@@ -54,36 +55,39 @@ def motion_gap(ldm: LatentVideoDiffusion, films: FilmConfig, num: int) -> dict:
     return found
 
 
-def main(model: str = "emoji-films", before: str | None = None, num: int = 64, steps: int = 20,
-         out: Path = Path(__file__).with_suffix(".json")) -> None:
+def main(model: str = "emoji-films", before: str | None = None, middle: str | None = None, num: int = 64,
+         steps: int = 20, out: Path = Path(__file__).with_suffix(".json")) -> None:
     """num: films of each row."""
     torch.set_num_threads(1)
     recogniser, scenes = Recogniser.load(), scenes_of(read_config(find(model), "LatentVideoDiffusion"))
     report = {"films": num, "steps": steps, "content": content_hash(model), "motion_gap": {}, "rows": []}
+    legs = {name: folder for name, folder in (("after its first leg", before), ("after its second leg", middle))
+            if folder}
 
     def load(way: str) -> LatentVideoDiffusion:
-        ldm = LatentVideoDiffusion.from_pretrained(before if way == "after its first leg" else model)
+        ldm = LatentVideoDiffusion.from_pretrained(legs.get(way, model))
         return {"frames alone": without_time, "... with one noise for all": lambda m: without_time(m, 0.9999)
                 }.get(way, lambda m: m)(ldm)
 
-    def films(split: str, things: int) -> FilmConfig:
+    def films(split: str, things: int, paths: str) -> FilmConfig:
         chosen = replace(scenes, split=split, min_objects=things, max_objects=things)
-        return FilmConfig(chosen, motions=[motion for motion in MOTIONS if motion != "still"])
+        return FilmConfig(chosen, motions=[motion for motion in MOTIONS if motion != "still"
+                                           and (motion in PLAIN_MOTIONS) == (paths == "plain")])
 
-    for name in ("film model", *(["after its first leg"] if before else ())):
-        report["motion_gap"][name] = motion_gap(load(name), films("val", 1), num)
+    for name in ("film model", *legs):
+        report["motion_gap"][name] = motion_gap(load(name), films("val", 1, "plain"), num)
         print(name, report["motion_gap"][name], flush=True)
-    before_that = ["after its first leg"] if before else []
     kept = "... with its first frame kept"
-    for split, things, ways in (
-            ("val", 1, ["film model", kept, "frames alone", "... with one noise for all", *before_that]),
-            ("val", 2, ["film model", *before_that]), ("heldout", 1, ["film model"])):
+    for split, things, paths, ways in (
+            ("val", 1, "plain", ["film model", kept, "frames alone", "... with one noise for all", *legs]),
+            ("val", 1, "new", ["film model", kept]), ("val", 2, "plain", ["film model"]),
+            ("val", 2, "new", ["film model"]), ("heldout", 1, "plain", ["film model"])):
         for way in ways:
-            scores = evaluate_films(load(way), films(split, things), num, steps, recogniser=recogniser,
+            scores = evaluate_films(load(way), films(split, things, paths), num, steps, recogniser=recogniser,
                                     first_frame=way == kept)
-            report["rows"].append({"way": way, "split": split, "things": things, "scores": {
+            report["rows"].append({"way": way, "split": split, "things": things, "paths": paths, "scores": {
                 name: {key: round(value, 4) for key, value in seen.items()} for name, seen in scores.items()}})
-            print(split, things, way, report["rows"][-1]["scores"]["model"], flush=True)
+            print(split, things, paths, way, report["rows"][-1]["scores"]["model"], flush=True)
             write_json(out, report)
 
 

@@ -1,35 +1,43 @@
 """First stage and diffusion prior trained one after the other, or together, at equal steps, for notebook 09.
 
-    python data/measurements/joint_against_two_stage.py     # about 10 minutes on one thread; writes the JSON beside it
+    python data/measurements/joint_against_two_stage.py     # about an hour on one thread; writes the JSON beside it
 
-The autoencoder here is deterministic and has no bottleneck loss, so that nothing but the two losses shapes the latents.
-Every way gets `--steps` updates of the autoencoder and as many of the U-Net:
+The autoencoder here is deterministic and has no bottleneck loss, so that nothing but the two losses shapes the latents
+(but for the last way, whose encoder is random). Every way gets `--steps` updates of the autoencoder and as many of the
+U-Net:
 
 two stages   reconstruction alone; then diffusion on its frozen, scaled latents
 side by side both at once, but the diffusion loss cannot reach the encoder
 joint raw    reconstruction + weight * diffusion, whose gradient reaches the encoder; latents as they come
 joint unit   the same, with the latents of each batch divided by their standard deviation
 joint centred  the same, each channel's mean taken away first: constants cannot make up the variance
+joint bound    LSGM's remedy (Vahdat et al. 2021): the encoder is random, its losses are those of the likelihood bound,
+               the entropy of what it says among them, and the network learns with other weights over t
+
+Each run is written as it ends, and what is written is not run again.
 """
 
-import argparse
-import json
 import math
 from pathlib import Path
 
 import torch
+import tyro
 from pixel_against_latent import BATCH, ClassJudge, batches, diffusion_model, pictures
 
 from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_mini.cond import Cond
 from ldm_mini.diffusion import diffusion_loss
+from ldm_mini.files import read_json, write_json
 from ldm_mini.kl import KLBottleneck
 from ldm_mini.measure import frechet_distance, psnr
 from ldm_mini.scenes import MICRO_SCENES
 from ldm_mini.train import lr_factor
+from ldm_mini.training.launch import bf16_pays
 
-HERE = Path(__file__).resolve().parent
+BF16 = bf16_pays(torch.device("cpu"))
+RESULTS = Path(__file__).with_suffix(".json")
 WAYS = {"two stages": ("frozen", 1.0), "side by side": ("side", 1.0), "joint raw": ("raw", 0.1),
-        "joint unit": ("unit", 0.1), "joint centred": ("centred", 0.1)}
+        "joint unit": ("unit", 0.1), "joint centred": ("centred", 0.1), "joint bound": ("bound", 0.01)}
 
 
 def fresh_models(seed: int):
@@ -53,6 +61,28 @@ def prior_loss(ldm, z, classes):
     return diffusion_loss(ldm.net, ldm.schedule, z, ldm.conditioner.encode({"class": classes}), ldm.prediction)
 
 
+def bound_losses(autoencoder, ldm, x, classes):
+    """Reconstruction; nats per latent value that it takes to say z, beyond its own noise; the network's loss.
+
+    The first two are the likelihood bound, LSGM's eq. 5 to 8: cross entropy minus entropy. Levels are drawn evenly in
+    log SNR, as its sec. 3.4 does to calm the bound's weights; constants are left out.
+    """
+    posterior = autoencoder.bottleneck.distribution(autoencoder.moments(x))
+    z, schedule, cond = posterior.sample(), ldm.schedule, ldm.conditioner.encode({"class": classes})
+    # 1. the network: all levels alike, and z as it is
+    learned = diffusion_loss(ldm.net, schedule, z.detach(), cond, ldm.prediction)
+    # 2. the encoder: the bound's weights, and the network as it is
+    log_snr = schedule.snr(torch.arange(schedule.num_steps)).log()
+    steps = (log_snr[:-1] - log_snr[1:]).clamp(min=0)
+    t = torch.multinomial(steps, len(x), replacement=True)
+    ldm.net.requires_grad_(False)
+    error = diffusion_loss(ldm.net, schedule, z, Cond(vector=cond.vector.detach()), ldm.prediction, t,
+                           weight=lambda snr: snr / (1 + snr))  # of v to that of eps
+    ldm.net.requires_grad_(True)
+    entropy = 0.5 * posterior.logvar.mean()
+    return reconstruction_loss(autoencoder, x, z), 0.5 * steps.sum() * error - entropy, learned
+
+
 @torch.no_grad()
 def scale_of(autoencoder, data) -> float:
     """1 / standard deviation of the latents (`latent_scale` would sample the posterior, which is not used here)."""
@@ -68,18 +98,20 @@ def centre(autoencoder, data) -> None:
 
 
 def losses_of(way: str, autoencoder, ldm, batch, second_half: bool):
-    """Reconstruction and diffusion loss of one step; None where the way does not train that part now."""
+    """Losses of one step: reconstruction, what is weighted against it, and others; None for what is not trained now."""
     x, classes = batch["image"], batch["class"]
+    if way == "bound":
+        return bound_losses(autoencoder, ldm, x, classes)
     if way == "frozen" and second_half:
         with torch.no_grad():
             z = autoencoder.encode(x) * ldm.scale_factor
-        return None, prior_loss(ldm, z, classes)
+        return None, prior_loss(ldm, z, classes), None
     z = autoencoder.encode(x)
     if way == "frozen":
-        return reconstruction_loss(autoencoder, x, z), None
+        return reconstruction_loss(autoencoder, x, z), None, None
     centred = z - z.mean((0, 2, 3), keepdim=True)
     for_prior = {"raw": z, "unit": z / z.std(), "centred": centred / centred.std(), "side": (z / z.std()).detach()}[way]
-    return reconstruction_loss(autoencoder, x, z), prior_loss(ldm, for_prior, classes)
+    return reconstruction_loss(autoencoder, x, z), prior_loss(ldm, for_prior, classes), None
 
 
 def train(way: str, weight: float, data: dict, steps: int, seed: int):
@@ -95,21 +127,23 @@ def train(way: str, weight: float, data: dict, steps: int, seed: int):
             ldm.scale_factor.fill_(scale_of(autoencoder, data))
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * lr_factor(step % steps, steps, warmup=50)
-        rec, diff = losses_of(way, autoencoder, ldm, batch, second_half)
-        loss = sum(part for part in (rec, None if diff is None else weight * diff) if part is not None)
+        with torch.autocast("cpu", torch.bfloat16, BF16):
+            rec, diff, other = losses_of(way, autoencoder, ldm, batch, second_half)
+        loss = sum(part for part in (rec, None if diff is None else weight * diff, other) if part is not None)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        if step % 20 == 19:
+        if step % 100 == 99:
             with torch.no_grad():
                 std = autoencoder.encode(data["image"][:64]).std().item()
-            records.append({"step": step + 1, "std": std, "reconstruction": None if rec is None else rec.item(),
-                            "diffusion": None if diff is None else diff.item()})
+            records.append({"step": step + 1, "std": short(std), **{
+                name: short(loss.item()) for name, loss in (("reconstruction", rec), ("diffusion", diff))
+                if loss is not None}})
     autoencoder.requires_grad_(False).eval()
     if way == "centred":
         centre(autoencoder, data)
-    if way != "raw":
+    if way not in ("raw", "bound"):
         ldm.scale_factor.fill_(scale_of(autoencoder, data))
     return autoencoder, ldm.eval(), records
 
@@ -142,27 +176,29 @@ def distances(judge: ClassJudge, decoded, samples) -> dict:
             "samples_to_decoded": frechet_distance(samples, decoded).item()}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=3)
-    args = parser.parse_args()
+def short(number):
+    """Of four digits."""
+    return 0.0 if number == 0 else round(number, 3 - math.floor(math.log10(abs(number))))
+
+
+def main(steps: int = 2_000, seeds: int = 3, out: Path = RESULTS) -> None:
+    """steps: of each part."""
     torch.set_num_threads(1)
-    sizes = ((2048, 0), (1024, 10**6), (512, 2 * 10**6))
-    data, real, new = (pictures(n, start, MICRO_SCENES) for n, start in sizes)
-    judge = ClassJudge(real)
-    runs = {name: [] for name in WAYS}
-    for seed in range(args.seeds):
+    data, real, new = (pictures(n, start, MICRO_SCENES) for n, start in ((2048, 0), (1024, 10**6), (512, 2 * 10**6)))
+    judge, runs = ClassJudge(real), {name: [] for name in WAYS}
+    report = {"steps": steps, "batch": BATCH, "bf16": BF16, "runs": runs}
+    if out.is_file() and (before := read_json(out))["steps"] == steps:
+        runs |= before["runs"]
+    for seed in range(seeds):
         for name, (way, weight) in WAYS.items():
-            autoencoder, ldm, records = train(way, weight, data, args.steps, seed)
-            runs[name].append({"seed": seed, **measure(autoencoder, ldm, judge, new), "records": records})
-            short = {key: value for key, value in runs[name][-1].items() if key != "records"}
-            print(name, json.dumps(short), flush=True)
-    rounded = json.loads(json.dumps({"steps": args.steps, "batch": BATCH, "runs": runs}),
-                         parse_float=lambda text: 0.0 if float(text) == 0 else
-                         round(float(text), 3 - math.floor(math.log10(abs(float(text))))))
-    (HERE / "joint_against_two_stage.json").write_text(json.dumps(rounded) + "\n", encoding="utf-8")
+            if any(run["seed"] == seed for run in runs[name]):
+                continue
+            autoencoder, ldm, records = train(way, weight, data, steps, seed)
+            found = {key: short(value) for key, value in measure(autoencoder, ldm, judge, new).items()}
+            runs[name].append({"seed": seed, **found, "records": records})
+            print(name, found, flush=True)
+            write_json(out, report)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

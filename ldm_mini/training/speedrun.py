@@ -42,7 +42,8 @@ from .build import (
 from .latents import cache_latents
 from .launch import bf16_pays
 from .reading import facts_stream, train_reader
-from .recipes import AUTOENCODERS, DIFFUSIONS, TEXTS, AutoencoderRecipe, DiffusionRecipe, TextRecipe
+from .recipe import AutoencoderRecipe, DiffusionRecipe, TextRecipe
+from .recipes import AUTOENCODERS, DIFFUSIONS, TEXTS
 
 TARGET, CAPTIONS = 0.8, 256
 

@@ -14,7 +14,8 @@ from ldm_mini.text import load_tokenizer
 from ldm_mini.train import TrainState, train_autoencoder, train_diffusion
 from ldm_mini.training.build import build_autoencoder, build_diffusion, start_first_stage, start_from
 from ldm_mini.training.launch import bf16_pays
-from ldm_mini.training.recipes import AUTOENCODERS, DIFFUSIONS, find_recipe, for_task
+from ldm_mini.training.recipe import for_task
+from ldm_mini.training.recipes import AUTOENCODERS, DIFFUSIONS, find_recipe
 
 
 def millions(module):

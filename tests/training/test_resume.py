@@ -20,7 +20,8 @@ from ldm_mini.files import load_safetensors, save_safetensors
 from ldm_mini.train import FirstStageLoss, Log
 from ldm_mini.training import runs
 from ldm_mini.training.launch import defaults, train_stage
-from ldm_mini.training.recipes import AUTOENCODERS, DIFFUSIONS, TEXTS, DiTSizes
+from ldm_mini.training.recipe import DiTSizes
+from ldm_mini.training.recipes import AUTOENCODERS, DIFFUSIONS, TEXTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = FirstStageLoss(perceptual_weight=0.0, disc_weight=0.0)
