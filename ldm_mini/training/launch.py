@@ -12,7 +12,7 @@ import torch
 from ..files import read_json
 from ..hub import content_hash, load_autoencoder
 from ..latent_diffusion import LatentDiffusion
-from . import recipes, runs
+from . import recipes, runs, stopping
 from .stages import FirstStageRun, SecondStageRun, TextRun
 from .video import VideoRun
 
@@ -31,7 +31,7 @@ def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None, star
     track:       also log to what accelerate knows by this name ("tensorboard", "wandb", ...), or to a GeneralTracker.
     options:     of `runs.follow`: minutes, log_every, sample_every, save_every.
     Raises ValueError before anything is written, if the folder, the recipe or the first stage cannot be used, and
-    `runs.Stopped` when it was asked to stop, all saved. Both can be resumed.
+    `stopping.Stopped` when it was asked to stop, all saved. Both can be resumed.
     """
     if stage in ("diffusion", "video") and autoencoder is None:
         raise ValueError(f"{stage} needs a first stage: --autoencoder FOLDER, the `model` folder of a run of "
@@ -43,7 +43,7 @@ def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None, star
     settings = {"stage": stage, "seed": seed, "processes": accelerator.num_processes, **asdict(recipe), **given,
                 "weights": {name: content_hash(model) for name, model in given.items()}}
     with contextlib.ExitStack() as inside:
-        asked = runs.Requests()
+        asked = stopping.Requests()
         inside.enter_context(asked.from_output())
         if accelerator.is_main_process:
             inside.enter_context(runs.owned(out))
@@ -74,7 +74,7 @@ def train_stage(stage: str, recipe, out, *, autoencoder: str | None = None, star
             _compile(run.state.model)
         finished = _finish(run, settings, asked, options)
     if asked.number is not None and not finished:
-        raise runs.Stopped(asked.number)
+        raise stopping.Stopped(asked.number)
     return finished
 
 

@@ -18,7 +18,7 @@ from accelerate.tracking import GeneralTracker
 
 from ldm_mini.files import load_safetensors, save_safetensors
 from ldm_mini.train import FirstStageLoss, Log
-from ldm_mini.training import runs
+from ldm_mini.training import runs, stopping
 from ldm_mini.training.launch import defaults, train_stage
 from ldm_mini.training.recipe import DiTSizes
 from ldm_mini.training.recipes import AUTOENCODERS, DIFFUSIONS, TEXTS
@@ -129,15 +129,15 @@ def test_whoever_asks_it_to_stop_finds_the_step_finished(tmp_path, monkeypatch, 
     before = signal.getsignal(number)
     if before is signal.SIG_IGN:                                # as under nohup, and for SIGPIPE in Python
         signal.signal(number, signal.SIG_DFL if name == "SIGHUP" else before)
-    follow, handlers = runs.follow, [signal.getsignal(n) for n in runs.SIGNALS]
+    follow, handlers = runs.follow, [signal.getsignal(n) for n in stopping.SIGNALS]
     monkeypatch.setattr(runs, "follow", lambda logs, *args, **options: follow(interrupted(logs), *args, **options))
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    with pytest.raises(runs.Stopped) as stopped:
+    with pytest.raises(stopping.Stopped) as stopped:
         train_stage("autoencoder", recipe, tmp_path / "run", **EVERY)
     assert stopped.value.status == 128 + number
     assert runs.latest(tmp_path / "run" / "checkpoints").name == "step-00000006.safetensors"
     assert (tmp_path / "run" / "model" / "config.json").is_file()
-    assert [signal.getsignal(n) for n in runs.SIGNALS] == handlers, "the handlers must be put back"
+    assert [signal.getsignal(n) for n in stopping.SIGNALS] == handlers, "the handlers must be put back"
     signal.signal(number, before)
 
 
