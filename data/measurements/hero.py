@@ -3,7 +3,8 @@
     python data/measurements/hero.py     # less than a minute on one CPU thread; writes hero.png beside it
 
 Two simple scenes (sixteen nouns, one or two things) that no training saw; the samples are the first that came, none is
-chosen. Six tiles side by side, words a sixth of a tile high: they can be read on a telephone, too.
+chosen. Six tiles side by side, words a sixth of a tile high: they can be read on a telephone, too. The stored file has
+its colours rounded, unseen, by `compressed` of data/build/compress_figures.py.
 """
 
 import textwrap

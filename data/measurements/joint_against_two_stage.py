@@ -64,29 +64,31 @@ def prior_loss(ldm, z, classes):
 def bound_losses(autoencoder, ldm, x, classes):
     """Reconstruction; nats per latent value that it takes to say z, beyond its own noise; the network's loss.
 
-    The first two are the likelihood bound, LSGM's eq. 5 to 8: cross entropy minus entropy. Levels are drawn evenly in
-    log SNR, as its sec. 3.4 does to calm the bound's weights; constants are left out.
+    The first two are the likelihood bound of LSGM: cross entropy (its Theorem 1) minus entropy. Levels are drawn evenly
+    in log SNR, so that the bound's weights do not make it noisy; constants are left out.
     """
     posterior = autoencoder.bottleneck.distribution(autoencoder.moments(x))
-    z, schedule, cond = posterior.sample(), ldm.schedule, ldm.conditioner.encode({"class": classes})
+    schedule, cond, z = ldm.schedule, ldm.conditioner.encode({"class": classes}), posterior.sample()
+    # a shift and a scale change cross entropy and entropy alike: as in "centred", the network sees unit variance
+    centred = z - z.mean((0, 2, 3), keepdim=True)
+    z0, entropy = centred / centred.std(), 0.5 * posterior.logvar.mean() - centred.std().log()
     # 1. the network: all levels alike, and z as it is
-    learned = diffusion_loss(ldm.net, schedule, z.detach(), cond, ldm.prediction)
+    learned = diffusion_loss(ldm.net, schedule, z0.detach(), cond, ldm.prediction)
     # 2. the encoder: the bound's weights, and the network as it is
     log_snr = schedule.snr(torch.arange(schedule.num_steps)).log()
     steps = (log_snr[:-1] - log_snr[1:]).clamp(min=0)
     t = torch.multinomial(steps, len(x), replacement=True)
     ldm.net.requires_grad_(False)
-    error = diffusion_loss(ldm.net, schedule, z, Cond(vector=cond.vector.detach()), ldm.prediction, t,
+    error = diffusion_loss(ldm.net, schedule, z0, Cond(vector=cond.vector.detach()), ldm.prediction, t,
                            weight=lambda snr: snr / (1 + snr))  # of v to that of eps
     ldm.net.requires_grad_(True)
-    entropy = 0.5 * posterior.logvar.mean()
     return reconstruction_loss(autoencoder, x, z), 0.5 * steps.sum() * error - entropy, learned
 
 
 @torch.no_grad()
-def scale_of(autoencoder, data) -> float:
-    """1 / standard deviation of the latents (`latent_scale` would sample the posterior, which is not used here)."""
-    return 1 / autoencoder.encode(data["image"][:512]).std().item()
+def scale_of(autoencoder, data, sample: bool = False) -> float:
+    """1 / standard deviation of the latents; sample: of what a random encoder says."""
+    return 1 / autoencoder.encode(data["image"][:512], sample=sample).std().item()
 
 
 @torch.no_grad()
@@ -134,17 +136,17 @@ def train(way: str, weight: float, data: dict, steps: int, seed: int):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        if step % 100 == 99:
+        if step % 500 == 499:
             with torch.no_grad():
                 std = autoencoder.encode(data["image"][:64]).std().item()
             records.append({"step": step + 1, "std": short(std), **{
                 name: short(loss.item()) for name, loss in (("reconstruction", rec), ("diffusion", diff))
                 if loss is not None}})
     autoencoder.requires_grad_(False).eval()
-    if way == "centred":
+    if way in ("centred", "bound"):
         centre(autoencoder, data)
-    if way not in ("raw", "bound"):
-        ldm.scale_factor.fill_(scale_of(autoencoder, data))
+    if way != "raw":
+        ldm.scale_factor.fill_(scale_of(autoencoder, data, sample=way == "bound"))
     return autoencoder, ldm.eval(), records
 
 
