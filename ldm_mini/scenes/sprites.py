@@ -154,7 +154,7 @@ def put(picture: np.ndarray, stamp: Stamp, x: int, y: int) -> tuple:
     """
     height, width = picture.shape[:2]
     left, top = max(x, 0), max(y, 0)
-    right, bottom = max(min(x + stamp.solid.shape[1], width), 0), max(min(y + stamp.solid.shape[0], height), 0)
+    right, bottom = min(x + stamp.solid.shape[1], width), min(y + stamp.solid.shape[0], height)
     left, top = min(left, right), min(top, bottom)              # nothing of it is inside
     there = (slice(top, bottom), slice(left, right))
     here = (slice(top - y, bottom - y), slice(left - x, right - x))

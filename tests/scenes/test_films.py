@@ -33,6 +33,7 @@ def test_paths_go_as_they_are_called():
         seen.add(film.motion)
         if film.motion in f.BESIDE:
             (x, _, _), (_, _, grew) = begin[0], moved[0]
+            assert len({o.noun for o in film.scene.objects}) == 2, "which one moves must be told"
             assert moved[1] == (0, 0, 0) and grew == 0, "the second thing stands still"
             assert x == begin[1][0] and end[0][1] == end[1][1], "from above or below it, to one side of it"
             assert np.sign(end[0][0] - end[1][0]) == {"left of": -1, "right of": 1}[film.motion]
@@ -159,6 +160,9 @@ def test_what_is_held_out_is_never_trained_on():
             shown.setdefault(film.scene.objects[0].noun, set()).add(film.motion)
     # each thing stands still or moves in every way but one
     assert all(motions == set(f.OF_ONE) - {f.HELDOUT_MOTION[noun]} for noun, motions in shown.items())
+    pairs = [(a, b) for a in v.NOUNS for b in v.NOUNS if a != b]
+    for motion, share in (("together", 1 / 8), ("apart", 1 / 8), ("still", 0), ("left of", 0), ("right of", 0)):
+        assert sum(f.heldout_motion(pair, motion) for pair in pairs) / len(pairs) == pytest.approx(share, abs=0.02)
     assert set(f.HELDOUT_MOTION.values()) == set(f.OF_ONE[:6]) and set(f.HELDOUT_MOTION) == set(v.NOUNS)
 
 
