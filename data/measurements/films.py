@@ -24,10 +24,9 @@ from ldm_mini.hub import content_hash, find, read_config
 from ldm_mini.measure import Recogniser
 from ldm_mini.measure.films import evaluate_films
 from ldm_mini.scenes import scenes_of
-from ldm_mini.scenes.films import MOTIONS, PHRASES, PLAIN_MOTIONS, FilmConfig, film_batches
+from ldm_mini.scenes.films import MOTIONS, OPPOSITE, PHRASES, PLAIN_MOTIONS, FilmConfig, film_batches
 from ldm_mini.video_diffusion import LatentVideoDiffusion
 
-OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up", "grows": "shrinks", "shrinks": "grows"}
 LEVELS = (999, 950, 900, 800, 600, 300)
 
 

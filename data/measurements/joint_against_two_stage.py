@@ -14,7 +14,7 @@ joint centred  the same, each channel's mean taken away first: constants cannot 
 joint bound    LSGM's remedy (Vahdat et al. 2021): the encoder is random, its losses are those of the likelihood bound,
                the entropy of what it says among them, and the network learns with other weights over t
 
-Each run is written as it ends, and what is written is not run again.
+Each run is written as it ends, and what is written is not run again: `--out` another file to make all anew.
 """
 
 import math
@@ -61,6 +61,12 @@ def prior_loss(ldm, z, classes):
     return diffusion_loss(ldm.net, ldm.schedule, z, ldm.conditioner.encode({"class": classes}), ldm.prediction)
 
 
+def centred_unit(z):
+    """Each channel's mean taken away, then divided by the standard deviation of all values; and that."""
+    centred = z - z.mean((0, 2, 3), keepdim=True)
+    return centred / centred.std(), centred.std()
+
+
 def bound_losses(autoencoder, ldm, x, classes):
     """Reconstruction; nats per latent value that it takes to say z, beyond its own noise; the network's loss.
 
@@ -70,8 +76,8 @@ def bound_losses(autoencoder, ldm, x, classes):
     posterior = autoencoder.bottleneck.distribution(autoencoder.moments(x))
     schedule, cond, z = ldm.schedule, ldm.conditioner.encode({"class": classes}), posterior.sample()
     # a shift and a scale change cross entropy and entropy alike: as in "centred", the network sees unit variance
-    centred = z - z.mean((0, 2, 3), keepdim=True)
-    z0, entropy = centred / centred.std(), 0.5 * posterior.logvar.mean() - centred.std().log()
+    z0, std = centred_unit(z)
+    entropy = 0.5 * posterior.logvar.mean() - std.log()
     # 1. the network: all levels alike, and z as it is
     learned = diffusion_loss(ldm.net, schedule, z0.detach(), cond, ldm.prediction)
     # 2. the encoder: the bound's weights, and the network as it is
@@ -111,8 +117,7 @@ def losses_of(way: str, autoencoder, ldm, batch, second_half: bool):
     z = autoencoder.encode(x)
     if way == "frozen":
         return reconstruction_loss(autoencoder, x, z), None, None
-    centred = z - z.mean((0, 2, 3), keepdim=True)
-    for_prior = {"raw": z, "unit": z / z.std(), "centred": centred / centred.std(), "side": (z / z.std()).detach()}[way]
+    for_prior = {"raw": z, "unit": z / z.std(), "centred": centred_unit(z)[0], "side": (z / z.std()).detach()}[way]
     return reconstruction_loss(autoencoder, x, z), prior_loss(ldm, for_prior, classes), None
 
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from ..scenes.captions import Description
-from ..scenes.films import BESIDE, FilmConfig, film_batches, parse_film
+from ..scenes.films import BESIDE, OPPOSITE, FilmConfig, film_batches, parse_film
 from ..scenes.vocabulary import BACKGROUNDS, COLORS, NOUNS, STYLES
 from .recogniser import Recogniser
 from .scoring import CLAIMS, agreement
 
 MOVED = 0.15                    # of the picture, at least: less is standing still; true paths are .2 or more
 GREW = 1.35                     # times as large, at least; true things become 1.6 times as large or more
-OPPOSITE = {"left": "right", "right": "left"}
+SIDES = ("left", "right")       # where a thing enters, leaves or turns to
 MARGIN = 0.1                    # of the picture around a box: its shadow, and the recogniser's error
 
 
@@ -70,14 +70,14 @@ def motion_of(said: Description, frames: list[dict]) -> str | None:
     there = [k for k, things in enumerate(seen) if None not in things]
     if len(said.objects) == 1 and len(there) > 1 and (there[0] > 0) != (there[-1] < len(frames) - 1):
         way = motion_between(said, frames[there[0]], frames[there[-1]], (there[-1] - there[0]) / (len(frames) - 1))
-        if way not in OPPOSITE:
+        if way not in SIDES:
             return None
         return f"leaves {way}" if there[0] == 0 else f"enters {OPPOSITE[way]}"
     motion = motion_between(said, frames[0], frames[-1])
     if motion == "still" and len(said.objects) == 1:
         middle = frames[len(frames) // 2]
         out, back = motion_between(said, frames[0], middle), motion_between(said, middle, frames[-1])
-        return f"turns {out}" if out in OPPOSITE and OPPOSITE[out] == back else motion
+        return f"turns {out}" if out in SIDES and OPPOSITE[out] == back else motion
     if motion in BESIDE:
         first, second = (thing["centre"] for thing in seen[-1])
         x, y = second[0] - first[0], second[1] - first[1]

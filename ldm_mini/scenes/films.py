@@ -22,7 +22,7 @@ from .draws import Draws
 from .scene import SPLITS, TINY_SCENES, Scene, SceneConfig, facts, random_scene, render
 from .words import words_of
 
-# How it is said, the usual way first: nine plain motions, and what came later. OF_TWO are of two things.
+# How it is said, the usual way first: nine plain motions, and what came later.
 PHRASES = {
     "left": ("moves to the left", "goes left"), "right": ("moves to the right", "goes right"),
     "up": ("moves up", "rises"), "down": ("moves down", "falls"),
@@ -40,8 +40,10 @@ PHRASES = {
 STILL = ("stand still", "do not move")                          # of two things
 MOTIONS = tuple(PHRASES)                                        # index = `motion` of a batch
 PLAIN_MOTIONS = MOTIONS[:9]
-OF_ONE, OF_TWO = MOTIONS[:7] + MOTIONS[9:15], ("still", "together", "apart", "left of", "right of")
-BESIDE = OF_TWO[3:]                                             # said between the two: the first moves, not the second
+BESIDE = ("left of", "right of")                                # said between the two: the first moves, not the second
+OF_TWO = ("still", "together", "apart", *BESIDE)
+OF_ONE = tuple(motion for motion in MOTIONS if motion == "still" or motion not in OF_TWO)
+OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up", "grows": "shrinks", "shrinks": "grows"}
 MEANINGS = dict(sorted(((phrase, motion) for motion, ways in [*PHRASES.items(), ("still", STILL)] for phrase in ways),
                        key=lambda item: -len(item[0])))         # {phrase: motion}, the longest first
 MOTION_WORDS = tuple(sorted({word for phrase in MEANINGS for word in phrase.split()}))

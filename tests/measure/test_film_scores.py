@@ -94,6 +94,10 @@ def test_beside_is_where_the_first_ends_and_the_second_stays():
 def test_what_enters_leaves_or_turns(places, motion):
     film = [frame() if x is None else frame((x, .5, .3)) for x in places]
     assert motion_of(parse_film("a dog")[0], film) == motion
+    # upright there are no such motions: what comes from above tells none, what comes back stood still
+    film = [frame() if x is None else frame((.5, x, .3)) for x in places]
+    upright = {"right": "down", "still": "still", "turns left": "still", "turns right": "still"}.get(motion)
+    assert motion_of(parse_film("a dog")[0], film) == upright
 
 
 def test_what_enters_is_asked_for_once_it_is_whole():
