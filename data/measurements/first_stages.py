@@ -1,44 +1,32 @@
-"""What makes a first stage good, for notebooks 03 and 04: `python data/measurements/first_stages.py [PART ...]`.
+"""What a byte is worth, and what keeps a codebook alive: `python data/measurements/first_stages.py [PART ...]`.
 
-Small networks, trained longer than a notebook can, on random crops of 32 x 32 pixels, and measured on whole pictures of
-64 x 64 that no training saw. Three seeds each, about 20 minutes on one idle thread of a CPU in all. What was measured
-is written after each run to `first_stages.json`; started again, it goes on where it stopped. Measured so far: the
-codebooks. (The other two parts were tried on a few steps only; no notebook speaks of them.)
+The small networks of notebook 03, trained longer than a notebook can, on random crops of 32 x 32 pixels, and measured
+on whole pictures of 64 x 64 that no training saw. Three seeds each, some 15 minutes on one thread of a CPU in all. What
+was measured is written after each run to `first_stages.json`; started again, it goes on where it stopped.
 
 codebooks:  speed of the codes x their start x restarts x EMA. After some steps: codes in use on new pictures, codes
             that no step of the training has chosen, the lag (distance from a code to the mean of the vectors that
             choose it, root mean square, as a part of the latent's spread), and the L1 error.
-numbers:    3 or 4 numbers a patch of 4 x 4 that an encoder chooses, with or without a byte for each, beside averages.
-            L1 error on new pictures, along the training.
-decoders:   an autoencoder of 24 times fewer numbers with L1; with L1 and three times the steps; with L1 and the
-            perceptual loss. Pictures of seed 0 go to `first_stages.png`.
+numbers:    for each patch of 4 x 4 pixels one code of 256, or 3 numbers that an encoder chooses, with or without a
+            byte for each; and averages, which need no training. L1 error on new pictures, along the training.
 """
 
 import json
 import sys
-import time
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from torch import nn
 
 matplotlib.use("Agg")
 from reference_curves import run_cells  # noqa: E402
 
 from ldm_mini.files import write_json  # noqa: E402
-from ldm_mini.measure import Recogniser, psnr  # noqa: E402
-from ldm_mini.perceptual import PerceptualLoss  # noqa: E402
 from ldm_mini.quantizer import VectorQuantizer  # noqa: E402
-from ldm_mini.scenes import CENTRED_SCENES, compose, to_tensor  # noqa: E402
-from ldm_mini.show.plotting import to_uint8  # noqa: E402
 
 HERE = Path(__file__).resolve()
-RESULT, PICTURES = HERE.with_suffix(".json"), HERE.with_suffix(".png")
+RESULT = HERE.with_suffix(".json")
 NOTEBOOKS = HERE.parents[2] / "notebooks"
 SEEDS, CROP, CODES = 3, 32, 256
 
@@ -55,10 +43,9 @@ CODEBOOKS = {
     "data init, restarts, EMA": {**RESTART, **EMA},
 }
 MOMENTS = (120, 400)                    # steps after which a codebook is looked at; the last one ends the training
-NUMBERS = {"3 numbers": 3, "4 numbers": 4}
+BEST = {"dim": 4, **RESTART, "ema_decay": 0.95}
+NUMBERS = {"one code": BEST, "3 numbers": {"dim": 3, "quantise": False}}
 TRAINED = (250, 500, 1000, 2000)
-# steps, with the perceptual loss?
-DECODERS = {"L1": (600, False), "L1, 3 times the steps": (1800, False), "L1 + perceptual": (600, True)}
 
 
 def notebook_names(name: str, wanted: str) -> dict:
@@ -143,16 +130,17 @@ class Stage03:
     def number(self, name, seed):
         """The error along the training; and at the end with a byte for each number."""
         found = {"step": [], "l1": []}
-        for step, (encoder, _, decoder) in self.run(seed, TRAINED, dim=NUMBERS[name], quantise=False):
+        for step, (encoder, quantizer, decoder) in self.run(seed, TRAINED, **NUMBERS[name]):
             with torch.no_grad():
                 z = encoder(self.test)
                 found["step"].append(step)
-                found["l1"].append(self.error(decoder(z)))
-        with torch.no_grad():
-            low, high = (side(encoder(self.train[:200]), dim=(0, 2, 3), keepdim=True)
-                         for side in (torch.amin, torch.amax))
-            whole = ((z - low) / (high - low) * 255).round().clamp(0, 255)
-            found["a byte for each"] = self.error(decoder(whole / 255 * (high - low) + low))
+                found["l1"].append(self.error(decoder(z if quantizer is None else quantizer.quantize(z)[0])))
+        if quantizer is None:
+            with torch.no_grad():
+                low, high = (side(encoder(self.train[:200]), dim=(0, 2, 3), keepdim=True)
+                             for side in (torch.amin, torch.amax))
+                whole = ((z - low) / (high - low) * 255).round().clamp(0, 255)
+                found["a byte for each"] = self.error(decoder(whole / 255 * (high - low) + low))
         return found
 
     def averages(self):
@@ -165,90 +153,16 @@ class Stage03:
         return found
 
 
-class Stage04:
-    """An autoencoder of 8 numbers for each 8 x 8 pixels, on scenes of one thing, of all nouns."""
-
-    def __init__(self):
-        self.block = notebook_names("03_vq_vae.ipynb", "Block")["Block"]
-        scenes = replace(CENTRED_SCENES, max_objects=1, places=False)
-        samples = [compose(i, scenes) for i in range(1280)]
-        self.train, self.test = torch.stack([to_tensor(s["image"]) for s in samples]).split((1024, 256))
-        self.truth = [s["class"] for s in samples[1024:]]
-        self.library = PerceptualLoss("efficientnet").to(memory_format=torch.channels_last)
-        self.referee = Recogniser.load()
-
-    def network(self, width=64):
-        """(B,3,H,W) -> 8 channels of H/8 x W/8 -> (B,3,H,W); the last layer has all the pixels of a patch."""
-        conv, block = lambda a, b, stride=1: nn.Conv2d(a, b, 3, stride, padding=1), lambda: self.block(width)
-        encoder = [nn.PixelUnshuffle(4), conv(48, width), block(), conv(width, width, 2), block(),
-                   nn.Conv2d(width, 8, 1)]
-        decoder = [conv(8, width), block(), block(), nn.Conv2d(width, 4 * width, 1), nn.PixelShuffle(2),
-                   block(), block(), conv(width, 48), nn.PixelShuffle(4)]
-        return nn.Sequential(*encoder, *decoder)
-
-    def decoder(self, name, seed):
-        steps, perceptual = DECODERS[name]
-        torch.manual_seed(seed)
-        net = self.network()
-        optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.99))
-        slower = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
-        g, start = torch.Generator().manual_seed(seed), time.process_time()
-        for _ in range(steps):
-            x = crops(self.train, 16, g).contiguous(memory_format=torch.channels_last)
-            y = net(x)
-            loss = (y - x).abs().mean()
-            if perceptual:
-                loss = loss + self.library(y, x).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            slower.step()
-        seconds = time.process_time() - start
-        with torch.no_grad():
-            y = torch.cat([net(x) for x in self.test.split(64)]).clamp(-1, 1)
-            if seed == 0:
-                self.keep(name, y)
-            return {**self.judge(y), "seconds": round(seconds)}
-
-    def judge(self, y):
-        """PSNR; perceptual distance; how strong differences of neighbouring pixels are, relative to the originals', and
-        their cosine to those; the share of pictures whose thing the recogniser, who took no part, names rightly."""
-        steps = lambda x: torch.cat([x.diff(dim=-1).flatten(1), x.diff(dim=-2).flatten(1)], 1)
-        mine, true = steps(y), steps(self.test)
-        seen = [found["objects"] for found in self.referee.detect(y, threshold=0.1)]
-        named = sum(bool(o) and o[0]["noun"] == noun for o, noun in zip(seen, self.truth)) / len(self.truth)
-        far = torch.cat([self.library(a, b) for a, b in zip(y.split(64), self.test.split(64))])
-        found = {"psnr": psnr(y, self.test).mean(), "perceptual": far.mean(), "edges": mine.norm() / true.norm(),
-                 "outlines": F.cosine_similarity(mine, true).mean(), "named": named}
-        return {name: round(float(value), 4) for name, value in found.items()}
-
-    def keep(self, name, y, columns=10):
-        """One more row of `first_stages.png`, whose first one is the originals."""
-        rows = ["originals", *DECODERS]
-        sheet = np.array(Image.open(PICTURES)) if PICTURES.is_file() else np.zeros(
-            (64 * len(rows), 64 * columns, 3), np.uint8)
-        for row, pictures in (("originals", self.test), (name, y)):
-            top = 64 * rows.index(row)
-            sheet[top:top + 64] = np.concatenate(list(to_uint8(pictures[:columns])), axis=1)
-        Image.fromarray(sheet).save(PICTURES)
-
-
 def main(*only) -> None:
     """Make the runs that are not in the JSON yet; `only`: of these parts."""
-    found = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {
-        "codebooks": {}, "numbers": {}, "decoders": {}}
-    stages = {}
-    parts = {"codebooks": CODEBOOKS, "numbers": NUMBERS, "decoders": DECODERS}
+    found = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"codebooks": {}, "numbers": {}}
+    stage, parts = Stage03(), {"codebooks": CODEBOOKS, "numbers": NUMBERS}
+    found.setdefault("averages", stage.averages())
     for part, name, seed in ((p, name, seed) for p in only or parts for seed in range(SEEDS) for name in parts[p]):
         runs = found[part].setdefault(name, [])
         if len(runs) > seed:
             continue
-        stage = Stage04 if part == "decoders" else Stage03
-        if stage not in stages:
-            stages[stage] = stage()
-        runs.append(getattr(stages[stage], part[:-1])(name, seed))
-        if part == "numbers" and "averages" not in found:
-            found["averages"] = stages[stage].averages()
+        runs.append(getattr(stage, part[:-1])(name, seed))
         print(part, name, seed, runs[-1], flush=True)
         write_json(RESULT, found)
 

@@ -29,7 +29,7 @@ from ldm_mini.kl import KLBottleneck, standardize_latents
 from ldm_mini.latent_diffusion import LatentDiffusion
 from ldm_mini.measure import Recogniser, frechet_distance, psnr
 from ldm_mini.perceptual import PerceptualLoss
-from ldm_mini.scenes import NOUNS, TINY_SCENES, scene_batches
+from ldm_mini.scenes import CENTRED_SCENES, NOUNS, scene_batches
 from ldm_mini.schedule import NoiseSchedule, cosine_betas
 from ldm_mini.train import TrainState, train_autoencoder, train_diffusion
 from ldm_mini.training import cache_latents
@@ -55,7 +55,7 @@ def second_stage(factor: int, autoencoder: Autoencoder | None, channels: int = 6
     net = UNet(UNetConfig(in_channels=FACTORS[factor], channels=channels, channel_mults=(1, 2, 2), num_res_blocks=1,
                           attn_levels=(2,), groups=4, vector_dim=128)).to(memory_format=torch.channels_last)
     return LatentDiffusion(autoencoder, net, NoiseSchedule(cosine_betas()), ClassConditioner(len(NOUNS), None, 128),
-                           prediction="v", image_size=TINY_SCENES.size)
+                           prediction="v", image_size=CENTRED_SCENES.size)
 
 
 def endless(data: dict, seed: int):
@@ -103,7 +103,7 @@ class Reference:
 
 def one_thing(count: int, start: int) -> dict:
     """Scenes drawn once: image (count,3,64,64) and class (count,)."""
-    batch = next(scene_batches(replace(TINY_SCENES, max_objects=1), count, start, count))
+    batch = next(scene_batches(replace(CENTRED_SCENES, max_objects=1), count, start, count))
     return {"image": batch["image"], "class": batch["class"]}
 
 
@@ -111,7 +111,7 @@ def train_first(factor: int, data: dict, seed: int, seconds: float, reference: R
     """A first stage with latents of mean 0 and variance 1, and what it measures on new pictures."""
     torch.manual_seed(seed)
     model = first_stage(factor)
-    state = TrainState(model, 2e-3, betas=(0.9, 0.99), weight_decay=0.0, seed=seed, bf16=BF16)
+    state = TrainState(model, 2e-3, muon_lr=5e-3, betas=(0.9, 0.99), weight_decay=0.0, seed=seed, bf16=BF16)
     # the perceptual loss is for the last two fifths of the time: what is already there gets sharp
     for share, weight in ((0.6, 0.0), (0.4, 1.0)):
         logs = train_autoencoder(state, endless(data, seed), 10**9, perceptual=reference.perceptual, warmup=50,
@@ -133,7 +133,8 @@ def train_first(factor: int, data: dict, seed: int, seconds: float, reference: R
 
 def train_second(ldm: LatentDiffusion, data: dict, seed: int, marks: list[float], reference: Reference) -> list[dict]:
     """Measured with averaged weights at each mark, in CPU-seconds of training."""
-    state, rows, classes = TrainState(ldm, 1e-3, ema_decay=0.99, seed=seed, bf16=BF16), [], reference.other["class"]
+    state = TrainState(ldm, 2e-3, muon_lr=5e-3, ema_decay=0.99, seed=seed, bf16=BF16)
+    rows, classes = [], reference.other["class"]
     for step, spent in timed(train_diffusion(state, endless(data, seed), 10**9, warmup=50), marks[-1]):
         if spent >= marks[len(rows)]:
             with state.ema.applied(ldm), state.autocast():
@@ -166,8 +167,8 @@ def rate_and_distortion(ldm: LatentDiffusion, reference: Reference, levels: int 
     return rows
 
 
-def main(first: float = 60, second: float = 120, seeds: tuple[int, ...] = SEEDS, rate: float = 0,
-         out: Path = RESULTS) -> None:
+def main(first: float = 160, second: float = 320, seeds: tuple[int, ...] = SEEDS, rate: float = 0,
+         factors: tuple[int, ...] = tuple(FACTORS), out: Path = RESULTS) -> None:
     """Every f with every seed; first, second: CPU-seconds of the stages. rate: only Figure 2, with so many."""
     torch.set_num_threads(1)
     marks, reference, data = [second / 2**k for k in (3, 1.5, 0)], Reference(), one_thing(PICTURES, 0)
@@ -179,7 +180,7 @@ def main(first: float = 60, second: float = 120, seeds: tuple[int, ...] = SEEDS,
     if rate:
         torch.manual_seed(0)
         ldm = second_stage(1, None, channels=32)
-        state = TrainState(ldm, 1e-3, ema_decay=0.99, seed=0, bf16=BF16)
+        state = TrainState(ldm, 2e-3, muon_lr=5e-3, ema_decay=0.99, seed=0, bf16=BF16)
         for log, spent in timed(train_diffusion(state, endless({**data, "latent": data["image"]}, 0), 10**9, warmup=50),
                                 rate):
             pass
@@ -190,7 +191,7 @@ def main(first: float = 60, second: float = 120, seeds: tuple[int, ...] = SEEDS,
         write_json(out, report)
         return
     for seed in seeds:
-        for factor in FACTORS:
+        for factor in factors:
             if any((row["f"], row["seed"]) == (factor, seed) for row in report["rows"]):
                 continue
             autoencoder, row, examples = None, {"f": factor, "seed": seed}, {**data, "latent": data["image"]}
