@@ -18,6 +18,7 @@ from ..files import checksums, measurement
 # until a line shows on white (3:1, WCAG 2); green, blue and vermilion are dark enough for text (4.5:1) too
 PALETTE = ("#000000", "#C18A13", "#119AE9", "#006B3F", "#8E782E", "#166FB8", "#A83202", "#C75A87")
 LINE_STYLES = ("-", "--", "-.", ":")
+PAGE = 900                                                          # pixels that a page of JupyterLab is wide, at least
 OUTLINES = tuple(PALETTE[k] for k in (5, 6, 3, 7))  # of boxes and curves; they show on a light grey too
 GROUND, INK = "#EBEBEB", "#282828"  # that grey, and what is written on it
 # of semantic maps: plain, sky, grass, sea, sand, snow, night sky, dark ground, then the nouns: data/build/map_colors.py
@@ -121,6 +122,8 @@ def figure_done(alt: str) -> None:
 
     alt: what it shows, in one or two sentences: the alternative text that a screen reader speaks. It becomes the
     picture's `alt` in the saved notebook, in pages made from it, and on the course's site. ValueError for no words.
+    Beside it stands the width on the page, in pixels: 100 for an inch, however finely the picture is stored; a grid of
+    `show_images` gets more, so that each picture has 130, as far as the page goes.
     """
     import matplotlib.pyplot as plt
 
@@ -132,7 +135,9 @@ def figure_done(alt: str) -> None:
     except ModuleNotFoundError:                 # a script, without the course's packages
         plt.show()
     else:
-        display(figure, metadata={"image/png": {"alt": " ".join(alt.split())}})
+        inches = figure.get_figwidth()
+        width = min(round(getattr(figure, "per_inch", 100) * inches), max(PAGE, round(100 * inches)))
+        display(figure, metadata={"image/png": {"alt": " ".join(alt.split()), "width": width}})
     plt.close(figure)
 
 
@@ -164,6 +169,7 @@ def show_images(images, titles=None, columns: int | None = None, size: float = 1
                 for i in range(0, len(texts), columns))
     figure, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained",
                                 figsize=(columns * size + (row_labels is not None), rows * size + 0.16 * lines + 0.1))
+    figure.per_inch = max(100, 130 / size)                                  # for `figure_done`
     for axis in axes.flat:
         axis.set_axis_off()
     for i, (axis, image) in enumerate(zip(axes.flat, pixels)):

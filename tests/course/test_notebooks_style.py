@@ -41,6 +41,7 @@ WITHOUT_A_NOTEBOOK = {"__init__.py", "__main__.py", "options.py", "extras.py",
 FORBIDDEN = r"^%%(time|capture)|%matplotlib|^\s*#.*NBVAL_|warnings\.(simplefilter|filterwarnings)"
 COLUMNS = 88  # of code, so that a laptop's window shows whole lines
 MACHINE = r"/(?:home|root|Users|tmp|work)/[\w.]+|[A-Z]:\\\\?Users"
+FIRST_LINES = 25  # of code in a cell that comes before the first picture and is neither folded away nor a solution
 OWN_SHARE = 0.15  # of the lines of code that are not folded away: what the learner writes
 
 
@@ -70,6 +71,11 @@ def notebook_problems(nb):
         found.append("execution counts are not 1, 2, 3...: run it top to bottom and save")
     if not any(cell.outputs for cell in code):
         found.append("it has no outputs, so nothing would be compared")
+    pictures = [i for i, cell in enumerate(code) if any("image/png" in o.get("data", {}) for o in cell.outputs)]
+    early = [cell for cell in code[:pictures[0] if pictures else None]
+             if "hide-input" not in cell.metadata.get("tags", []) and "### BEGIN SOLUTION" not in cell.source]
+    found += [f"a cell has {lines} lines of code, and there was no picture yet: split it, at most {FIRST_LINES}"
+              for cell in early if (lines := len([x for x in cell.source.splitlines() if x.strip()])) > FIRST_LINES]
     opened = re.findall(r"### (BEGIN|END) SOLUTION", "\n".join(cell.source for cell in code))
     if opened != ["BEGIN", "END"] * (len(opened) // 2):
         found.append("### BEGIN SOLUTION and ### END SOLUTION do not pair up")
@@ -267,6 +273,7 @@ def source(index, old, new):
     (lambda nb: nb.cells[2].outputs[0].update(metadata={}), "no alternative text"),
     (lambda nb: nb.cells[2].outputs[0].metadata["image/png"].update(alt=" "), "no alternative text"),
     (source(1, "print(f())", "print(f(" + 79 * " " + "))"), "89 columns"),
+    (lambda nb: nb.cells[1].update(source="x = 1\n\n" * 26), "26 lines of code, and there was no picture"),
     (output("stream", name="stderr", text="UserWarning: something"), "stderr"),
     (output("error", ename="ValueError", evalue="no", traceback=[]), "stopped with ValueError"),
     (output("stream", name="stdout", text="saved in /home/me/ldm_mini/a.png"), "folder of the machine"),

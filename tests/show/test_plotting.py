@@ -170,13 +170,22 @@ def test_no_text_is_taken_for_a_formula(draw, text):
 def test_a_figure_is_shown_with_words_for_those_who_cannot_see_it(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda figure, metadata: shown.append((figure, metadata)))
-    figure, other = plt.figure(), plt.figure()
+    figure, other = plt.figure(), plt.figure(figsize=(5, 3), dpi=72)
     plotting.figure_done("""Loss against steps:
                             it falls.""")
-    assert shown == [(other, {"image/png": {"alt": "Loss against steps: it falls."}})]
+    assert shown == [(other, {"image/png": {"alt": "Loss against steps: it falls.", "width": 500}})]
     assert plt.get_fignums() == [figure.number]
     with pytest.raises(ValueError, match="say in a sentence"):
         plotting.figure_done(" ")
+
+
+@pytest.mark.parametrize("columns, size, width", [(4, 2.0, 800), (4, 1.0, 520), (12, 0.6, 900), (12, 1.0, 1200)])
+def test_pictures_of_a_grid_are_large_enough_to_judge_as_far_as_the_page_goes(monkeypatch, columns, size, width):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda figure, metadata: shown.append(metadata))
+    plotting.show_images(torch.zeros(columns, 3, 8, 8), columns=columns, size=size)
+    plotting.figure_done("Grey pictures.")
+    assert shown[0]["image/png"]["width"] == width
 
 
 def test_without_ipython_a_figure_is_shown_as_ever(monkeypatch):
