@@ -193,7 +193,8 @@ def main(steps: int = 2_000, seeds: int = 3, out: Path = RESULTS) -> None:
     torch.set_num_threads(1)
     data, real, new = (pictures(n, start, MICRO_SCENES) for n, start in ((2048, 0), (1024, 10**6), (512, 2 * 10**6)))
     judge, runs = ClassJudge(real), {name: [] for name in WAYS}
-    report = {"steps": steps, "batch": BATCH, "bf16": BF16, "runs": runs}
+    report = {"steps": steps, "batch": BATCH, "bf16": BF16, "runs": runs,
+              "real": {key: short(value) for key, value in judge.score(new["image"], new["class"]).items()}}
     if out.is_file() and (before := read_json(out))["steps"] == steps:
         runs |= before["runs"]
     for seed in range(seeds):
@@ -205,6 +206,7 @@ def main(steps: int = 2_000, seeds: int = 3, out: Path = RESULTS) -> None:
             runs[name].append({"seed": seed, **found, "records": records})
             print(name, found, flush=True)
             write_json(out, report)
+    write_json(out, report)
 
 
 if __name__ == "__main__":
