@@ -7,17 +7,18 @@
     python course.py run ...       the command line of ldm_mini, e.g. run sample "a red apple" --out grid.png
     python course.py setup         only install
     python course.py site [OUT]    the course as web pages to read, in _build/site: open index.html there
+                                   (needs Python 3.11 or newer, and a network the first time)
 
 For teachers:
-    python course.py teach OUT     write a course for nbgrader; `teach OUT 03 05` of these notebooks alone
+    python course.py teach OUT     write a course for nbgrader; `teach OUT 03 A1` of these notebooks alone
     python course.py grade FOLDER --out grades.csv
                                    grade FOLDER/<student>/<assignment>/<notebook>.ipynb
 
 On Windows say `py course.py lab`. Whatever follows the first word is passed on: `lab --no-browser`, `test -k unet`.
 
-The first time, everything is installed into the folder .venv beside this file (nothing outside it is touched):
-minutes and gigabytes, mostly PyTorch. After that each command starts in seconds, until pyproject.toml or
-constraints.txt changes. An install that was interrupted goes on when the command is given again.
+The first time, everything is installed into the folder .venv beside this file (outside it, pip only keeps what it
+downloaded, in its cache): minutes and gigabytes, mostly PyTorch. After that each command starts in seconds, until
+pyproject.toml or constraints.txt changes. An install that was interrupted goes on when the command is given again.
 
 Options, before anything to be passed on:
     --cpu             PyTorch without CUDA: far smaller on Linux (elsewhere the usual build has no CUDA anyway)
@@ -40,6 +41,13 @@ MINE = "my-course"  # the learner's copy; git ignores it
 START, FIRST_NOTEBOOK = f"{MINE}/START.ipynb", "notebooks/00_start_here.ipynb"
 COMMANDS = ("lab", "edition", "test", "run", "teach", "grade", "site", "setup")
 OWN_HELP = ("lab", "edition", "test", "site", "setup")  # `--help` after these is ours; others explain themselves
+HELP_OF_OTHERS = {  # what can be said of these before the package is there
+    "run": """course.py run ...: the command line of ldm_mini, such as run sample "a red apple" --out grid.png.
+Its commands: sample, train, evaluate, speedrun, info.""",
+    "teach": """course.py teach OUT [NOTEBOOK ...]: write a course for nbgrader into the folder OUT, of all notebooks,
+or of those named by number, such as 03 05 A1.""",
+    "grade": """course.py grade SUBMISSIONS [--out grades.csv]: grade
+SUBMISSIONS/<student>/<assignment>/<notebook>.ipynb and write a table of points."""}
 OLDEST, NEWEST = (3, 10), (3, 13)  # the versions of Python that are tested
 DISK_GB = 8  # what a CUDA build of PyTorch takes, and its download
 # PyTorch's threads spin while they wait for each other, and on a busy machine they spin instead of working: drawing
@@ -238,6 +246,11 @@ def main(arguments):
         if command == "help":
             print(__doc__)
             return 0
+        if command in HELP_OF_OTHERS and {"-h", "--help"} & {*rest} and not read_stamp():
+            print(HELP_OF_OTHERS[command])
+            print("Its full help needs the course's environment, which is not there yet. `python3 course.py setup`\n"
+                  "(Windows: `py course.py setup`) makes it: 3 to 10 minutes, up to 6 GB. Then ask again.")
+            return 0
         warning = check_python()
         if warning:
             say(warning)
@@ -249,7 +262,7 @@ def main(arguments):
             ensure_sphinx(python)
         words, folder = command_line(command, python, rest)
         say({"lab": "starting JupyterLab; stop it with Ctrl-C.", "run": "starting ldm_mini.", "edition": "making it.",
-             "test": "running tests and notebooks: several minutes for all of them.",
+             "test": "running tests and notebooks: about 20 minutes for all of them, on two cores.",
              "teach": "writing a course for nbgrader.", "grade": "grading.", "site": "writing pages."}[command])
         return start(words, folder)
     except Problem as problem:

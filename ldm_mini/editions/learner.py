@@ -22,6 +22,7 @@ WELCOME = """\
 # Latent diffusion models: your copy of the course
 
 **Exercises** opens a notebook to write in; **with solutions** is the same one to read and to run. Take them in order.
+Each notebook also has an open exercise of 25 to 60 minutes, which is not counted here.
 
 | notebook | | | exercises | minutes for them |
 |:---|:---|:---|---:|---:|

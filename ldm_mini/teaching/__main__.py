@@ -1,4 +1,4 @@
-"""`python -m ldm_mini.teaching teach OUT [03 05 ...]` and `... grade SUBMISSIONS --out grades.csv`."""
+"""`python -m ldm_mini.teaching teach OUT [03 A1 ...]` and `... grade SUBMISSIONS --out grades.csv`."""
 
 import argparse
 import sys
@@ -12,7 +12,7 @@ def main(words=None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("teach", help="write a course for nbgrader")
     command.add_argument("out", help="folder for source/, release/, nbgrader_config.py, PLAN.md, REUSE.md")
-    command.add_argument("notebooks", nargs="*", help="numbers, e.g. 03 05; all without")
+    command.add_argument("notebooks", nargs="*", help="numbers, e.g. 03 05 A1; all without")
     command = commands.add_parser("grade", help="grade SUBMISSIONS/<student>/<assignment>/<notebook>.ipynb")
     command.add_argument("submissions")
     command.add_argument("--out", default="grades.csv", help="the table; NAME-exercises.csv beside it says why")

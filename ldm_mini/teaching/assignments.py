@@ -41,9 +41,12 @@ c.Validator.width = 100
 PLAN = """\
 # A plan of weeks
 
-One notebook a week, in this order; what a notebook needs is in its header. Times are those stated in the notebooks:
-reading, running, and the exercises' own. Reading is counted for 150 words, or 20 lines of code, a minute, and half a
-minute a figure.
+One notebook a week, in this order; what a notebook needs is in its header. The whole course takes 19 weeks. In twelve
+weeks: 00 with 01, then 02 to 11, one a week, then one of 12, 13, 14. That is about 10 hours to read, 20 of exercises
+and 8 of open ones: two to four hours a week.
+
+Times are those stated in the notebooks: reading, running, and the exercises' own. Reading is counted for 150 words, or
+20 lines of code, a minute, and half a minute a figure.
 
 | week | notebook | read | run | exercises | points |
 |---|---|---|---|---|---|
@@ -52,14 +55,18 @@ minute a figure.
 Hand out `release/`, collect into a folder `SUBMISSIONS/<student>/<assignment>/<notebook>.ipynb`, and grade it in one of
 two ways:
 
-* `python3 course.py grade SUBMISSIONS --out grades.csv`: seconds a learner, in processes that can harm nothing. It runs
-  the exercises and their checks only, each on inputs that the learner saw and on others.
+* `python3 course.py grade SUBMISSIONS --out grades.csv`: seconds a learner, in processes that are kept from your files
+  (how far, says the README). It runs the exercises and their checks only, each on inputs that the learner saw and on
+  others.
 * nbgrader, in its activated environment and this folder: `nbgrader generate_assignment NAME --force`, then
   `nbgrader autograde NAME` (it expects `submitted/<student>/<assignment>/`). It runs whole notebooks, minutes each, as
-  the user who calls it: do that in a container if you do not know who wrote them. Its kernel needs ldm_mini, so
-  `pip install nbgrader` into the environment that has it.
+  the user who calls it: do that in a container if you do not know who wrote them. Its kernel needs ldm_mini: give
+  `pip install -e ".[course,teach]"` in the clone's folder, in an environment of the teacher's own.
 
 Points are the exercises' stars. An exercise without a check (the open one of each notebook) has none: read it.
+
+All solutions are public, those of A1 to A3 too (they are in the clone), and submissions may import the library. So use
+points as practice; for a mark use the open exercises, or change A1 to A3.
 """
 
 

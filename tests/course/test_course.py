@@ -261,3 +261,13 @@ def test_command_line_from_another_folder(tmp_path, words, status, text):
     out = subprocess.run([sys.executable, str(SCRIPT), *words], cwd=tmp_path, capture_output=True, text=True)
     assert (out.returncode, text in out.stdout, out.stderr) == (status, True, "")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["run", "sample", "--help"], ["teach", "-h"], ["grade", "--help"]])
+def test_help_installs_nothing(clone, capsys, words):
+    calls, _ = clone
+    assert course.main(words) == 0 and calls == []
+    assert f"course.py {words[0]}" in (told := capsys.readouterr().out) and "course.py setup" in told
+    course.main(["setup"])
+    calls.clear()
+    assert course.main(words) == 7 and len(calls) == 1  # the package's own
