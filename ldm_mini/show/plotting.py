@@ -221,7 +221,7 @@ def show_semantic(semantic, names, ax=None):
         ys, xs = np.nonzero(semantic == k)
         if len(ys) >= 12:  # a name on less would hide it
             nearest = np.argmin((ys - ys.mean()) ** 2 + (xs - xs.mean()) ** 2)   # inside the class, not in a hole of it
-            ax.text(xs[nearest], ys[nearest], plain(names[k]), ha="center", va="center", fontsize=8,
+            ax.text(xs[nearest], ys[nearest], plain(names[k]), ha="center", va="center", fontsize=9,
                     bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6})
     return ax
 
