@@ -45,7 +45,7 @@ CODEBOOKS = {
 MOMENTS = (120, 400)                    # steps after which a codebook is looked at; the last one ends the training
 BEST = {"dim": 4, **RESTART, "ema_decay": 0.95}
 NUMBERS = {"one code": BEST, "3 numbers": {"dim": 3, "quantise": False}}
-TRAINED = (250, 500, 1000, 2000)
+TRAINED = (250, 500, 1000)
 
 
 def notebook_names(name: str, wanted: str) -> dict:

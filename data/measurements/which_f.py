@@ -1,14 +1,13 @@
 """Which f? Section 4.1 of the paper in miniature: `python data/measurements/which_f.py`.
 
 For f = 1, 2, 4, 8, 16 and three seeds: a KL first stage (none for f = 1) and a class-conditional U-Net on its latents,
-64-pixel scenes of one thing. Equal for all: the network, the pictures, the CPU-seconds of each stage on one thread (a
-first stage makes at least 200 steps, however long they take). At an eighth, a third and the end of the diffusion's time
-the averaged model draws 128 pictures, read by the recogniser and compared with real ones (Figures 6 and 7). About 80
-minutes on one thread with bfloat16, and too short to conclude from: with the first seed the first stages let .43 to .81
-of the classes be read, the samples .00 to .03. Try `--first 240 --second 480`, three hours. Each row is kept in
-`which_f.json` as it comes, and the rows that are there already are not made again.
+64-pixel scenes of one thing in the middle. Equal for all: the network, the pictures, the CPU-seconds of each stage on
+one thread (a first stage makes at least 200 steps, however long they take). At an eighth, a third and the end of the
+diffusion's time the averaged model draws 128 pictures, read by the recogniser and compared with real ones (Figures 6
+and 7). Three hours on one thread with bfloat16. Each row is kept in `which_f.json` as it comes, and the rows that are
+there already are not made again; two cores may make other `--factors` and `--seeds` into files of their own.
 
-Figure 2, bits against distortion: `python data/measurements/which_f.py --rate 900` trains a narrower model of pixels
+Figure 2, bits against distortion: `python data/measurements/which_f.py --rate 360` trains a narrower model of pixels
 for so many CPU-seconds, and writes what the levels of noise have told so far, and how well the picture is known by
 then.
 """
@@ -146,7 +145,7 @@ def train_second(ldm: LatentDiffusion, data: dict, seed: int, marks: list[float]
 
 
 @torch.inference_mode()
-def rate_and_distortion(ldm: LatentDiffusion, reference: Reference, levels: int = 60) -> list[dict]:
+def rate_and_distortion(ldm: LatentDiffusion, reference: Reference) -> list[dict]:
     """Figure 2, of a model of pixels: after each of some levels of noise, the bits per number that were told so far,
     and the error of what is known by then.
 
@@ -156,7 +155,8 @@ def rate_and_distortion(ldm: LatentDiffusion, reference: Reference, levels: int 
     batch = {"image": reference.other["image"], "class": reference.other["class"]}
     x, denoise = batch["image"], ldm.denoiser({"class": batch["class"]}, 1.0, clip_x0=1.0)
     noise = draw_noise(x, torch.Generator().manual_seed(0))
-    places = torch.linspace(ldm.schedule.num_steps - 1, 0, levels).round().long()
+    # the bits of a long step are too many: where they are, at the end, every level has its own
+    places = torch.cat([torch.arange(ldm.schedule.num_steps - 1, 60, -20), torch.arange(60, -1, -1)])
     nats, rows = 0.0, []
     for t, s in zip(places, [*places[1:], None]):
         level = t.expand(len(x))
