@@ -42,7 +42,7 @@ PLAN = """\
 # A plan of weeks
 
 One notebook a week, in this order; what a notebook needs is in its header. The whole course takes 19 weeks. In twelve
-weeks: 00 with 01, then 02 to 11, one a week, then one of 12, 13, 14. That is about 10 hours to read, 20 of exercises
+weeks: 00 with 01, then 02 to 11, one a week, then one of 12, 13, 14. That is about 11 hours to read, 20 of exercises
 and 8 of open ones: two to four hours a week.
 
 Times are those stated in the notebooks: reading, running, and the exercises' own. Reading is counted for 150 words, or
