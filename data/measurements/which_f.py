@@ -4,12 +4,12 @@ For f = 1, 2, 4, 8, 16 and three seeds: a KL first stage (none for f = 1) and a 
 64-pixel scenes of one thing in the middle. Equal for all: the network, the pictures, the CPU-seconds of each stage on
 one thread (a first stage makes at least 200 steps, however long they take). At an eighth, a third and the end of the
 diffusion's time the averaged model draws 128 pictures, read by the recogniser and compared with real ones (Figures 6
-and 7). Three hours on one thread with bfloat16. Each row is kept in `which_f.json` as it comes, and the rows that are
-there already are not made again; two cores may make other `--factors` and `--seeds` into files of their own.
+and 7). Two and a half hours on one thread with bfloat16. Each row is kept in `which_f.json` as it comes, and rows that
+are there already are not made again; two cores may make other `--factors` and `--seeds` into files of their own.
 
 Figure 2, bits against distortion: `python data/measurements/which_f.py --rate 360` trains a narrower model of pixels
 for so many CPU-seconds, and writes what the levels of noise have told so far, and how well the picture is known by
-then.
+then: a quarter of an hour.
 """
 
 import time
