@@ -40,7 +40,6 @@ VENV = ROOT / ".venv"
 MINE = "my-course"  # the learner's copy; git ignores it
 START, FIRST_NOTEBOOK = f"{MINE}/START.ipynb", "notebooks/00_start_here.ipynb"
 COMMANDS = ("lab", "edition", "test", "run", "teach", "grade", "site", "setup")
-OWN_HELP = ("lab", "edition", "test", "site", "setup")  # `--help` after these is ours; others explain themselves
 HELP_OF_OTHERS = {  # what can be said of these before the package is there
     "run": """course.py run ...: the command line of ldm_mini, such as run sample "a red apple" --out grid.png.
 Its commands: sample, train, evaluate, speedrun, info.""",
@@ -48,6 +47,7 @@ Its commands: sample, train, evaluate, speedrun, info.""",
 or of those named by number, such as 03 05 A1.""",
     "grade": """course.py grade SUBMISSIONS [--out grades.csv]: grade
 SUBMISSIONS/<student>/<assignment>/<notebook>.ipynb and write a table of points."""}
+OWN_HELP = tuple(command for command in COMMANDS if command not in HELP_OF_OTHERS)  # `--help` after these is ours
 OLDEST, NEWEST = (3, 10), (3, 13)  # the versions of Python that are tested
 DISK_GB = 8  # what a CUDA build of PyTorch takes, and its download
 # PyTorch's threads spin while they wait for each other, and on a busy machine they spin instead of working: drawing

@@ -43,8 +43,7 @@ CODEBOOKS = {
     "data init, restarts, EMA": {**RESTART, **EMA},
 }
 MOMENTS = (120, 400)                    # steps after which a codebook is looked at; the last one ends the training
-BEST = {"dim": 4, **RESTART, "ema_decay": 0.95}
-NUMBERS = {"one code": BEST, "3 numbers": {"dim": 3, "quantise": False}}
+NUMBERS = {"one code": CODEBOOKS["data init, restarts, EMA"], "3 numbers": {"dim": 3, "quantise": False}}
 TRAINED = (250, 500, 1000)
 
 
@@ -157,7 +156,8 @@ def main(*only) -> None:
     """Make the runs that are not in the JSON yet; `only`: of these parts."""
     found = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"codebooks": {}, "numbers": {}}
     stage, parts = Stage03(), {"codebooks": CODEBOOKS, "numbers": NUMBERS}
-    found.setdefault("averages", stage.averages())
+    if "averages" not in found:
+        found["averages"] = stage.averages()
     for part, name, seed in ((p, name, seed) for p in only or parts for seed in range(SEEDS) for name in parts[p]):
         runs = found[part].setdefault(name, [])
         if len(runs) > seed:

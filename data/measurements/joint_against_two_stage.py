@@ -206,7 +206,6 @@ def main(steps: int = 2_000, seeds: int = 3, out: Path = RESULTS) -> None:
             runs[name].append({"seed": seed, **found, "records": records})
             print(name, found, flush=True)
             write_json(out, report)
-    write_json(out, report)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """What each term of a first stage's loss buys, for notebooks 04 and 05: `python data/measurements/losses.py`.
 
-One autoencoder (KL, f = 8) from scratch on the same scenes of 64 pixels, three seeds: pixels alone (L1 + MSE), with
-the perceptual distance, with the critic too (adaptive lambda), with a lambda that stands still at the mean of that one,
-and pixels alone for about as many CPU-seconds as the critic's run takes. Measured on 256 new scenes; the recogniser,
-which no loss knows, reads their captions. 40 minutes on one thread with bfloat16. Each row is kept in `losses.json` as
-it comes; pictures of seed 0 go to `losses.png`, a row for the originals and one for each way.
+One autoencoder (that of `which_f.py`, f = 8) from scratch on the same scenes of 64 pixels, three seeds: pixels alone
+(L1 + MSE), with the perceptual distance, with the critic too (adaptive lambda), with a lambda that stands still at the
+mean of that one, and pixels alone for twice the steps: a little longer than the perceptual run, a little shorter than
+the critic's. Measured on 256 new scenes; the recogniser, which no loss knows, reads their captions. 40 minutes on one
+thread with bfloat16. Each row is kept in `losses.json` as it comes; pictures of seed 0 go to `losses.png`, a row for
+the originals and one for each way. (The stored one has its colours rounded, unseen, by `compressed` of
+data/build/compress_figures.py.)
 """
 
 import time
@@ -16,17 +18,16 @@ from unittest.mock import patch
 import torch
 import tyro
 from PIL import Image
+from which_f import BF16, first_stage
 
-from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_mini.autoencoder import Autoencoder
 from ldm_mini.discriminator import PatchDiscriminator
 from ldm_mini.files import read_json, write_json
-from ldm_mini.kl import KLBottleneck
 from ldm_mini.measure import Recogniser, frechet_distance, psnr, score_captions
 from ldm_mini.perceptual import PerceptualLoss
 from ldm_mini.scenes import TINY_SCENES, compose, scene_stream, to_tensor
 from ldm_mini.show.plotting import to_uint8
 from ldm_mini.train import TrainState, train_autoencoder
-from ldm_mini.training.launch import bf16_pays
 
 SEEDS, STEPS, BATCH, NEW = 3, 1_000, 8, 256
 PIXELS = {"mse_weight": 1.0, "perceptual_weight": 0.0, "disc_weight": 0.0}
@@ -41,15 +42,7 @@ WAYS = {
     "+ critic, constant": (STEPS, CRITIC),
 }
 SHOWN = (0, 1, 2, 3)                             # the first ones: none is chosen
-BF16 = bf16_pays(torch.device("cpu"))
 RESULTS = Path(__file__).with_suffix(".json")
-
-
-def first_stage() -> Autoencoder:
-    """1.4 M parameters, 8 x 8 x 8 latents, a KL weight that means something."""
-    config = AutoencoderConfig(downsample_factor=8, latent_channels=8, channels=48, channel_mults=(1, 2),
-                               num_res_blocks=1, mid_attn=False, groups=1, patch_size=4)
-    return Autoencoder(config, KLBottleneck(8, weight=3e-3)).to(memory_format=torch.channels_last)
 
 
 def train(way: str, seed: int, perceptual, constant: float) -> tuple[Autoencoder, dict]:
@@ -58,7 +51,7 @@ def train(way: str, seed: int, perceptual, constant: float) -> tuple[Autoencoder
     constant: what lambda is in the way that has it stand still."""
     steps, weights = WAYS[way]
     torch.manual_seed(seed)
-    model, found = first_stage(), []
+    model, found = first_stage(8), []
     state = TrainState(model, 2e-3, muon_lr=5e-3, betas=(0.9, 0.99), weight_decay=0.0, seed=seed, bf16=BF16)
     if weights["disc_weight"]:
         # patches of 34 pixels, about one thing; the critic learns more slowly than what it judges

@@ -2,7 +2,8 @@
 
 The small U-Net of notebook 09 on the latents of `emoji-vq-f4`, of unit variance, eight times too large and eight times
 too small; class-conditional, eight nouns, three seeds, equal steps. 20 minutes on one thread. Each run is kept in
-`scale_factor.json` as it ends; eight samples of seed 0 go to `scale_factor.png`, a row for each factor.
+`scale_factor.json` as it ends; eight samples of seed 0 go to `scale_factor.png`, a row for each factor (if all of that
+seed were made in one go; the stored one has its colours rounded, as that of `losses.py`).
 """
 
 from pathlib import Path
