@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 import tyro
+from resuming import resume
 
-from ldm_mini.files import read_json, write_json
+from ldm_mini.files import write_json
 from ldm_mini.hub import load_autoencoder
 from ldm_mini.latent_diffusion import latent_scale
 from ldm_mini.measure import Recogniser
@@ -30,6 +31,7 @@ from ldm_mini.training import cache_latents
 from ldm_mini.training.build import build_diffusion, give_text, train_state
 from ldm_mini.training.latents import LatentCache
 from ldm_mini.training.launch import bf16_pays
+from ldm_mini.training.recipe import DiffusionRecipe
 from ldm_mini.training.recipes import DIFFUSIONS, TEXTS
 from ldm_mini.training.speedrun import train_text
 
@@ -54,12 +56,12 @@ class Study:
         scenes = scene_batches(replace(RECIPE.scenes, split=split), count)
         return cache_latents(self.first, scenes, count, keys=("caption",), sample=False, bf16=BF16)
 
-    def begin(self, net: str, rate: float, text, seed: int) -> TrainState:
-        """A fresh second stage with words that can read."""
-        recipe = replace(RECIPE, net=net, lr=rate * RECIPE.lr, muon_lr=rate * RECIPE.muon_lr)
+    def begin(self, recipe: DiffusionRecipe, text, seed: int) -> TrainState:
+        """A fresh second stage with words that can read; text None: with words that cannot."""
         torch.manual_seed(seed)
         ldm = build_diffusion(recipe, self.first, latent_scale(self.first, [{"latent": self.new["latent"].float()}]))
-        give_text(text, ldm)
+        if text is not None:
+            give_text(text, ldm)
         ldm.net.to(memory_format=torch.channels_last)
         return train_state(recipe, ldm, seed, bf16=BF16)
 
@@ -76,7 +78,7 @@ class Study:
 
     def seconds_per_step(self, net: str, text) -> float:
         """Of 20 steps, after 10 that warm up."""
-        times = [spent for _, spent in self.train(self.begin(net, 1.0, text, TRIAL), TRIAL, 30)]
+        times = [spent for _, spent in self.train(self.begin(recipe_of(net), text, TRIAL), TRIAL, 30)]
         return (times[-1] - times[9]) / 20
 
     @torch.no_grad()
@@ -101,9 +103,14 @@ class Study:
         return {key: round(scores[key], 4) for key in ("exact", "object_recall", "relation_accuracy")}
 
 
+def recipe_of(net: str, rate: float = 1.0) -> DiffusionRecipe:
+    """That of the speed-run, with another network, and faster or more slowly."""
+    return replace(RECIPE, net=net, lr=rate * RECIPE.lr, muon_lr=rate * RECIPE.muon_lr)
+
+
 def size(net: str, first) -> dict:
     """FLOPs of one evaluation for one picture and the longest caption, and the parameters of the network."""
-    network = build_diffusion(replace(RECIPE, net=net), first).net
+    network = build_diffusion(recipe_of(net), first).net
     sizes = measure(network.to("meta"), 8, RECIPE.max_length)
     return {key: sizes[key] for key in ("flops", "parameters")}
 
@@ -112,9 +119,9 @@ def main(seconds: float = 600, seeds: tuple[int, ...] = (0, 1, 2), rates: bool =
          out: Path = Path(__file__).with_suffix(".json")) -> None:
     """Train, measure, keep. seconds: CPU-seconds of a run. rates: only try the rates of learning, which comes first."""
     torch.set_num_threads(1)
-    report = read_json(out) if out.is_file() else {
+    report = resume(out, {
         "seconds": seconds, "pictures": PICTURES, "batch": RECIPE.batch_size, "captions": CAPTIONS,
-        "sampler_steps": STEPS, "guidance_scale": GUIDANCE, "bf16": BF16, "nets": {}, "rates": [], "runs": []}
+        "sampler_steps": STEPS, "guidance_scale": GUIDANCE, "bf16": BF16, "nets": {}, "rates": [], "runs": []})
     study = Study()
     if rates:
         text = train_text(TEXTS["speedrun"], TRIAL)
@@ -122,7 +129,7 @@ def main(seconds: float = 600, seeds: tuple[int, ...] = (0, 1, 2), rates: bool =
             pace = study.seconds_per_step(net, text)
             report["nets"][net] = {"seconds_per_step": round(pace, 4), **size(net, study.first)}
             for rate in RATES:
-                state = study.begin(net, rate, text, TRIAL)
+                state = study.begin(recipe_of(net, rate), text, TRIAL)
                 for _, spent in study.train(state, TRIAL, round(report["seconds"] / 4 / pace)):
                     pass
                 row = {"net": net, "rate": rate, "steps": state.step, "cpu_s": round(spent, 1),
@@ -143,7 +150,8 @@ def main(seconds: float = 600, seeds: tuple[int, ...] = (0, 1, 2), rates: bool =
         seed, net = todo[0]
         if seed not in texts:
             texts[seed] = train_text(TEXTS["speedrun"], seed)
-        state, about, looks = study.begin(net, best[net], texts[seed], seed), report["nets"][net], []
+        state = study.begin(recipe_of(net, best[net]), texts[seed], seed)
+        about, looks = report["nets"][net], []
         steps = round(report["seconds"] / about["seconds_per_step"])
         for log, spent in study.train(state, seed, steps):
             if log.step in (steps // 2, steps):

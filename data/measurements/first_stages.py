@@ -42,7 +42,7 @@ CODEBOOKS = {
     "data init, restarts": RESTART,
     "data init, restarts, EMA": {**RESTART, **EMA},
 }
-MOMENTS = (120, 400)                    # steps after which a codebook is looked at; the last one ends the training
+MOMENTS = (120, 400, 2000)              # steps after which a codebook is looked at; the last one ends the training
 NUMBERS = {"one code": CODEBOOKS["data init, restarts, EMA"], "3 numbers": {"dim": 3, "quantise": False}}
 TRAINED = (250, 500, 1000)
 

@@ -23,11 +23,12 @@ from pathlib import Path
 import torch
 import tyro
 from pixel_against_latent import BATCH, ClassJudge, batches, diffusion_model, pictures
+from resuming import resume
 
 from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_mini.cond import Cond
 from ldm_mini.diffusion import diffusion_loss
-from ldm_mini.files import read_json, write_json
+from ldm_mini.files import write_json
 from ldm_mini.kl import KLBottleneck
 from ldm_mini.measure import frechet_distance, psnr
 from ldm_mini.scenes import MICRO_SCENES
@@ -192,11 +193,11 @@ def main(steps: int = 2_000, seeds: int = 3, out: Path = RESULTS) -> None:
     """steps: of each part."""
     torch.set_num_threads(1)
     data, real, new = (pictures(n, start, MICRO_SCENES) for n, start in ((2048, 0), (1024, 10**6), (512, 2 * 10**6)))
-    judge, runs = ClassJudge(real), {name: [] for name in WAYS}
-    report = {"steps": steps, "batch": BATCH, "bf16": BF16, "runs": runs,
-              "real": {key: short(value) for key, value in judge.score(new["image"], new["class"]).items()}}
-    if out.is_file() and (before := read_json(out))["steps"] == steps:
-        runs |= before["runs"]
+    judge = ClassJudge(real)
+    report = resume(out, {
+        "steps": steps, "batch": BATCH, "bf16": BF16, "runs": {name: [] for name in WAYS},
+        "real": {key: short(value) for key, value in judge.score(new["image"], new["class"]).items()}})
+    runs = report["runs"]
     for seed in range(seeds):
         for name, (way, weight) in WAYS.items():
             if any(run["seed"] == seed for run in runs[name]):

@@ -18,11 +18,12 @@ from unittest.mock import patch
 import torch
 import tyro
 from PIL import Image
+from resuming import resume
 from which_f import BF16, first_stage
 
 from ldm_mini.autoencoder import Autoencoder
 from ldm_mini.discriminator import PatchDiscriminator
-from ldm_mini.files import read_json, write_json
+from ldm_mini.files import write_json
 from ldm_mini.measure import Recogniser, frechet_distance, psnr, score_captions
 from ldm_mini.perceptual import PerceptualLoss
 from ldm_mini.scenes import TINY_SCENES, compose, scene_stream, to_tensor
@@ -99,8 +100,8 @@ def main(seeds: int = SEEDS, out: Path = RESULTS) -> None:
     torch.set_num_threads(1)
     perceptual = PerceptualLoss().to(memory_format=torch.channels_last)
     judge, picture = Judge(perceptual), out.with_suffix(".png")
-    report = read_json(out) if out.is_file() else {
-        "pictures": NEW, "batch": BATCH, "bf16": BF16, "real": judge(None)[0], "rows": []}
+    report = resume(out, {
+        "pictures": NEW, "batch": BATCH, "bf16": BF16, "real": judge(None)[0], "rows": []})
     for seed, way in ((seed, way) for seed in range(seeds) for way in WAYS):
         if any((row["seed"], row["way"]) == (seed, way) for row in report["rows"]):
             continue

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 import tyro
 from pixel_against_latent import BATCH, PICTURES, SAMPLES, ClassJudge, batches, diffusion_model, pictures
+from resuming import resume
 
-from ldm_mini.files import read_json, write_json
+from ldm_mini.files import write_json
 from ldm_mini.latent_diffusion import latent_scale
 from ldm_mini.show import save_grid
 from ldm_mini.train import TrainState, train_diffusion
@@ -32,10 +33,10 @@ def main(steps: int = 3_000, seeds: int = 3, out: Path = RESULTS) -> None:
     scale = latent_scale(autoencoder, [{"latent": latents["latent"]}])
     with torch.no_grad():
         decoded = autoencoder.decode(autoencoder.encode(other["image"])).clamp(-1, 1)
-    report = read_json(out) if out.is_file() else {
+    report = resume(out, {
         "steps": steps, "batch": BATCH, "samples": SAMPLES, "real_pictures": len(real["class"]), "scale_factor": scale,
         "real": judge.score(other["image"], other["class"]), "decoded": judge.score(decoded, other["class"]),
-        "runs": []}
+        "runs": []})
     shown = []
     for seed in range(seeds):
         for name, factor in FACTORS.items():

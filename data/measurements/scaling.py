@@ -5,6 +5,7 @@ networks of a seed see the same latents in the same order, at the same noise lev
 judged on the same held-out scenes, at steps that are further and further apart. Also: patches of 1, 2 and 4 in one
 transformer, and one without positions. One rate of learning serves them all. About 3 CPU-minutes on one thread for
 three seeds; every finished run goes to `scaling.json` at once, and a second start goes on where the first one stopped.
+`floor` is the loss of a network that knew all these latents by heart, the held-out ones among them.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from ldm_mini.cond import Cond, together
-from ldm_mini.diffusion import diffusion_loss
+from ldm_mini.diffusion import diffusion_loss, ideal_denoiser, prediction_target
 from ldm_mini.dit import DiT, DiTConfig
 from ldm_mini.files import write_json
 from ldm_mini.hub import load_autoencoder
@@ -95,16 +96,35 @@ def run(make, data, held_out, seed: int) -> dict:
     return looks
 
 
+def levels(z) -> tuple:
+    """Held-out latents meet every noise level once, with the same noise every time: t (N,), eps as z."""
+    return (torch.arange(len(z)) * 1000 // len(z),
+            torch.randn(z.shape, generator=torch.Generator().manual_seed(1_000_003)))
+
+
 @torch.no_grad()
 def judge(net, held_out) -> float:
-    """The loss on held-out latents, every noise level once, with the same noise every time."""
+    """The loss on held-out latents."""
     z, nouns = held_out
-    t = torch.arange(len(z)) * 1000 // len(z)
-    eps = torch.randn(z.shape, generator=torch.Generator().manual_seed(1_000_003))
     net.eval()
-    loss = diffusion_loss(net, SCHEDULE, z, Cond(vector=nouns), "v", t, eps).item()
+    loss = diffusion_loss(net, SCHEDULE, z, Cond(vector=nouns), "v", *levels(z)).item()
     net.train()
     return loss
+
+
+def floor(data, held_out) -> float:
+    """That loss, of one who knows all latents of the noun, and that they are all there is: nobody is below it but by
+    luck. The true floor is higher, as there are more scenes."""
+    z, nouns = held_out
+    t, eps = levels(z)
+    x_t, v = SCHEDULE.add_noise(z, eps, t), prediction_target("v", z, eps, SCHEDULE.alpha(t), SCHEDULE.sigma(t))
+    known, named, errors = torch.cat([z, data[0]]), torch.cat([nouns, data[1]]).argmax(1), torch.zeros(len(z))
+    for noun in named.unique():
+        some = nouns.argmax(1) == noun
+        x0, eps_hat = ideal_denoiser(known[named == noun], SCHEDULE)(x_t[some], t[some])
+        said = prediction_target("v", x0, eps_hat, SCHEDULE.alpha(t[some]), SCHEDULE.sigma(t[some]))
+        errors[some] = (said - v[some]).square().mean((1, 2, 3))
+    return errors.mean().item()
 
 
 def main() -> None:
@@ -118,7 +138,9 @@ def main() -> None:
     data, held_out = ((z * scale, nouns) for z, nouns in (data, held_out))
     path = Path(__file__).with_suffix(".json")
     found = json.loads(path.read_text()) if path.is_file() else {"runs": []}
-    found |= {"batch": BATCH, "steps": STEPS, "lr": LR, "latents": LATENTS, "held_out": HELD_OUT}
+    found |= {"batch": BATCH, "steps": STEPS, "lr": LR, "latents": LATENTS, "held_out": HELD_OUT,
+              "floor": round(floor(data, held_out), 5)}
+    write_json(path, found)
     done = {(row["kind"], row["name"], row["seed"]) for row in found["runs"]}
     for seed in range(options.seeds):
         for kind, names in NETS.items():

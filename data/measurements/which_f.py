@@ -19,11 +19,12 @@ from pathlib import Path
 
 import torch
 import tyro
+from resuming import resume
 
 from ldm_mini.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_mini.conditioners import ClassConditioner
 from ldm_mini.diffusion import draw_noise
-from ldm_mini.files import read_json, write_json
+from ldm_mini.files import write_json
 from ldm_mini.kl import KLBottleneck, standardize_latents
 from ldm_mini.latent_diffusion import LatentDiffusion
 from ldm_mini.measure import Recogniser, frechet_distance, psnr
@@ -172,11 +173,11 @@ def main(first: float = 160, second: float = 320, seeds: tuple[int, ...] = SEEDS
     """Every f with every seed; first, second: CPU-seconds of the stages. rate: only Figure 2, with so many."""
     torch.set_num_threads(1)
     marks, reference, data = [second / 2**k for k in (3, 1.5, 0)], Reference(), one_thing(PICTURES, 0)
-    report = read_json(out) if out.is_file() else {
+    report = resume(out, {
         "first_stage_seconds": first, "seconds": second, "pictures": PICTURES, "batch": BATCH, "samples": SAMPLES,
         "sampler_steps": STEPS, "guidance_scale": 2.0, "bf16": BF16, "channels": FACTORS, "rows": [],
         "real": {"frechet": reference.frechet(reference.other["image"]),
-                 "named": reference.named(reference.other["image"])}}
+                 "named": reference.named(reference.other["image"])}})
     if rate:
         torch.manual_seed(0)
         ldm = second_stage(1, None, channels=32)
