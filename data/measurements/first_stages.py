@@ -1,7 +1,7 @@
 """What a byte is worth, and what keeps a codebook alive: `python data/measurements/first_stages.py [PART ...]`.
 
 The small networks of notebook 03, trained longer than a notebook can, on random crops of 32 x 32 pixels, and measured
-on whole pictures of 64 x 64 that no training saw. Three seeds each, some 15 minutes on one thread of a CPU in all. What
+on whole pictures of 64 x 64 that no training saw. Three seeds each, some 40 minutes on one thread of a CPU in all. What
 was measured is written after each run to `first_stages.json`; started again, it goes on where it stopped.
 
 codebooks:  speed of the codes x their start x restarts x EMA. After some steps: codes in use on new pictures, codes
