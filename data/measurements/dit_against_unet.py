@@ -31,7 +31,6 @@ from ldm_mini.training import cache_latents
 from ldm_mini.training.build import build_diffusion, give_text, train_state
 from ldm_mini.training.latents import LatentCache
 from ldm_mini.training.launch import bf16_pays
-from ldm_mini.training.recipe import DiffusionRecipe
 from ldm_mini.training.recipes import DIFFUSIONS, TEXTS
 from ldm_mini.training.speedrun import train_text
 
@@ -56,12 +55,12 @@ class Study:
         scenes = scene_batches(replace(RECIPE.scenes, split=split), count)
         return cache_latents(self.first, scenes, count, keys=("caption",), sample=False, bf16=BF16)
 
-    def begin(self, recipe: DiffusionRecipe, text, seed: int) -> TrainState:
-        """A fresh second stage with words that can read; text None: with words that cannot."""
+    def begin(self, net: str, rate: float, text, seed: int) -> TrainState:
+        """A fresh second stage with words that can read."""
+        recipe = replace(RECIPE, net=net, lr=rate * RECIPE.lr, muon_lr=rate * RECIPE.muon_lr)
         torch.manual_seed(seed)
         ldm = build_diffusion(recipe, self.first, latent_scale(self.first, [{"latent": self.new["latent"].float()}]))
-        if text is not None:
-            give_text(text, ldm)
+        give_text(text, ldm)
         ldm.net.to(memory_format=torch.channels_last)
         return train_state(recipe, ldm, seed, bf16=BF16)
 
@@ -78,7 +77,7 @@ class Study:
 
     def seconds_per_step(self, net: str, text) -> float:
         """Of 20 steps, after 10 that warm up."""
-        times = [spent for _, spent in self.train(self.begin(recipe_of(net), text, TRIAL), TRIAL, 30)]
+        times = [spent for _, spent in self.train(self.begin(net, 1.0, text, TRIAL), TRIAL, 30)]
         return (times[-1] - times[9]) / 20
 
     @torch.no_grad()
@@ -103,14 +102,9 @@ class Study:
         return {key: round(scores[key], 4) for key in ("exact", "object_recall", "relation_accuracy")}
 
 
-def recipe_of(net: str, rate: float = 1.0) -> DiffusionRecipe:
-    """That of the speed-run, with another network, and faster or more slowly."""
-    return replace(RECIPE, net=net, lr=rate * RECIPE.lr, muon_lr=rate * RECIPE.muon_lr)
-
-
 def size(net: str, first) -> dict:
     """FLOPs of one evaluation for one picture and the longest caption, and the parameters of the network."""
-    network = build_diffusion(recipe_of(net), first).net
+    network = build_diffusion(replace(RECIPE, net=net), first).net
     sizes = measure(network.to("meta"), 8, RECIPE.max_length)
     return {key: sizes[key] for key in ("flops", "parameters")}
 
@@ -129,7 +123,7 @@ def main(seconds: float = 600, seeds: tuple[int, ...] = (0, 1, 2), rates: bool =
             pace = study.seconds_per_step(net, text)
             report["nets"][net] = {"seconds_per_step": round(pace, 4), **size(net, study.first)}
             for rate in RATES:
-                state = study.begin(recipe_of(net, rate), text, TRIAL)
+                state = study.begin(net, rate, text, TRIAL)
                 for _, spent in study.train(state, TRIAL, round(report["seconds"] / 4 / pace)):
                     pass
                 row = {"net": net, "rate": rate, "steps": state.step, "cpu_s": round(spent, 1),
@@ -150,8 +144,7 @@ def main(seconds: float = 600, seeds: tuple[int, ...] = (0, 1, 2), rates: bool =
         seed, net = todo[0]
         if seed not in texts:
             texts[seed] = train_text(TEXTS["speedrun"], seed)
-        state = study.begin(recipe_of(net, best[net]), texts[seed], seed)
-        about, looks = report["nets"][net], []
+        state, about, looks = study.begin(net, best[net], texts[seed], seed), report["nets"][net], []
         steps = round(report["seconds"] / about["seconds_per_step"])
         for log, spent in study.train(state, seed, steps):
             if log.step in (steps // 2, steps):
