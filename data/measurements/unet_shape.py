@@ -28,7 +28,7 @@ from ldm_mini.schedule import NoiseSchedule, cosine_betas
 from ldm_mini.show import save_grid
 
 SEEDS, PICTURES, NEW, BATCH = (0, 1, 2), 8192, 256, 8
-REAL, STEPS, SHOWN = 1024, 20, 10
+REAL, STEPS, SHOWN = 1024, 20, 5
 TIMES = (50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 980)
 SCHEDULE = NoiseSchedule(cosine_betas())
 # widths of the levels in units that `equal_work` stretches, convolutions per level, skips?
