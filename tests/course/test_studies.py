@@ -51,7 +51,7 @@ def test_the_floor_is_the_loss_of_the_posterior_mean_over_all_latents_of_the_nou
         said, v = alpha * (x_t - alpha * mean) / sigma - sigma * mean, alpha * eps[i] - sigma * x0
         errors.append((said - v).square().mean().item())
     assert scaling.floor(data, held_out) == pytest.approx(sum(errors) / 2, rel=1e-4)
-    assert errors[1] > 0.01                                 
+    assert errors[1] > 0.01
 
 
 def test_who_knows_the_noun_but_too_many_latents_is_not_below_the_floor():
