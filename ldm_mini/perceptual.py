@@ -204,4 +204,5 @@ class PerceptualLoss(nn.Module):
 
     def features(self, x):
         """x (B,3,H,W) in [-1,1] -> (B,C) for Frechet distances: tap 3 (stride 16) averaged over positions."""
-        return self.taps(x)[3].float().mean((2, 3))
+        # a few at a time: whole sets are compared
+        return torch.cat([self.taps(part)[3].float().mean((2, 3)) for part in x.split(64)])

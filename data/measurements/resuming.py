@@ -1,9 +1,12 @@
-"""What the studies share: a report that goes on where it stopped, as long as it is the same study."""
+"""What the studies share: a report, and a sheet of pictures, that go on where they stopped, if it is the same study."""
 
 from math import isclose
 from pathlib import Path
 
+from PIL import Image
+
 from ldm_mini.files import read_json
+from ldm_mini.show.plotting import to_uint8
 
 GROWS = {"rows", "runs", "shapes", "nets", "rates", "rate"}
 
@@ -28,3 +31,12 @@ def resume(out: Path, fresh: dict) -> dict:
 def same(a, b) -> bool:
     """Measured numbers are rounded in the file."""
     return isclose(a, b, rel_tol=0.01) if isinstance(a, float) and isinstance(b, float) else a == b
+
+
+def keep_row(path: Path, place: int, rows: int, pictures) -> None:
+    """Put pictures (B,3,size,size) into row `place` of the sheet in `path`, which has so many; others stay black."""
+    size = pictures.shape[-1]
+    sheet = Image.open(path) if path.is_file() else Image.new("RGB", (len(pictures) * size, rows * size))
+    for column, picture in enumerate(pictures):
+        sheet.paste(Image.fromarray(to_uint8(picture)[0]), (column * size, place * size))
+    sheet.save(path, optimize=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import tyro
-from resuming import resume
+from resuming import keep_row, resume
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,7 +25,6 @@ from ldm_mini.perceptual import PerceptualLoss
 from ldm_mini.samplers import dpm_solver
 from ldm_mini.scenes import TINY_SCENES, scene_batches
 from ldm_mini.schedule import NoiseSchedule, cosine_betas
-from ldm_mini.show import save_grid
 
 SEEDS, PICTURES, NEW, BATCH = (0, 1, 2), 8192, 256, 8
 REAL, STEPS, SHOWN = 1024, 20, 5
@@ -144,14 +143,12 @@ def main(steps: int = 3000, lr: float = 2e-3, seeds: tuple[int, ...] = SEEDS, ou
     pictures = next(scene_batches(TINY_SCENES, PICTURES, 0, PICTURES))["image"].half()
     new, real = (next(scene_batches(TINY_SCENES, n, start, n))["image"] for n, start in ((NEW, 10**6),
                                                                                          (REAL, 2 * 10**6)))
-    perceptual = PerceptualLoss()
-    look = torch.inference_mode()(lambda x: torch.cat([perceptual.features(part) for part in x.split(64)]))
+    look = PerceptualLoss().features
     known = look(real)
     far = lambda images: frechet_distance(look(images), known).item()
     report = resume(out, {
         "steps": steps, "lr": lr, "batch": BATCH, "pictures": PICTURES, "new": NEW, "times": TIMES, "real": REAL,
         "sampler_steps": STEPS, "real_to_real": far(new), "shapes": {}, "rows": []})
-    sheet = [real[:SHOWN]]
     for seed in seeds:
         for name, shape in SHAPES.items():
             if any((row["shape"], row["seed"]) == (name, seed) for row in report["rows"]):
@@ -168,8 +165,8 @@ def main(steps: int = 3000, lr: float = 2e-3, seeds: tuple[int, ...] = SEEDS, ou
                   f"{report['rows'][-1]['frechet']:.0f}", flush=True)
             write_json(out, report)
             if seed == 0:
-                sheet.append(drawn[:SHOWN])
-                save_grid(sheet, out.with_suffix(".png"))
+                for place, images in ((0, real), (list(SHAPES).index(name) + 1, drawn)):
+                    keep_row(out.with_suffix(".png"), place, len(SHAPES) + 1, images[:SHOWN])
 
 
 if __name__ == "__main__":

@@ -50,12 +50,13 @@ def first_stage(factor: int) -> Autoencoder:
     return Autoencoder(config, KLBottleneck(FACTORS[factor], weight=3e-3)).to(memory_format=torch.channels_last)
 
 
-def second_stage(factor: int, autoencoder: Autoencoder | None, channels: int = 64) -> LatentDiffusion:
+def second_stage(factor: int, autoencoder: Autoencoder | None, channels: int = 64,
+                 scale_factor: float = 1.0) -> LatentDiffusion:
     """The same U-Net for every f; without an autoencoder it works on pixels, the paper's LDM-1."""
     net = UNet(UNetConfig(in_channels=FACTORS[factor], channels=channels, channel_mults=(1, 2, 2), num_res_blocks=1,
                           attn_levels=(2,), groups=4, vector_dim=128)).to(memory_format=torch.channels_last)
     return LatentDiffusion(autoencoder, net, NoiseSchedule(cosine_betas()), ClassConditioner(len(NOUNS), None, 128),
-                           prediction="v", image_size=CENTRED_SCENES.size)
+                           prediction="v", scale_factor=scale_factor, image_size=CENTRED_SCENES.size)
 
 
 def endless(data: dict, seed: int):
@@ -84,16 +85,11 @@ class Reference:
     def __init__(self):
         self.recogniser, self.perceptual = Recogniser.load(), PerceptualLoss()
         self.real, self.other = (one_thing(n, start) for n, start in ((1024, 10**6), (SAMPLES, 2 * 10**6)))
-        self.features = self.look(self.real["image"])
-
-    @torch.inference_mode()
-    def look(self, images):
-        """(B,3,64,64) -> (B,112)."""
-        return torch.cat([self.perceptual.features(part) for part in images.split(64)])
+        self.features = self.perceptual.features(self.real["image"])
 
     def frechet(self, images) -> float:
         """To 1,024 real pictures."""
-        return frechet_distance(self.look(images), self.features).item()
+        return frechet_distance(self.perceptual.features(images), self.features).item()
 
     def named(self, images) -> float:
         """Share of pictures in which the recogniser finds the class of `other`'s scene, one for one."""
@@ -107,7 +103,7 @@ def one_thing(count: int, start: int) -> dict:
     return {"image": batch["image"], "class": batch["class"]}
 
 
-def train_first(factor: int, data: dict, seed: int, seconds: float, reference: Reference):
+def train_first(factor: int, data: dict, seed: int, seconds: float, reference: Reference, least: int = LEAST):
     """A first stage with latents of mean 0 and variance 1, and what it measures on new pictures."""
     torch.manual_seed(seed)
     model = first_stage(factor)
@@ -116,7 +112,7 @@ def train_first(factor: int, data: dict, seed: int, seconds: float, reference: R
     for share, weight in ((0.6, 0.0), (0.4, 1.0)):
         logs = train_autoencoder(state, endless(data, seed), 10**9, perceptual=reference.perceptual, warmup=50,
                                  perceptual_weight=weight, mse_weight=1.0, disc_weight=0.0)
-        for _ in timed(logs, share * seconds, share * LEAST):
+        for _ in timed(logs, share * seconds, share * least):
             pass
     model.eval()
     standardize_latents(model, data["image"][:1024].split(64))
@@ -131,15 +127,21 @@ def train_first(factor: int, data: dict, seed: int, seconds: float, reference: R
                    "posterior_std": torch.cat([posterior.std for posterior in posteriors]).mean().item()}
 
 
+def draw(state: TrainState, reference: Reference) -> torch.Tensor:
+    """A picture (SAMPLES,3,64,64) for each class of the reference, by the averaged weights."""
+    ldm, classes = state.model, reference.other["class"]
+    with state.ema.applied(ldm), state.autocast():
+        return torch.cat([ldm.sample({"class": part}, steps=STEPS, guidance_scale=2.0, seed=i)
+                          for i, part in enumerate(classes.split(64))]).float()
+
+
 def train_second(ldm: LatentDiffusion, data: dict, seed: int, marks: list[float], reference: Reference) -> list[dict]:
     """Measured with averaged weights at each mark, in CPU-seconds of training."""
     state = TrainState(ldm, 2e-3, muon_lr=5e-3, ema_decay=0.99, seed=seed, bf16=BF16)
-    rows, classes = [], reference.other["class"]
+    rows = []
     for step, spent in timed(train_diffusion(state, endless(data, seed), 10**9, warmup=50), marks[-1]):
         if spent >= marks[len(rows)]:
-            with state.ema.applied(ldm), state.autocast():
-                images = torch.cat([ldm.sample({"class": part}, steps=STEPS, guidance_scale=2.0, seed=i)
-                                    for i, part in enumerate(classes.split(64))]).float()
+            images = draw(state, reference)
             rows.append({"seconds": spent, "step": step.step, "frechet": reference.frechet(images),
                          "named": reference.named(images)})
     return rows

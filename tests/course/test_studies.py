@@ -1,9 +1,11 @@
 """A study goes on where it stopped, never mixes rows of two settings, and knows below which loss nobody can be."""
 
+import numpy as np
 import pytest
 import scaling
 import torch
-from resuming import resume
+from PIL import Image
+from resuming import keep_row, resume
 
 from ldm_mini.files import write_json
 
@@ -58,3 +60,12 @@ def test_who_knows_the_noun_but_too_many_latents_is_not_below_the_floor():
     z, nouns = torch.randn(40, 4, 2, 2, generator=torch.Generator().manual_seed(1)), torch.ones(40, 1)
     few, many = (scaling.floor((z[:n], nouns[:n]), (z[30:], nouns[30:])) for n in (0, 30))
     assert 0 < few < many
+
+
+def test_a_sheet_of_pictures_grows_row_by_row_in_any_order(tmp_path):
+    path = tmp_path / "sheet.png"
+    keep_row(path, 2, 3, torch.ones(2, 3, 4, 4))
+    keep_row(path, 0, 3, torch.stack([torch.zeros(3, 4, 4), torch.full((3, 4, 4), -1.0)]))
+    sheet = np.asarray(Image.open(path))
+    assert sheet.shape == (12, 8, 3)
+    assert sheet[::4, ::4, 0].tolist() == [[128, 0], [0, 0], [255, 255]]
