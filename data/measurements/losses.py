@@ -91,8 +91,9 @@ class Judge:
     """New scenes of the val split, and what is measured on their reconstructions."""
 
     def __init__(self, perceptual):
-        scenes = [compose(i, replace(TINY_SCENES, split="val")) for i in range(NEW)]
-        self.new, self.captions = torch.stack([to_tensor(s["image"]) for s in scenes]), [s["caption"] for s in scenes]
+        scenes = [compose(i, replace(TINY_SCENES, split="val")) for i in range(2 * NEW)]
+        self.new, self.others = torch.stack([to_tensor(s["image"]) for s in scenes]).split(NEW)
+        self.captions = [s["caption"] for s in scenes[:NEW]]
         self.perceptual, self.recogniser = perceptual, Recogniser.load()
         self.features = self.look(self.new)
 
@@ -102,6 +103,11 @@ class Judge:
         return self.perceptual.features(images), torch.cat(
             [self.recogniser.coarse(self.recogniser.fine(part)).mean((2, 3)) for part in images.split(64)])
 
+    def distances(self, images) -> dict:
+        """Frechet distances to the new scenes, by both."""
+        return {name: frechet_distance(a, b).item()
+                for name, a, b in zip(("frechet", "frechet_other"), self.look(images), self.features)}
+
     @torch.inference_mode()
     def __call__(self, model: Autoencoder | None) -> tuple[dict, torch.Tensor]:
         """What is measured, and the pictures; None: the originals themselves."""
@@ -110,8 +116,7 @@ class Judge:
         # differences of neighbouring pixels: how many are there (1 = as in the originals)
         mine, true = (torch.cat([v.diff(dim=d).flatten() for d in (2, 3)]) for v in (y, self.new))
         far = torch.cat([self.perceptual(a, b) for a, b in zip(y.split(64), self.new.split(64))])
-        own, other = (frechet_distance(a, b).item() for a, b in zip(self.look(y), self.features))
-        found = {"perceptual": far.mean().item(), "frechet": own, "frechet_other": other,
+        found = {"perceptual": far.mean().item(), **self.distances(y),
                  "detail": (mine.norm() / true.norm()).item() ** 2,
                  "read": score_captions(self.recogniser.detect(y), self.captions)["exact"]}
         return found if model is None else {"psnr": psnr(y, self.new).mean().item(), **found}, y
@@ -122,7 +127,8 @@ def main(seeds: int = SEEDS, out: Path = RESULTS) -> None:
     torch.set_num_threads(1)
     perceptual = PerceptualLoss().to(memory_format=torch.channels_last)
     judge = Judge(perceptual)
-    report = resume(out, {"pictures": NEW, "batch": BATCH, "bf16": BF16, "real": judge(None)[0], "rows": []})
+    report = resume(out, {"pictures": NEW, "batch": BATCH, "bf16": BF16, "real": judge(None)[0],
+                          "real_to_real": judge.distances(judge.others), "rows": []})
     for seed in range(seeds):
         done, begun, common = {row["way"]: row for row in report["rows"] if row["seed"] == seed}, None, 0.0
         for way, (steps, weights, constant) in WAYS.items():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from ldm_mini.show import plotting
+from ldm_mini.show import plotting, study_table
 
 
 @pytest.fixture(autouse=True)
@@ -195,3 +195,15 @@ def test_without_ipython_a_figure_is_shown_as_ever(monkeypatch):
     figure = plt.figure()
     plotting.figure_done("A line.")
     assert shown == [figure] and not plt.get_fignums()
+
+
+def test_a_study_s_table_has_the_mean_and_half_the_range_of_the_seeds():
+    rows = [{"way": way, "seed": seed, "steps": 10, "seconds": 4 + seed, "psnr": 20.0 + shift + seed}
+            for seed in (0, 2) for way, shift in (("pixels", 0), ("+ critic", -5))]
+    head, *lines = study_table(rows, {"psnr": ("PSNR, dB", ".1f")}).splitlines()
+    assert head.split() == ["steps", "CPU", "s", "PSNR,", "dB"] and len({len(head), *map(len, lines)}) == 1
+    assert [line.split() for line in lines] == [["pixels", "10", "5", "21.0", "±", "1.0"],
+                                                ["+", "critic", "10", "5", "16.0", "±", "1.0"]]
+    assert len(study_table(rows, {}, ["pixels"]).splitlines()) == 2
+    with pytest.raises(ValueError, match="no way 'critic'; there are pixels, "):
+        study_table(rows, {}, ["critic"])
