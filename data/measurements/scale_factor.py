@@ -2,7 +2,7 @@
 
 The f = 8 first stage and the class-conditional U-Net of `which_f.py` (64-pixel scenes of one thing in the middle), on
 latents of unit variance, eight times too large and eight times too small; one first stage, three seeds of the second,
-equal steps. 90 minutes on one thread without bfloat16. Each run is kept in `scale_factor.json` as it ends; eight
+equal steps. 90 minutes on one thread without bfloat16. Each run is kept in `scale_factor.json` as it ends; six
 samples of seed 0 go to `scale_factor.png`, a row for each factor. (The stored one has its colours rounded, unseen, by
 `compressed` of data/build/compress_figures.py.)
 """
@@ -48,7 +48,7 @@ def main(steps: int = 2_000, first: int = 1_000, seeds: int = 3, out: Path = RES
                                "frechet": reference.frechet(images), "named": reference.named(images)})
         print(report["runs"][-1], flush=True)
         if seed == 0:
-            keep_row(out.with_suffix(".png"), list(FACTORS).index(name), len(FACTORS), images[:8])
+            keep_row(out.with_suffix(".png"), list(FACTORS).index(name), len(FACTORS), images[:6])
         write_json(out, report)
 
 

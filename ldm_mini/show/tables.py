@@ -17,8 +17,11 @@ def study_table(rows, measures: dict, names=None) -> str:
         seen = [row[key] for row in found]
         return f"{sum(seen) / len(seen):{how}} ± {(max(seen) - min(seen)) / 2:{how}}"
 
-    wide, title = max(map(len, ways)), "".join(f"{title:>15}" for title, _ in measures.values())
-    lines = [f"{name:{wide}} {found[0]['steps']:6} {sum(row['seconds'] for row in found) / len(found):6.0f}"
-             + "".join(f"{cell(found, key, how):>15}" for key, (_, how) in measures.items())
-             for name, found in ways.items()]
-    return "\n".join([f"{'':{wide}} {'steps':>6} {'CPU s':>6}{title}", *lines])
+    table = [["", "steps", "CPU s", *(title for title, _ in measures.values())]]
+    for name, found in ways.items():
+        seconds = sum(row["seconds"] for row in found) / len(found)
+        table.append([name, f"{found[0]['steps']}", f"{seconds:.0f}",
+                      *(cell(found, key, how) for key, (_, how) in measures.items())])
+    first, *others = (max(map(len, column)) for column in zip(*table))
+    return "\n".join(row[0].ljust(first) + "".join(text.rjust(wide + 2) for text, wide in zip(row[1:], others))
+                     for row in table)
