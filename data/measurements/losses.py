@@ -4,7 +4,7 @@ One autoencoder (that of `which_f.py`, f = 8) from scratch on the same scenes of
 (L1 + MSE), also for twice the steps, with the perceptual distance, and with the critic too: adaptive lambda, and a
 lambda that stands still, at the mean of that one and at two smaller numbers. What two ways have in common, up to the
 critic, is trained once. Measured on 256 new scenes; the recogniser, which no loss knows, reads their captions, and the
-Frechet distance is taken by its features too. Two hours on one thread without bfloat16. Each row is kept in
+Frechet distance is taken by its features too. 135 minutes on one thread without bfloat16. Each row is kept in
 `losses.json` as it comes; pictures of seed 0 go to `losses.png`, a row for the originals and one for each way. (The
 stored one has its colours rounded, unseen, by `compressed` of data/build/compress_figures.py.)
 """
