@@ -127,7 +127,7 @@ def main(seeds: int = SEEDS, out: Path = RESULTS) -> None:
     torch.set_num_threads(1)
     perceptual = PerceptualLoss().to(memory_format=torch.channels_last)
     judge = Judge(perceptual)
-    report = resume(out, {"pictures": NEW, "batch": BATCH, "bf16": BF16, "real": judge(None)[0],
+    report = resume(out, {"steps": STEPS, "pictures": NEW, "batch": BATCH, "bf16": BF16, "real": judge(None)[0],
                           "real_to_real": judge.distances(judge.others), "rows": []})
     for seed in range(seeds):
         done, begun, common = {row["way"]: row for row in report["rows"] if row["seed"] == seed}, None, 0.0

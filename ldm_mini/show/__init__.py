@@ -21,6 +21,6 @@ from .tables import study_table
 
 __all__ = [
     "LINE_STYLES", "PALETTE", "draw_boxes", "figure_done", "film_gif", "film_strip", "plot_curve", "record_attention",
-    "save_film", "save_grid", "scenes_for", "show_images", "show_inputs", "show_semantic",
-    "study_table", "to_uint8",
+    "save_film", "save_grid", "scenes_for", "show_images", "show_inputs", "show_semantic", "study_table",
+    "to_uint8",
 ]
